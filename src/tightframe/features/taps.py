@@ -1,0 +1,89 @@
+"""Reading features inside a network while it runs: which module, and how its output becomes one vector a picture.
+
+Pooling (``pool``): convolutional maps are averaged over space, one value a channel. Token sequences give the class
+token (``"cls"``) or the mean of the patch tokens (``"mean"``); ``"auto"`` does for every layer what the network's own
+head does. What the head sees needs no pooling unless the head works on maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tightframe.errors import LayerNotFound, SettingsError
+from tightframe.protocols import PENULTIMATE, Backbone, Layer
+
+Pool = Literal["auto", "mean", "cls"]
+
+
+def pooled(output: Any, layer: Layer, how: Literal["mean", "cls"]) -> Float[Tensor, "n d"]:
+    """A layer's output as (n, d), in the precision it came in but averaged in float32."""
+    if isinstance(output, (tuple, list)):
+        output = output[0]
+    if layer.layout == "vector":
+        return output.float()
+    if layer.layout == "map":
+        return output.float().mean((2, 3))
+    if layer.layout == "map_last":
+        return output.float().mean((1, 2))
+    if how == "cls" and layer.prefix_tokens:
+        return output[:, 0].float()
+    return output[:, layer.prefix_tokens :].float().mean(1)
+
+
+def pooling_of(backbone: Backbone, pool: Pool) -> Literal["mean", "cls"]:
+    """How tokens are pooled for ``pool``. Raises ``SettingsError`` for a class token that the network lacks."""
+    if pool not in get_args(Pool):
+        raise SettingsError(f'no pooling "{pool}"; choose auto, mean or cls')
+    if pool == "auto":
+        return backbone.token_pool
+    if pool == "cls" and not any(layer.prefix_tokens for layer in backbone.layers):
+        raise SettingsError(f"{backbone.name} has no class token; use pool auto or mean")
+    return pool
+
+
+@contextmanager
+def tapped(
+    backbone: Backbone, layers: Iterable[str], pool: Pool = "auto", module: nn.Module | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """While the context is open, every forward pass puts pooled features of each layer into the mapping given.
+
+    Args:
+        backbone: whose layers are read.
+        layers: names, ``"penultimate"`` included.
+        pool: see the module.
+        module: the network to listen to, if it is a copy of the backbone's.
+    """
+    module = module if module is not None else backbone.module
+    how, read = pooling_of(backbone, pool), {}
+    handles = []
+
+    def listen(layer: Layer) -> None:
+        if layer.name != PENULTIMATE:
+            target = submodule(module, layer.name)
+            handles.append(target.register_forward_hook(lambda _, __, out: read.update({layer.name: pooled(out, layer, how)})))
+        elif backbone.head is None:
+            handles.append(module.register_forward_hook(lambda _, __, out: read.update({layer.name: pooled(out, layer, how)})))
+        else:
+            head = submodule(module, backbone.head)
+            handles.append(head.register_forward_pre_hook(lambda _, into: read.update({layer.name: pooled(into, layer, how)})))
+
+    try:
+        for name in layers:
+            listen(backbone.layer(name))
+        yield read
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def submodule(module: nn.Module, name: str) -> nn.Module:
+    """The module at a dotted name. Raises ``LayerNotFound``."""
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        raise LayerNotFound(f'no module "{name}" in {type(module).__name__}') from error

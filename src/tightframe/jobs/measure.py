@@ -1,0 +1,93 @@
+"""How collapsed every layer of a network is on one's own pictures."""
+
+from __future__ import annotations
+
+from tightframe.features.extract import Features, extract
+from tightframe.features.precision import Precision
+from tightframe.features.store import FeatureStore
+from tightframe.features.taps import Pool
+from tightframe.jobs.run import Result, Row
+from tightframe.measure.collapse import Weighting, collapse_metrics
+from tightframe.measure.probes import cross_validated_ridge
+from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
+
+
+def measure(
+    data: ImageSplits | ImageData,
+    backbone: Backbone,
+    *,
+    weighting: Weighting = "class",
+    pool: Pool = "auto",
+    precision: Precision = "auto",
+    batch_size: int = 64,
+    seed: int = 0,
+    device: str = "auto",
+    store: FeatureStore | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Collapse metrics and a cross-validated probe for every layer, from one pass over the training pictures.
+
+    Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``parameters``,
+    ``nc1`` and the other names of ``collapse_metrics``, ``rank_between``, ``probe_accuracy`` with its 95 % interval
+    ``probe_low`` … ``probe_high``.
+    """
+    pictures = data.train if isinstance(data, ImageSplits) else data
+    features = extract(
+        backbone,
+        pictures,
+        pool=pool,
+        precision=precision,
+        batch_size=batch_size,
+        device=device,
+        store=store,
+        progress=progress,
+    )
+    rows = layer_rows(backbone, features, weighting, seed, progress)
+    best = min(rows, key=lambda row: row["nc1"])
+    last = rows[-1]
+    notes = [reading(best, last), *collapse_metrics(features.moments(PENULTIMATE), weighting=weighting).notes]
+    settings = {
+        "data": pictures.name,
+        "pictures": len(pictures),
+        "classes": len(pictures.classes),
+        "model": backbone.origin,
+        "weighting": weighting,
+        "pool": features.pool,
+        "precision": features.precision,
+        "seed": seed,
+    }
+    return Result("measure", rows, settings, notes, ["tightframe tune DATA --model M --method scl --layer auto --out DIR"])
+
+
+def layer_rows(
+    backbone: Backbone, features: Features, weighting: Weighting = "class", seed: int = 0, progress: Progress = silent
+) -> list[Row]:
+    """One row a layer of ``features``, see ``measure``."""
+    rows = []
+    for name in progress(list(features), f"measuring {backbone.name}", len(features)):
+        layer, moments = backbone.layer(name), features.moments(name)
+        metrics = collapse_metrics(moments, weighting=weighting)
+        probe = cross_validated_ridge(features[name], features.labels, len(features.classes), seed=seed)
+        rows.append(
+            {
+                "network": backbone.name,
+                "layer": name,
+                "position": len(rows) + 1,
+                "dimension": layer.dimension,
+                "parameters": layer.parameters,
+                **metrics,
+                "rank_between": metrics.rank_between,
+                "probe_accuracy": probe.accuracy,
+                "probe_low": probe.low,
+                "probe_high": probe.high,
+            }
+        )
+    return rows
+
+
+def reading(best: Row, last: Row) -> str:
+    """One line on where features are most collapsed."""
+    if best["layer"] == last["layer"]:
+        return f"features are most collapsed where the head sees them (NC1 {last['nc1']:.3g})"
+    less = 1 - best["nc1"] / last["nc1"]
+    return f"{best['layer']} is the most collapsed: NC1 {best['nc1']:.3g}, {less:.0%} below the penultimate features"

@@ -1,0 +1,167 @@
+"""Which network suits one's own pictures: one row a network, the best first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tightframe.errors import SettingsError, TightframeError
+from tightframe.features.extract import extract
+from tightframe.features.precision import Precision
+from tightframe.features.store import FeatureStore
+from tightframe.features.taps import Pool
+from tightframe.jobs.run import Result, Row, Run
+from tightframe.measure.collapse import collapse_metrics
+from tightframe.measure.probes import cross_validated_ridge
+from tightframe.measure.scores import h_score, logme
+from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits, Progress, silent
+from tightframe.sources.backbones import load_backbone, short_name
+
+ORDERS = {"probe_accuracy": True, "nc1": False, "h_score": True, "logme": True}
+"""Columns that a ranking can go by, and whether higher is better."""
+
+
+def rank(
+    data: ImageSplits,
+    models: Sequence[str | Backbone],
+    *,
+    by: str = "probe_accuracy",
+    model_options: dict[str, Any] | None = None,
+    pool: Pool = "auto",
+    precision: Precision = "auto",
+    batch_size: int = 64,
+    seed: int = 0,
+    device: str = "auto",
+    store: FeatureStore | None = None,
+    run: Run | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Score every network on the penultimate features of the training pictures.
+
+    Rows, best first: ``network``, ``model``, ``nc1``, ``h_score``, ``logme``, ``probe_accuracy`` (5-fold
+    cross-validated ridge) with its 95 % interval, ``test_accuracy`` of that probe where there is a test set (never
+    used for the order), ``tied`` with the first, ``parameters``, ``seconds``. A network that can't be loaded or run is
+    a row with its ``error``, at the end.
+
+    Args:
+        models: names as for ``load_backbone``, or backbones.
+        by: the column to go by, a key of ``ORDERS``.
+        model_options: further arguments of ``load_backbone`` for all of ``models`` given by name.
+        run: where finished rows are remembered.
+    """
+    if by not in ORDERS:
+        raise SettingsError(f'can\'t rank by "{by}"; choose {", ".join(ORDERS)}')
+    if not models:
+        raise SettingsError("no networks to rank; name some with --models")
+    passing = {"pool": pool, "precision": precision, "batch_size": batch_size, "device": device, "store": store}
+    rows = []
+    for model in progress(models, "networks", len(models)):
+        rows.append(_row(data, model, model_options or {}, seed, passing | {"progress": progress}, run))
+    rows = ordered(rows, by)
+    good = [row for row in rows if "error" not in row]
+    settings = {
+        "data": data.name,
+        "pictures": len(data.train),
+        "test_pictures": len(data.test) if data.test else 0,
+        "classes": len(data.classes),
+        "by": by,
+        "pool": pool,
+        "seed": seed,
+    }
+    return Result("rank", rows, settings, _notes(good, by), _following(good))
+
+
+def ordered(rows: list[Row], by: str) -> list[Row]:
+    """Rows best first, those with an error last, each told whether it ties with the first.
+
+    Two networks tie when the accuracies of their probes, held out on the same pictures, differ by less than twice the
+    standard error of the paired difference.
+    """
+    good = [row for row in rows if "error" not in row]
+    good.sort(key=lambda row: row[by], reverse=ORDERS[by])
+    for row in good:
+        row["tied"] = row is not good[0] and _tied(good[0]["correct"], row["correct"])
+    return good + [row for row in rows if "error" in row]
+
+
+def _tied(first: list[int], second: list[int]) -> bool:
+    difference = np.asarray(first, float) - np.asarray(second, float)
+    error = float(difference.std(ddof=1)) / len(difference) ** 0.5
+    return bool(abs(difference.mean()) <= 2 * error)
+
+
+def _row(
+    data: ImageSplits, model: str | Backbone, options: dict[str, Any], seed: int, passing: dict[str, Any], run: Run | None
+) -> Row:
+    name = short_name(model) if isinstance(model, str) else model.name
+    try:
+        backbone = load_backbone(model, **options) if isinstance(model, str) else model
+        key = {"weights": backbone.fingerprint, "seed": seed, "pool": passing["pool"], "precision": passing["precision"]}
+        key["data"] = [split.fingerprint for split in (data.train, data.test) if split]
+        key["preprocessing"] = [str(backbone.preprocessing), backbone.head]
+        if run is None:
+            return _measured(data, backbone, seed, passing)
+        return run.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, passing))
+    except KeyboardInterrupt:
+        raise
+    except TightframeError as error:
+        if isinstance(error, SettingsError) or _is_about_pictures(error):
+            raise
+        return {"network": name, "error": str(error)}
+    except Exception as error:  # one bad network must not end the list, whatever it raises
+        return {"network": name, "error": f"{type(error).__name__}: {error}"}
+
+
+def _measured(data: ImageSplits, backbone: Backbone, seed: int, passing: dict[str, Any]) -> Row:
+    started = time.perf_counter()
+    features = extract(backbone, data.train, layers=[PENULTIMATE], **passing)
+    moments = features.moments(PENULTIMATE)
+    probe = cross_validated_ridge(features[PENULTIMATE], data.train.labels, len(data.classes), seed=seed)
+    row: Row = {
+        "network": backbone.name,
+        "model": backbone.origin.get("uri"),
+        "nc1": collapse_metrics(moments)["nc1"],
+        "h_score": h_score(moments),
+        "logme": logme(moments),
+        "probe_accuracy": probe.accuracy,
+        "probe_low": probe.low,
+        "probe_high": probe.high,
+        "parameters": backbone.parameters,
+        "dimension": backbone.penultimate.dimension,
+        "precision": features.precision,
+        "seconds": time.perf_counter() - started,
+        "correct": [int(right) for right in probe.correct],
+    }
+    if data.test is not None:
+        held_out = extract(backbone, data.test, layers=[PENULTIMATE], **passing)
+        row["test_accuracy"] = probe.head.accuracy(held_out[PENULTIMATE], data.test.labels)
+    return row
+
+
+def _is_about_pictures(error: TightframeError) -> bool:
+    """A picture that can't be read is the same for every network: say it once, at once."""
+    from tightframe.errors import DataError
+
+    return isinstance(error, DataError)
+
+
+def _notes(good: list[Row], by: str) -> list[str]:
+    if not good:
+        return ["no network could be measured"]
+    notes = []
+    tied = [row["network"] for row in good[1:] if row["tied"]]
+    if tied:
+        notes.append(f"these pictures can't tell {good[0]['network']} from {', '.join(tied)}: more of them would")
+    if by != "probe_accuracy" and len({row["dimension"] for row in good}) > 1:
+        notes.append(f"{by} is compared across different dimensions here: read it with care")
+    return notes
+
+
+def _following(good: list[Row]) -> list[str]:
+    if not good:
+        return []
+    model = good[0]["model"] or good[0]["network"]
+    return [f"tightframe tune DATA --model {model} --method scl --layer auto --out DIR"]

@@ -1,0 +1,94 @@
+"""A run folder: what was done so far, kept so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+PACKAGES = ("tightframe", "torch", "torchvision", "timm", "numpy", "scikit-learn", "safetensors", "pillow")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job found: rows for a table or a file, and all that is needed to understand them.
+
+    Attributes:
+        job: which job it was.
+        rows: one mapping a line of the table.
+        settings: the arguments that the rows depend on.
+        notes: what a reader should know, in plain words.
+        following: what to do next, as commands.
+        versions: of the packages at work.
+    """
+
+    job: str
+    rows: list[Row]
+    settings: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    following: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    def as_json(self) -> str:
+        """All of it, as JSON that any parser reads: numbers that are not finite become ``null``."""
+        return json.dumps(plain(self.__dict__), indent=1, ensure_ascii=False, allow_nan=False)
+
+    def save(self, path: Path | str) -> None:
+        """Write ``as_json`` to a file."""
+        write_whole(Path(path), self.as_json() + "\n")
+
+
+class Run:
+    """A folder in which finished stages are remembered, each under the settings that decide it."""
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+
+    def remember(self, name: str, key: Any, compute: Callable[[], Any]) -> Any:
+        """The JSON value that ``compute`` gives, or gave before under the same ``name`` and ``key``."""
+        wanted = fingerprint_of(key)
+        path = self.folder / "stages" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["stage"] == name and kept["key"] == wanted:
+                return kept["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not there, or damaged: done again
+        value = json.loads(json.dumps(compute()))  # what is remembered and what is returned at once are the same
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps({"stage": name, "key": wanted, "value": value}, ensure_ascii=False))
+        return value
+
+
+def fingerprint_of(settings: Any) -> str:
+    """A hash of JSON-able settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    return {package: version(package) for package in PACKAGES}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """``value`` with every number that JSON can't hold replaced by ``None``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value

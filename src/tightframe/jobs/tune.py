@@ -1,0 +1,321 @@
+"""Fine-tune one network on one's own pictures: choose the block, choose rate and decay, train, judge, save."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tightframe.errors import SettingsError
+from tightframe.features.extract import extract
+from tightframe.features.moments import ClassMoments
+from tightframe.features.pixels import Pixels
+from tightframe.features.precision import Precision, device_of, likely_precision
+from tightframe.features.store import FeatureStore
+from tightframe.features.taps import Pool
+from tightframe.jobs.run import Row, plain, write_whole
+from tightframe.jobs.tuned import Tuned, load_tuned
+from tightframe.measure.choice import Reading, recommend_layer
+from tightframe.measure.collapse import collapse_metrics, nc1
+from tightframe.measure.probes import interval
+from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
+from tightframe.sources.selection import stratified
+from tightframe.tune.inputs import FeatureInputs, PixelInputs
+from tightframe.tune.loop import Diverged, Inputs, Recipe, Split, Trainable, collapse_or_none, fit
+from tightframe.tune.methods import method_named
+from tightframe.tune.surgery import HeadOnly, TunableNetwork
+
+RESNET_GRID = ((0.1, 0.05), (1e-4, 5e-4))
+TRANSFORMER_GRID = ((1e-2, 1e-3), (1e-4, 0.0))
+"""Start rates and weight decays that the paper tries, for networks with batch norm and with layer norm."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to choose and train.
+
+    Attributes:
+        epochs: of the final training, on all training pictures.
+        search_epochs: of each trial of rate and decay; a third of ``epochs`` if ``None``.
+        rates, decays: the grid; the paper's for the kind of network if ``None``. One of each means no search.
+        batch_size: pictures a step.
+        validation_share: of the training pictures, held out while rate and decay are chosen.
+        seed: of every random choice.
+    """
+
+    epochs: int = 30
+    search_epochs: int | None = None
+    rates: tuple[float, ...] | None = None
+    decays: tuple[float, ...] | None = None
+    batch_size: int = 32
+    validation_share: float = 0.2
+    seed: int = 0
+
+    def trials(self, module: nn.Module) -> list[Recipe]:
+        """The recipes to choose from, all of full length."""
+        layer_norm = any(isinstance(m, nn.LayerNorm) for m in module.modules())
+        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        rates, decays = TRANSFORMER_GRID if layer_norm and not batch_norm else RESNET_GRID
+        grid = itertools.product(self.rates or rates, self.decays or decays)
+        shared: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
+        return [Recipe(rate=rate, decay=decay, **shared) for rate, decay in grid]
+
+    def check(self) -> None:
+        """Raise ``SettingsError`` for values out of range."""
+        numbers = {"epochs": self.epochs, "search epochs": self.search_epochs or 1, "batch size": self.batch_size}
+        for name, value in numbers.items():
+            if value < 1:
+                raise SettingsError(f"{name} is {value}; it must be 1 or more")
+        if not 0 < self.validation_share < 1:
+            raise SettingsError(f"validation share is {self.validation_share}; it must lie between 0 and 1")
+        if any(rate <= 0 for rate in self.rates or ()) or any(decay < 0 for decay in self.decays or ()):
+            raise SettingsError("rates must be above 0 and decays 0 or more")
+
+
+def tune(
+    data: ImageSplits,
+    backbone: Backbone,
+    *,
+    method: str = "scl",
+    layer: str = "auto",
+    plan: Plan | None = None,
+    pool: Pool = "auto",
+    precision: Precision = "auto",
+    device: str = "auto",
+    out: Path | str | None = None,
+    resume: bool = False,
+    store: FeatureStore | None = None,
+    progress: Progress = silent,
+) -> Tuned:
+    """Adapt ``backbone`` to the training pictures and judge it on the test pictures.
+
+    Rate and decay are chosen on a stratified validation split of the training pictures; then all of them train the
+    network that is returned. Test pictures are looked at once, at the end.
+
+    Args:
+        method: ``linear``, ``layer``, ``scl`` or ``full``.
+        layer: the block to tune, for the methods that tune one; ``"auto"`` for ``measure.choice.recommend_layer``.
+        out: a folder for the result, with a checkpoint every epoch while it is made.
+        resume: go on with, or just load, what an earlier call with the same settings left in ``out``.
+
+    Raises:
+        SettingsError: unknown method, a value out of range, or ``out`` holds something and ``resume`` is off.
+        LayerNotFound: no such layer.
+        Diverged: every rate tried was too high.
+    """
+    plan = plan or Plan()
+    plan.check()
+    chosen_method = method_named(method)
+    folder = Path(out) if out is not None else None
+    where = device_of(device)
+    scope = _scope(data, backbone, method, layer, plan, pool, precision)
+    if folder is not None:
+        finished = _finished(folder, scope, backbone, resume)
+        if finished is not None:
+            return finished
+    started = time.perf_counter()
+    if not chosen_method.needs_layer:
+        block = None
+    else:
+        block = choose_layer(data.train, backbone, pool, precision, device, store, progress) if layer == "auto" else layer
+    build = lambda: TunableNetwork(backbone, chosen_method, block, len(data.classes), pool)  # noqa: E731
+    network = build()
+    if method == "linear":
+        read = extract(
+            backbone, data.train, layers=[PENULTIMATE], pool=pool, precision=precision, device=device, store=store, progress=progress
+        )
+        job = _Training(data.train, FeatureInputs(read[PENULTIMATE]), lambda: HeadOnly(build().head), where, "float32")
+    else:
+        used = likely_precision(backbone.module, where, precision)
+        inputs = PixelInputs(Pixels(data.train, backbone.preprocessing))
+        job = _Training(data.train, inputs, lambda: build().to(where, memory_format=torch.channels_last), where, used)
+    trained, recipe, rows, notes = job.run(plan, plan.trials(backbone.module), folder, scope, progress, f"{method} {backbone.name}")
+    network.load_changed_state(
+        {name if method != "linear" else name: tensor.cpu() for name, tensor in trained.changed_state().items()}
+    )
+    network.train(False)
+    seconds = time.perf_counter() - started
+    tuned = Tuned(backbone, network, data.classes, {}, rows, notes)
+    tuned = replace(tuned, metrics=_judge(tuned, data, recipe, seconds, device))
+    if folder is not None:
+        tuned.save(folder)
+        record = {"scope": scope, "history": rows, "notes": notes}
+        write_whole(folder / "history.json", json.dumps(plain(record), indent=1))
+        shutil.rmtree(folder / "unfinished", ignore_errors=True)
+    return tuned
+
+
+def choose_layer(
+    pictures: ImageData,
+    backbone: Backbone,
+    pool: Pool = "auto",
+    precision: Precision = "auto",
+    device: str = "auto",
+    store: FeatureStore | None = None,
+    progress: Progress = silent,
+) -> str:
+    """The block that ``--layer auto`` tunes: see ``measure.choice.recommend_layer``."""
+    features = extract(
+        backbone, pictures, pool=pool, precision=precision, device=device, store=store, progress=progress
+    )
+    readings = [Reading(la.name, nc1(features.moments(la.name)), la.parameters) for la in backbone.layers]
+    head = backbone.penultimate.dimension * len(pictures.classes) + len(pictures.classes)
+    old = sum(p.numel() for p in backbone.module.get_submodule(backbone.head).parameters()) if backbone.head else 0
+    return recommend_layer(readings, head, backbone.parameters - old)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Choosing a recipe and training with it, whatever is trained on whatever inputs."""
+
+    data: ImageData
+    inputs: Inputs
+    build: Callable[[], Any]
+    device: torch.device
+    precision: str
+
+    def run(
+        self, plan: Plan, trials: list[Recipe], folder: Path | None, scope: str, progress: Progress, title: str
+    ) -> tuple[Trainable, Recipe, list[Row], list[str]]:
+        """The trained network, the recipe chosen, a row an epoch, and notes."""
+        search = plan.search_epochs or max(1, plan.epochs // 3)
+        searched = len(trials) * search if len(trials) > 1 else 0
+        ticks = iter(progress(range(searched + plan.epochs), f"tuning {title}", searched + plan.epochs))
+        kept, held_out = stratified(self.data.labels, plan.validation_share, plan.seed)
+        rows: list[Row] = []
+        notes: list[str] = []
+        recipe = trials[0]
+        if len(trials) > 1 and len(held_out):
+            outcomes = []
+            for index, trial in enumerate(trials):
+                found = self._trial(replace(trial, epochs=search), kept, held_out, folder, scope, index, ticks)
+                rows += [{"phase": "search", "start_rate": trial.rate, "decay": trial.decay} | row for row in found]
+                outcomes.append(found[-1] if len(found) == search else None)
+            recipe = trials[_best(outcomes, trials)]
+        elif len(trials) > 1:
+            notes.append("too few pictures a class to hold any out: the first rate and decay are used unchosen")
+        everything = np.arange(len(self.data))
+        network = self.build()
+        final = self._fit(network, recipe, everything, everything[:0], folder, scope, "final", ticks)
+        rows += [{"phase": "final", "start_rate": recipe.rate, "decay": recipe.decay} | row for row in final]
+        for _ in ticks:
+            pass  # what was resumed, or had diverged, did not tick
+        return network, recipe, rows, notes
+
+    def _trial(
+        self,
+        recipe: Recipe,
+        kept: np.ndarray,
+        held_out: np.ndarray,
+        folder: Path | None,
+        scope: str,
+        index: int,
+        ticks: Iterator[Any],
+    ) -> list[Row]:
+        try:
+            return self._fit(self.build(), recipe, kept, held_out, folder, scope, f"trial{index}", ticks)
+        except Diverged:
+            return []
+
+    def _fit(
+        self,
+        network: Any,
+        recipe: Recipe,
+        training: np.ndarray,
+        validation: np.ndarray,
+        folder: Path | None,
+        scope: str,
+        name: str,
+        ticks: Iterator[Any],
+    ) -> list[Row]:
+        return fit(
+            network,
+            self.inputs,
+            Split(self.data.labels, training, validation, len(self.data.classes)),
+            recipe,
+            device=self.device,
+            precision=self.precision,
+            checkpoint=folder / "unfinished" / f"{name}.safetensors" if folder else None,
+            scope=scope,
+            on_epoch=lambda row: next(ticks, None),
+        )
+
+
+def _best(outcomes: Sequence[Row | None], trials: Sequence[Recipe]) -> int:
+    """The trial with the highest validation accuracy; of those alike, the lowest validation loss."""
+    judged = [(-row["validation_accuracy"], row["validation_loss"], index) for index, row in enumerate(outcomes) if row]
+    if not judged:
+        tried = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in trials}))
+        raise Diverged(f"training diverged at every rate tried ({tried}): give lower ones with --rates")
+    return min(judged)[2]
+
+
+def _judge(tuned: Tuned, data: ImageSplits, recipe: Recipe, seconds: float, device: str) -> Row:
+    network = tuned.network
+    metrics: Row = {
+        "method": network.method.name,
+        "layer": network.layer,
+        "parameters": network.trained_parameters,
+        "all_parameters": network.all_parameters,
+        "share": network.trained_parameters / network.all_parameters,
+        "rate": recipe.rate,
+        "decay": recipe.decay,
+        "epochs": recipe.epochs,
+        "seconds": seconds,
+        "bytes": sum(t.numel() * t.element_size() for t in network.changed_state().values()),
+    }
+    logits, features = tuned.logits_and_features(data.train, device=device)
+    metrics["train_accuracy"] = float((logits.argmax(1).numpy() == data.train.labels).mean())
+    metrics["nc1"] = collapse_or_none(ClassMoments.from_features(features, data.train.labels, len(data.classes)))
+    if data.test is not None:
+        logits, _ = tuned.logits_and_features(data.test, device=device)
+        right = int((logits.argmax(1).numpy() == data.test.labels).sum())
+        low, high = interval(right, len(data.test))
+        metrics |= {"test_accuracy": right / len(data.test), "test_low": low, "test_high": high}
+    return metrics
+
+
+def _scope(
+    data: ImageSplits, backbone: Backbone, method: str, layer: str, plan: Plan, pool: str, precision: str
+) -> str:
+    """All that decides the result, as text: what is resumed must agree in it."""
+    return json.dumps(
+        {
+            "weights": backbone.fingerprint,
+            "preprocessing": str(backbone.preprocessing),
+            "data": [split.fingerprint for split in (data.train, data.test) if split],
+            "classes": list(data.classes),
+            "method": method,
+            "layer": layer,
+            "plan": asdict(plan),
+            "pool": pool,
+            "precision": precision,
+        },
+        sort_keys=True,
+    )
+
+
+def _finished(folder: Path, scope: str, backbone: Backbone, resume: bool) -> Tuned | None:
+    """The result of an earlier call with these settings, if ``folder`` holds it. Raises if it holds another."""
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"{folder} is a file; give --out a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not resume:
+        raise SettingsError(f"{folder} is not empty; add --resume to go on with it, or choose another --out")
+    try:
+        record = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # unfinished: the checkpoints in it are used where they fit
+    if record.get("scope") != scope:
+        raise SettingsError(f"{folder} holds the result of other settings or pictures; choose another --out")
+    return replace(load_tuned(folder, backbone), history=record["history"], notes=record["notes"])

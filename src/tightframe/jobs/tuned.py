@@ -1,0 +1,153 @@
+"""A tuned network: predicts, judges itself, saves megabytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tightframe.errors import SavedError
+from tightframe.features.pixels import Pixels
+from tightframe.features.precision import device_of
+from tightframe.jobs.run import Row, versions
+from tightframe.protocols import Backbone, ImageData
+from tightframe.sources.backbones import BUILDER, load_backbone
+from tightframe.sources.pictures import open_picture
+from tightframe.tune import checkpoint
+from tightframe.tune.inputs import PixelInputs
+from tightframe.tune.loop import predict_features
+from tightframe.tune.surgery import TunableNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A backbone with what was trained on it.
+
+    Attributes:
+        backbone: the base network, as it was.
+        network: a copy of it with its trained block and new head, in eval mode.
+        classes: class names, in the order of the probabilities.
+        metrics: measured when it was tuned: accuracies with intervals, NC1, parameters, seconds, rate, decay.
+        history: a row an epoch of training.
+        notes: what a reader should know, in plain words.
+    """
+
+    backbone: Backbone
+    network: TunableNetwork
+    classes: tuple[str, ...]
+    metrics: Row = field(default_factory=dict)
+    history: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def predict(self, pictures: Sequence[str | Path | Image.Image]) -> list[Row]:
+        """One row a picture, in order: ``path``, ``predicted`` class, its ``probability``, and ``probabilities`` by class.
+
+        Raises:
+            BadPicture: a file can't be read as a picture.
+        """
+        loose = _Loose(tuple(pictures), self.classes)
+        return [
+            {
+                "path": loose.identifiers[index],
+                "predicted": self.classes[int(row.argmax())],
+                "probability": float(row.max()),
+                "probabilities": dict(zip(self.classes, map(float, row), strict=True)),
+            }
+            for index, row in enumerate(self.probabilities(loose))
+        ]
+
+    def probabilities(self, data: ImageData, batch_size: int = 64, device: str = "auto") -> np.ndarray:
+        """Class probabilities, shape (n, K), of every picture in ``data``."""
+        logits = self.logits_and_features(data, batch_size, device)[0]
+        return torch.softmax(logits, 1).numpy()
+
+    def logits_and_features(
+        self, data: ImageData, batch_size: int = 64, device: str = "auto"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (n, K) and the features (n, d) that the head sees, on the CPU, in float32."""
+        where = device_of(device)
+        self.network.to(where, memory_format=torch.channels_last)
+        inputs = PixelInputs(Pixels(data, self.backbone.preprocessing, keep_bytes=0))
+        features = predict_features(self.network, inputs, range(len(data)), batch_size, where, "float32")
+        head = self.network.head
+        return torch.nn.functional.linear(features, head.weight.detach().cpu(), head.bias.detach().cpu()), features
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``tightframe.json`` and ``tuned.safetensors`` into ``folder``: what was trained, not the base network."""
+        description = checkpoint.Description(
+            backbone=self.backbone.origin,
+            weights=self.backbone.fingerprint,
+            method=self.network.method.name,
+            layer=self.network.layer,
+            pool=self.network.pool,
+            classes=list(self.classes),
+            preprocessing=asdict(self.backbone.preprocessing),
+            metrics=self.metrics,
+            versions=versions(),
+        )
+        checkpoint.write(Path(folder), self.network, description)
+
+
+def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned:
+    """Load what ``Tuned.save`` or ``tightframe tune --out`` wrote.
+
+    Args:
+        folder: the saved folder.
+        model: the base network, where it has to be told: its files have moved, or it comes from a builder (a Python
+            file is run only when you name it, never because a saved folder does).
+
+    Raises:
+        SavedError: the folder is damaged, or belongs to a network with other weights.
+    """
+    folder = Path(folder)
+    description = checkpoint.read(folder)
+    backbone = model if isinstance(model, Backbone) else _base(folder, description, model)
+    network = checkpoint.restore(folder, description, backbone)
+    return Tuned(backbone, network, tuple(description.classes), description.metrics)
+
+
+def _base(folder: Path, description: checkpoint.Description, model: str | None) -> Backbone:
+    origin: dict[str, Any] = dict(description.backbone)
+    named = str(origin.pop("uri"))
+    if model is None and BUILDER.fullmatch(named):
+        raise SavedError(
+            f"{folder} was tuned on {named}; a saved folder may not run a Python file by itself: "
+            "if you trust that file, name it with --model (model=…)"
+        )
+    try:
+        return load_backbone(model or named, **origin)
+    except TypeError as error:
+        raise SavedError(f"{folder}/tightframe.json asks for unknown settings of its network ({error})") from error
+
+
+@dataclass(frozen=True)
+class _Loose:
+    """Pictures without labels, as ``ImageData``."""
+
+    pictures: tuple[str | Path | Image.Image, ...]
+    classes: tuple[str, ...]
+    name: str = "pictures"
+    fingerprint: str = ""
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.zeros(len(self.pictures), dtype=np.int64)
+
+    @property
+    def identifiers(self) -> tuple[str, ...]:
+        return tuple(
+            f"picture {index}" if isinstance(picture, Image.Image) else str(picture)
+            for index, picture in enumerate(self.pictures)
+        )
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        picture = self.pictures[index]
+        return picture.convert("RGB") if isinstance(picture, Image.Image) else open_picture(picture)

@@ -1,0 +1,40 @@
+"""Which layer to tune: the rule behind ``--layer auto``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tightframe.errors import MeasureError
+
+ALLOWANCE = 0.10
+"""Largest share of all parameters that the tuned block and the new head may own together (the paper's promise)."""
+
+
+class Reading(NamedTuple):
+    """What is known of one block: its name, its NC1 on the training pictures, and its number of parameters."""
+
+    layer: str
+    nc1: float
+    parameters: int
+
+
+def recommend_layer(readings: Sequence[Reading], head_parameters: int, other_parameters: int) -> str:
+    """The most collapsed block that can be tuned within the allowance.
+
+    Among the blocks which, with the new head, own at most 10 % of all parameters, the one with the lowest NC1 on the
+    training pictures; the deeper of two alike. If no block is that small, the smallest one.
+
+    Args:
+        readings: one a block, in the order in which they run.
+        head_parameters: of the new head.
+        other_parameters: of the backbone without its old head.
+    """
+    owned = [reading for reading in readings if reading.parameters > 0]
+    if not owned:
+        raise MeasureError("no layer has parameters to tune; name some with --layers")
+    total = head_parameters + other_parameters
+    small = [r for r in owned if r.parameters + head_parameters <= ALLOWANCE * total]
+    if not small:
+        return min(owned, key=lambda r: r.parameters).layer
+    return min(reversed(small), key=lambda r: r.nc1).layer

@@ -1,0 +1,190 @@
+"""The two things that meet in a forward pass, as the rest of the house sees them: labelled pictures and a backbone.
+
+``sources`` makes them; ``features``, ``tune`` and ``jobs`` use them and never ask where they came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from tightframe.errors import LayerNotFound
+
+Item = TypeVar("Item")
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+"""Shows work going on: takes an iterable, what it is and how many items, and gives the same items back."""
+
+PENULTIMATE = "penultimate"
+"""The name under which the features that a network's own head sees are reported, beside its blocks."""
+
+
+def silent(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
+    """The ``Progress`` that shows nothing."""
+    return items
+
+
+@runtime_checkable
+class ImageData(Protocol):
+    """Labelled pictures of one split. Labels, classes and names are known without decoding a picture."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a table, such as ``flowers5/train``."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; ``labels`` indexes them."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Integer labels, shape (n,), int64."""
+        ...
+
+    @property
+    def identifiers(self) -> tuple[str, ...]:
+        """A name for each of the n pictures (its path below the data folder, say)."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over the pictures' contents, order and labels: equal only if the data is."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Picture ``index``, upright, in mode RGB. Raises ``BadPicture`` when it can't be decoded."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """Training pictures, held-out test pictures with the same ``classes``, and what was left out on the way."""
+
+    name: str
+    train: ImageData
+    test: ImageData | None
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, the same for both splits."""
+        return self.train.classes
+
+
+Layout = Literal["map", "map_last", "tokens", "vector"]
+"""What a layer puts out: (n, d, h, w), (n, h, w, d), (n, tokens, d) or (n, d)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One place in a network where features can be read.
+
+    Attributes:
+        name: dotted module name, or ``"penultimate"`` for what the head sees.
+        layout: how its output is laid out.
+        dimension: number of values, d, once pooled.
+        parameters: how many parameters the module owns.
+        prefix_tokens: tokens before the patch tokens (class, distillation and register tokens).
+    """
+
+    name: str
+    layout: Layout
+    dimension: int
+    parameters: int
+    prefix_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of a picture, under timm's names: resize by ``crop_pct``, crop, scale to mean and std."""
+
+    input_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+    crop_mode: str = "center"
+
+    def pixels(self, picture: Image.Image) -> torch.Tensor:
+        """The picture resized and cropped: bytes of shape (3, height, width)."""
+        return self._transform(picture)
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Bytes (n, 3, height, width) as the float32 input of the network."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
+        return (pixels.float() / 255 - mean) / std
+
+    @cached_property
+    def _transform(self) -> Any:
+        from timm.data import create_transform
+
+        return create_transform(
+            (3, *self.input_size),
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            normalize=False,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A pretrained network, ready to be measured or tuned.
+
+    Attributes:
+        name: what to call it in a table.
+        module: the network in eval mode, taking normalised (n, 3, height, width) floats.
+        preprocessing: from picture to pixels to input.
+        layers: its blocks, in the order in which they run.
+        penultimate: the features its head sees (or its output, for a network without a head).
+        head: dotted name of the classifier, ``None`` if there is none.
+        token_pool: how its own head turns tokens into one vector.
+        origin: the arguments of ``load_backbone`` that make it again.
+    """
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    layers: tuple[Layer, ...]
+    penultimate: Layer
+    head: str | None
+    token_pool: Literal["cls", "mean"] = "mean"
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, its head included."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all weights and buffers: equal only for the same network."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def layer(self, name: str) -> Layer:
+        """The layer called ``name``. Raises ``LayerNotFound``, with the nearest name there is."""
+        known = {layer.name: layer for layer in (*self.layers, self.penultimate)}
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise LayerNotFound(
+                f'no layer "{name}" in {self.name} ({len(self.layers)} blocks); nearest: "{near[0]}"; '
+                "`tightframe measure` lists them all"
+            )
+        return known[name]

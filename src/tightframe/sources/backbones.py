@@ -1,0 +1,288 @@
+"""Where networks come from: a name, a folder in timm's layout, or the user's own builder.
+
+=================================  ====================================================================
+``timm/NAME``                      timm, weights from the hub
+``torchvision/NAME``               torchvision, weights from its server
+``local-dir:PATH``                 a folder with timm's ``config.json`` and ``model.safetensors``
+``PATH.py:FUNCTION[:ARGUMENT]``    a function that returns an ``nn.Module``. THIS RUNS THE FILE: name only your own
+=================================  ====================================================================
+
+A builder's module says what pictures it expects in an attribute ``pretrained_cfg`` (timm's convention: ``input_size``,
+``mean``, ``std``, ``crop_pct``, ``interpolation``); the arguments ``input_size``, ``mean`` and ``std`` say it instead, or
+override it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from tightframe.errors import HubUnreachable, ModelError
+from tightframe.protocols import Backbone, Preprocessing
+from tightframe.sources.blocks import Anatomy
+
+BUILDER = re.compile(r"(?P<path>.+\.py):(?P<function>[^\W\d]\w*)(?::(?P<argument>.*))?")
+FORMS = "timm/NAME, torchvision/NAME, local-dir:PATH or PATH.py:FUNCTION[:ARGUMENT]"
+
+HUB_PATIENCE = 5
+"""Seconds to wait for the hub's first answer."""
+
+
+def load_backbone(
+    uri: str,
+    *,
+    pretrained: bool = True,
+    layers: Sequence[str] | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Backbone:
+    """Build the network that ``uri`` names, find its layers, and freeze it in eval mode.
+
+    Args:
+        uri: one of the forms in the table above.
+        pretrained: with its weights; ``False`` gives random ones (not for a builder, which decides itself).
+        layers: dotted module names to use as layers, in place of the blocks found by rule (``sources.blocks``).
+        input_size: side, or (height, width), in pixels.
+        mean: of each colour channel, in 0 … 1.
+        std: of each colour channel, in 0 … 1.
+
+    Raises:
+        ModelError: unknown form or name, a builder that fails, or a network that can't take such pictures.
+        HubUnreachable: weights have to be fetched and can't be.
+        LayerNotFound: a name in ``layers`` is not a module, or can't be read.
+    """
+    module, preprocessing = _build(uri, pretrained)
+    preprocessing = _overridden(uri, preprocessing, input_size, mean, std)
+    module = module.eval().requires_grad_(False)
+    anatomy = Anatomy(module, preprocessing.input_size, tuple(layers) if layers else None)
+    origin: dict[str, Any] = {"uri": _absolute(uri), "pretrained": pretrained}
+    given = {"layers": layers, "input_size": input_size, "mean": mean, "std": std}
+    origin |= {key: value if isinstance(value, int) else list(value) for key, value in given.items() if value}
+    return Backbone(
+        name=short_name(uri) + ("" if pretrained else " (untrained)"),
+        module=module,
+        preprocessing=preprocessing,
+        layers=anatomy.layers,
+        penultimate=anatomy.penultimate,
+        head=anatomy.head,
+        token_pool=_token_pool(module, anatomy.prefix_tokens),
+        origin=origin,
+    )
+
+
+def short_name(uri: str) -> str:
+    """What to call a network in a table: the argument of a builder, the last part of a path or name."""
+    builder = BUILDER.fullmatch(uri)
+    if builder:
+        return builder["argument"] or builder["function"]
+    if uri.startswith("local-dir:"):
+        return Path(uri.partition(":")[2]).resolve().name
+    return uri.partition("/")[2] or uri
+
+
+def _build(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
+    library, _, name = uri.partition("/")
+    if BUILDER.fullmatch(uri):
+        return _from_builder(uri, pretrained)
+    if uri.startswith("local-dir:"):
+        return _from_folder(uri, pretrained)
+    if library == "timm" and name:
+        return _from_timm(name, pretrained)
+    if library == "torchvision" and name:
+        return _from_torchvision(name, pretrained)
+    raise ModelError(f'"{uri}" names no network; give {FORMS}')
+
+
+def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
+    import timm
+
+    if not timm.is_model(name):
+        raise ModelError(f'timm has no network "{name}"' + _nearest(name, timm.list_models()))
+    with _hub_or_cache() if pretrained else nullcontext():
+        module = _fetched(f"timm/{name}", pretrained, lambda: timm.create_model(name, pretrained=pretrained))
+    return module, _timm_preprocessing(module.pretrained_cfg, module)
+
+
+def _from_folder(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
+    import timm
+
+    folder = Path(uri.partition(":")[2])
+    for needed in ("config.json", "model.safetensors") if pretrained else ("config.json",):
+        if not (folder / needed).is_file():
+            raise ModelError(f"{folder} has no {needed}; local-dir: wants a folder as timm's save_for_hf writes it")
+    try:
+        module = timm.create_model(f"local-dir:{folder}", pretrained=pretrained)
+    except Exception as error:  # whatever a damaged config or weights file leads timm into
+        raise ModelError(f"{folder} can't be loaded by timm: {_one_line(error)}") from error
+    return module, _timm_preprocessing(module.pretrained_cfg, module)
+
+
+def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise ModelError(f'torchvision has no classifier "{name}"' + _nearest(name, models.list_models(module=models)))
+    weights = models.get_model_weights(name).DEFAULT
+    # a random start that torchvision warns about is what "not pretrained" asks for
+    extra = {"init_weights": True} if name in ("googlenet", "inception_v3") and not pretrained else {}
+    chosen = weights if pretrained else None
+    module = _fetched(f"torchvision/{name}", pretrained, lambda: models.get_model(name, weights=chosen, **extra))
+    wants = weights.transforms()
+    crop, resize = wants.crop_size[0], wants.resize_size[0]
+    return module, Preprocessing(
+        (crop, crop), tuple(wants.mean), tuple(wants.std), crop / resize, wants.interpolation.value
+    )
+
+
+def _from_builder(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
+    parts = BUILDER.fullmatch(uri)
+    assert parts is not None, "only called for this form"
+    if not pretrained:
+        raise ModelError(f"{uri}: a builder chooses its own weights; add a function that leaves them random")
+    function = _function(Path(parts["path"]), parts["function"])
+    arguments = () if parts["argument"] is None else (parts["argument"],)
+    try:
+        module = function(*arguments)
+    except Exception as error:  # the user's own code: whatever it raises is shown, and the list goes on
+        raise ModelError(f"{uri} failed: {_one_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{uri} returned a {type(module).__name__}; it must return a torch.nn.Module")
+    config = getattr(module, "pretrained_cfg", None)
+    return module, _timm_preprocessing(config, None) if config else None
+
+
+def _function(path: Path, name: str) -> Callable[..., Any]:
+    if not path.is_file():
+        raise ModelError(f"no file {path} to build a network with")
+    unique = f"tightframe_builder_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if unique not in sys.modules:
+        spec = importlib.util.spec_from_file_location(unique, path)
+        assert spec is not None and spec.loader is not None, "a .py file always has a loader"
+        sys.modules[unique] = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look it up
+        try:
+            spec.loader.exec_module(sys.modules[unique])
+        except Exception as error:
+            del sys.modules[unique]
+            raise ModelError(f"{path} can't be imported: {_one_line(error)}") from error
+    function = getattr(sys.modules[unique], name, None)
+    if not callable(function):
+        found = [n for n, value in vars(sys.modules[unique]).items() if callable(value) and not n.startswith("_")]
+        raise ModelError(f"{path} has no function {name}" + _nearest(name, found))
+    return function
+
+
+def _fetched(uri: str, pretrained: bool, construct: Callable[[], nn.Module]) -> nn.Module:
+    """What the constructor makes, telling "the hub does not answer" from "there are no such weights"."""
+    try:
+        return construct()
+    except Exception as error:
+        if not pretrained or _no_such_weights(error):
+            raise ModelError(f"{uri} can't be built: {_one_line(error)}") from error
+        raise HubUnreachable(
+            f"{uri}: its weights can't be fetched ({type(error).__name__}). Go online, or fetch them once where "
+            "there is a network and give local-dir:PATH, or pass --no-pretrained for random weights"
+        ) from error
+
+
+@contextmanager
+def _hub_or_cache() -> Iterator[None]:
+    """Use the hub's local cache alone when the hub does not answer at once, in place of a minute of retries."""
+    from huggingface_hub import constants, get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not before:
+            get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE)
+    except Exception:  # any failure of whichever HTTP library the hub's client uses
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _no_such_weights(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "No pretrained weights exist" in str(error)
+
+
+def _timm_preprocessing(config: Any, module: nn.Module | None) -> Preprocessing:
+    from timm.data import resolve_data_config
+
+    plain = config if isinstance(config, dict) else config.to_dict()
+    found = resolve_data_config({}, pretrained_cfg=plain, model=module)
+    channels, height, width = found["input_size"]
+    if channels != 3:
+        raise ModelError(f"the network takes {channels} colour channels; pictures are given in 3")
+    return Preprocessing(
+        (int(height), int(width)),
+        tuple(map(float, found["mean"])),
+        tuple(map(float, found["std"])),
+        float(found["crop_pct"]),
+        str(found["interpolation"]),
+        str(found.get("crop_mode") or "center"),
+    )
+
+
+def _overridden(
+    uri: str,
+    preprocessing: Preprocessing | None,
+    input_size: int | tuple[int, int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Preprocessing:
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if preprocessing is None:
+        if size is None or mean is None or std is None:
+            raise ModelError(
+                f"{uri}: the module has no pretrained_cfg, so say what pictures it expects: "
+                "--input-size, --mean and --std"
+            )
+        return _checked(Preprocessing((size[0], size[1]), tuple(mean), tuple(std), crop_pct=1.0))
+    changes: dict[str, Any] = {"input_size": size, "mean": mean, "std": std}
+    return _checked(replace(preprocessing, **{key: tuple(value) for key, value in changes.items() if value}))
+
+
+def _checked(preprocessing: Preprocessing) -> Preprocessing:
+    if min(preprocessing.input_size) < 1 or len(preprocessing.mean) != 3 or len(preprocessing.std) != 3:
+        raise ModelError("input size must be positive, and mean and std have one value for each of 3 colours")
+    if min(preprocessing.std) <= 0:
+        raise ModelError(f"std is {preprocessing.std}; every value must be above 0")
+    return preprocessing
+
+
+def _token_pool(module: nn.Module, prefix_tokens: int) -> Literal["cls", "mean"]:
+    declared = getattr(module, "global_pool", None)
+    if declared in ("token", "avg"):
+        return "cls" if declared == "token" and prefix_tokens else "mean"
+    return "cls" if prefix_tokens else "mean"
+
+
+def _absolute(uri: str) -> str:
+    """The same network named from anywhere: paths in full."""
+    builder = BUILDER.fullmatch(uri)
+    if builder:
+        return str(Path(builder["path"]).resolve()) + uri[len(builder["path"]) :]
+    if uri.startswith("local-dir:"):
+        return f"local-dir:{Path(uri.partition(':')[2]).resolve()}"
+    return uri
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

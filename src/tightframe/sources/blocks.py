@@ -1,0 +1,212 @@
+"""Which modules of a network are its layers: the blocks between which features are worth reading.
+
+The rule, for any ``nn.Module``:
+
+1. The head is the last linear map (``nn.Linear`` or 1 × 1 convolution) to run whose outputs are as many as the
+   network's, outside every block. timm networks say it themselves.
+2. A block is a module of its own class that holds two linear maps or more and is reached from the root through
+   ``nn.Sequential``, ``nn.ModuleList`` and stages (modules that hold such a list made of blocks): residual,
+   inverted-residual, dense, inception, fire and transformer blocks all are.
+3. A network without two blocks is read at its small sequences (one convolution with norm and activation), and one
+   without those at its convolutions and linear maps.
+4. Of these, the modules that run exactly once and put out one tensor with the batch first, in the order they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tightframe.errors import LayerNotFound, ModelError
+from tightframe.protocols import PENULTIMATE, Layer, Layout
+
+LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+
+
+class Anatomy:
+    """What one forward pass of blank pictures tells about a network: blocks, head and shapes."""
+
+    def __init__(self, module: nn.Module, input_size: tuple[int, int], named: tuple[str, ...] | None = None):
+        self.module, self.input_size = module, input_size
+        self.modules = dict(module.named_modules())
+        known_head = _declared_head(module)
+        wanted = named if named is not None else tuple(candidates(module, known_head))
+        for name in wanted:
+            _require(self.modules, name)
+        ran, inputs, outputs = self._run(wanted)
+        self.head = known_head if known_head != "" else self._last_linear_map(ran, outputs)
+        blocks = [name for name in ran if name in wanted and ran.count(name) == 1]
+        if named is None:
+            blocks = [name for name in blocks if not _inside(self.head, name) and not _inside(name, self.head)]
+        self.prefix_tokens = _prefix_tokens(module)
+        self.layers = tuple(self._layer(name, outputs[name]) for name in blocks if _readable(outputs[name]))
+        last = inputs[self.head] if self.head else outputs[""]
+        if not _readable(last):
+            raise ModelError(f"{type(module).__name__} puts out {_described(last)}; one tensor per batch is needed")
+        self.penultimate = self._layer(PENULTIMATE, last)
+        missing = [name for name in named or () if name not in {layer.name for layer in self.layers}]
+        if missing:
+            raise LayerNotFound(f'"{missing[0]}" does not run exactly once, or puts out no tensor that can be pooled')
+
+    def _run(self, wanted: tuple[str, ...]) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+        """Run blank pictures; names of modules in the order they finished, and what went in and came out."""
+        ran: list[str] = []
+        inputs: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
+
+        def watch(name: str) -> Any:
+            def hook(_: nn.Module, arguments: Any, output: Any) -> None:
+                ran.append(name)
+                inputs[name], outputs[name] = arguments[0] if arguments else None, output
+
+            return hook
+
+        watched = [n for n, m in self.modules.items() if n in wanted or n == "" or _could_be_head(m)]
+        handles = [self.modules[name].register_forward_hook(watch(name)) for name in watched]
+        try:
+            with torch.inference_mode():
+                self.module(torch.zeros(2, 3, *self.input_size))
+        except Exception as error:
+            height, width = self.input_size
+            raise ModelError(
+                f"{type(self.module).__name__} can't take pictures of {height} × {width} ({error}); "
+                "set --input-size to what it was built for"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        return ran, inputs, outputs
+
+    def _last_linear_map(self, ran: list[str], outputs: dict[str, Any]) -> str | None:
+        answer = outputs[""]
+        blocks = [name for name, _ in _blocks(self.module, "", None)]
+        for name in reversed(ran):
+            module = self.modules[name]
+            if not _could_be_head(module) or any(_inside(name, block) for block in blocks):
+                continue
+            width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            fits = isinstance(answer, Tensor) and answer.ndim == 2 and answer.shape[1] == width
+            return name if fits else None
+        return None
+
+    def _layer(self, name: str, output: Any) -> Layer:
+        output = first_tensor(output)
+        layout = _layout(output, self.input_size)
+        dimension = output.shape[1] if layout == "map" else output.shape[-1]
+        owned = 0 if name == PENULTIMATE else sum(p.numel() for p in self.modules[name].parameters())
+        return Layer(name, layout, dimension, owned, self.prefix_tokens if layout == "tokens" else 0)
+
+
+def candidates(module: nn.Module, head: str | None) -> list[str]:
+    """Names of the modules that rules 2 and 3 make layers, before any has run."""
+    blocks = [name for name, _ in _blocks(module, "", head)]
+    if len(blocks) > 1:
+        return blocks
+    small = [n for n, m in module.named_modules() if _is_small_sequence(m) and _linear_maps(m) == 1]
+    small = [name for name in small if not _inside(head, name)]
+    return small or [n for n, m in module.named_modules() if isinstance(m, LINEAR_MAPS) and n != head]
+
+
+def first_tensor(output: Any) -> Any:
+    """The output itself, or the first element of a tuple or list."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def _blocks(module: nn.Module, prefix: str, head: str | None) -> Iterator[tuple[str, nn.Module]]:
+    for child_name, child in module.named_children():
+        name = f"{prefix}.{child_name}" if prefix else child_name
+        if name == head:
+            continue
+        listed = isinstance(child, (nn.Sequential, nn.ModuleList))
+        if _inside(head, name) or (listed and not _is_small_sequence(child)) or _is_stage(child):
+            yield from _blocks(child, name, head)
+        elif not listed and _linear_maps(child) >= 2:
+            yield name, child
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """Whether it repeats a block: in a list at any depth, or as two or more members of its own."""
+    lists = [m for m in module.modules() if isinstance(m, (nn.Sequential, nn.ModuleList)) and m is not module]
+    return any(_repeats_block(members, 1) for members in lists) or _repeats_block(module, 2)
+
+
+def _repeats_block(module: nn.Module, at_least: int) -> bool:
+    """Whether all members with parameters are of one class of its own, each with two linear maps or more."""
+    members = [child for child in module.children() if any(True for _ in child.parameters())]
+    if isinstance(module, nn.ModuleDict) or len(members) < at_least or len({type(m) for m in members}) != 1:
+        return False
+    own_class = not isinstance(members[0], (*LINEAR_MAPS, nn.Sequential, nn.ModuleList))
+    return own_class and all(_linear_maps(member) >= 2 for member in members)
+
+
+def _is_small_sequence(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and all(not list(child.children()) for child in module.children())
+
+
+def _linear_maps(module: nn.Module) -> int:
+    return sum(isinstance(m, LINEAR_MAPS) for m in module.modules())
+
+
+def _could_be_head(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+
+
+def _declared_head(module: nn.Module) -> str | None:
+    """The head that a timm network names: its module name, ``None`` for "no head", ``""`` for "not declared"."""
+    if not hasattr(module, "get_classifier"):
+        return ""
+    head = module.get_classifier()
+    if isinstance(head, nn.Identity):
+        return None
+    names = [name for name, child in module.named_modules() if child is head and _could_be_head(child)]
+    return names[0] if names else ""
+
+
+def _inside(name: str | None, outer: str | None) -> bool:
+    """Whether the module ``name`` is ``outer`` or lies within it."""
+    return name is not None and outer is not None and (name == outer or name.startswith(f"{outer}."))
+
+
+def _prefix_tokens(module: nn.Module) -> int:
+    declared = getattr(module, "num_prefix_tokens", None)
+    if isinstance(declared, int):
+        return declared
+    tokens = {"cls_token", "class_token", "class_embedding"}
+    return int(any(name.rpartition(".")[2] in tokens for name, _ in module.named_parameters()))
+
+
+def _readable(output: Any) -> bool:
+    output = first_tensor(output)
+    return isinstance(output, Tensor) and output.ndim in (2, 3, 4) and output.shape[0] == 2
+
+
+def _layout(output: Tensor, input_size: tuple[int, int]) -> Layout:
+    """Tell (n, d, h, w) from (n, h, w, d) by which two axes have the shape of the picture."""
+    if output.ndim == 2:
+        return "vector"
+    if output.ndim == 3:
+        return "tokens"
+    _, first, second, third = output.shape
+    aspect = input_size[0] / input_size[1]
+
+    def misfit(height: int, width: int) -> float:
+        return abs(height / width / aspect - 1)
+
+    return "map_last" if misfit(first, second) < misfit(second, third) else "map"
+
+
+def _described(output: Any) -> str:
+    output = first_tensor(output)
+    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+
+
+def _require(modules: dict[str, nn.Module], name: str) -> None:
+    if name and name in modules:
+        return
+    import difflib
+
+    near = difflib.get_close_matches(name, [n for n in modules if n], n=3, cutoff=0)
+    raise LayerNotFound(f'no layer "{name}" in this network; nearest: ' + ", ".join(f'"{n}"' for n in near))

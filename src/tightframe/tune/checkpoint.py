@@ -1,0 +1,141 @@
+"""The saved folder: ``tightframe.json`` and ``tuned.safetensors``, holding what was trained and nothing else.
+
+The base network is not inside. Its hash is, and loading onto other weights is refused. Nothing read here can run
+code: JSON and safetensors only, every name, shape and type compared with what the network expects before use.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tightframe.errors import SavedError, SettingsError
+from tightframe.protocols import Backbone
+from tightframe.tune.methods import method_named
+from tightframe.tune.surgery import TunableNetwork
+
+FORMAT = 1
+DESCRIPTION, TENSORS = "tightframe.json", "tuned.safetensors"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``tightframe.json`` says.
+
+    Attributes:
+        backbone: the arguments of ``load_backbone`` that made the base network.
+        weights: its fingerprint.
+        method: name of the tuning method.
+        layer: name of the tuned block, ``None`` for methods without.
+        pool: how tokens are pooled.
+        classes: class names, in the order of the logits.
+        preprocessing: what is done to a picture, for people to read; the backbone decides.
+        metrics: measured when it was saved.
+        versions: of the packages that made it.
+    """
+
+    backbone: dict[str, Any]
+    weights: str
+    method: str
+    layer: str | None
+    pool: str
+    classes: list[str]
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def write(folder: Path, network: TunableNetwork, description: Description) -> None:
+    """Save ``network`` into ``folder``, made if need be. The description is written last: without it, nothing counts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.changed_state().items()}
+    save_file(tensors, str(folder / TENSORS))
+    text = json.dumps({"format": FORMAT, **asdict(description)}, indent=1, ensure_ascii=False)
+    unfinished = folder / f"{DESCRIPTION}.unfinished"
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(folder / DESCRIPTION)
+
+
+def read(folder: Path) -> Description:
+    """What was saved in ``folder``. Raises ``SavedError`` if that is not a tuned network."""
+    path = folder / DESCRIPTION
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SavedError(f"{folder} holds no {DESCRIPTION}; give the folder that `tightframe tune --out` wrote") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SavedError(f"{path} can't be read ({type(error).__name__}); it is damaged") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise SavedError(f"{path} is not of format {FORMAT}; it was written by another version of tightframe")
+    try:
+        description = Description(**content)
+    except TypeError as error:
+        raise SavedError(f"{path} lacks entries or has unknown ones ({error})") from error
+    _check(path, description)
+    return description
+
+
+def restore(folder: Path, description: Description, backbone: Backbone) -> TunableNetwork:
+    """The tuned network in ``folder`` on its base network.
+
+    Raises:
+        SavedError: the base network has other weights, or the tensors are not those of this network.
+    """
+    if backbone.fingerprint != description.weights:
+        raise SavedError(
+            f"{folder} was tuned on {description.backbone.get('uri')} with weights {description.weights[:12]}…, but "
+            f"{backbone.name} has {backbone.fingerprint[:12]}…: fetch those weights again and name them with --model"
+        )
+    network = TunableNetwork(
+        backbone, method_named(description.method), description.layer, len(description.classes), description.pool  # type: ignore[arg-type]
+    )
+    expected = network.changed_state()
+    path = folder / TENSORS
+    try:
+        with safe_open(str(path), "pt") as file:
+            _check_tensors(path, file, expected)
+            network.load_changed_state({name: file.get_tensor(name) for name in expected})
+    except (SafetensorError, OSError) as error:
+        raise SavedError(f"{path} can't be read ({error}); it is missing or damaged") from error
+    network.train(False)
+    return network
+
+
+def _check_tensors(path: Path, file: Any, expected: dict[str, Any]) -> None:
+    names = set(file.keys())
+    if names != set(expected):
+        wrong = sorted(names ^ set(expected))
+        raise SavedError(f"{path} does not hold the tensors of this network (first difference: {wrong[0]!r})")
+    for name, tensor in expected.items():
+        shape = tuple(file.get_slice(name).get_shape())
+        if shape != tuple(tensor.shape):
+            raise SavedError(f"{path}: {name!r} has shape {shape}, the network needs {tuple(tensor.shape)}")
+
+
+def _check(path: Path, description: Description) -> None:
+    backbone = description.backbone
+    texts = (description.weights, description.method, description.pool)
+    sound = (
+        isinstance(backbone, dict)
+        and isinstance(backbone.get("uri"), str)
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(description.layer, str | None)
+        and isinstance(description.classes, list)
+        and len(description.classes) > 1
+        and all(isinstance(name, str) for name in description.classes)
+        and isinstance(description.metrics, dict)
+    )
+    if not sound:
+        raise SavedError(f"{path} has an entry of the wrong kind; it is damaged or was not written by tightframe")
+    try:
+        method = method_named(description.method)
+    except SettingsError as error:
+        raise SavedError(f"{path}: {error}") from error
+    if method.needs_layer != (description.layer is not None):
+        raise SavedError(f"{path}: method {method.name} and layer {description.layer!r} don't go together")
