@@ -14,7 +14,9 @@ class BadPicture(DataError):
 
     def __init__(self, path: object, reason: str):
         self.path, self.reason = str(path), reason
-        super().__init__(f"{path}: {reason}. Repair or remove it, or pass --skip-bad (skip_bad=True) to go on without it.")
+        super().__init__(
+            f"{path}: {reason}. Repair or remove it, or pass --skip-bad (skip_bad=True) to go on without it."
+        )
 
 
 class ModelError(TightframeError):

@@ -55,7 +55,8 @@ def test_selections(selection: str, classes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "selection", ["", "x", "4-0", "10", "1,", "0-4-5", "-1", "0..4", "٣,4", "1;3", "3", "3,3", "5-5"]
+    "selection",
+    ["", "x", "4-0", "10", "1,", "0-4-5", "-1", "0..4", "٣,4", "1;3", "3", "3,3", "5-5", "10,1", "3-12", "1,2,5-4"],
 )
 def test_selections_not_understood(selection: str) -> None:
     with pytest.raises(DataError, match=r"digits:.*accepted are digits") as caught:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -12,12 +13,23 @@ from torch import Tensor
 
 from tightframe.features.moments import ClassMoments
 from tightframe.features.pixels import Pixels
-from tightframe.features.precision import Precision, autocast, device_of, is_safe, likely_precision
+from tightframe.features.precision import Precision, autocast, device_of, is_safe, likely_precision, on_device
 from tightframe.features.store import FeatureStore, Writer
 from tightframe.features.taps import Pool, pooling_of, tapped
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, Progress, silent
 
 BATCH = 64
+
+
+class Running(TypedDict, total=False):
+    """The arguments of ``extract`` that say how to run, not what: jobs take them as keywords and hand them on."""
+
+    pool: Pool
+    precision: Precision
+    batch_size: int
+    device: str
+    store: FeatureStore | None
+    progress: Progress
 
 
 class Features(Mapping[str, np.ndarray]):
@@ -83,7 +95,7 @@ def extract(
     """
     names = tuple(layers) if layers is not None else (*(layer.name for layer in backbone.layers), PENULTIMATE)
     how, target = pooling_of(backbone, pool), device_of(device)
-    module = backbone.module.to(target, memory_format=torch.channels_last)
+    module = on_device(backbone.module, target)
     chosen = _safe_precision(backbone, data, target, precision)
     keys = {name: _key(backbone, data, backbone.layer(name).name, how, chosen) for name in names}
     kept = store.find(keys) if store else None
@@ -124,7 +136,9 @@ def _ready(backbone: Backbone, batch: Tensor, device: torch.device) -> Tensor:
 
 def _key(backbone: Backbone, data: ImageData, layer: str, pool: str, precision: str) -> dict[str, Any]:
     """All that decides a layer's features."""
-    preprocessing = {name: getattr(backbone.preprocessing, name) for name in backbone.preprocessing.__dataclass_fields__}
+    preprocessing = {
+        name: getattr(backbone.preprocessing, name) for name in backbone.preprocessing.__dataclass_fields__
+    }
     return {
         "weights": backbone.fingerprint,
         "preprocessing": preprocessing,

@@ -79,7 +79,7 @@ class ClassMoments:
     @classmethod
     def from_features(cls, features: Any, labels: Any, classes: int) -> ClassMoments:
         """Moments of features (n, d) with integer labels (n,) in 0 … classes − 1; arrays or tensors."""
-        features, labels = torch.as_tensor(features), torch.as_tensor(labels)
+        features, labels = as_tensor(features), as_tensor(labels)
         if features.ndim != 2:
             raise MeasureError(f"features have shape {tuple(features.shape)}; expected (samples, dimension)")
         moments = cls.zero(classes, features.shape[1], features.device)
@@ -95,8 +95,8 @@ class ClassMoments:
         Raises:
             MeasureError: a shape or label does not fit, or a feature is NaN or infinite.
         """
-        features = torch.as_tensor(features, device=self.means.device)
-        labels = torch.as_tensor(labels, device=self.means.device)
+        features = as_tensor(features, device=self.means.device)
+        labels = as_tensor(labels, device=self.means.device)
         self._check(features, labels)
         labels, features = labels.long(), features.double()
         counts = torch.bincount(labels, minlength=self.classes)
@@ -204,7 +204,9 @@ class ClassMoments:
             raise MeasureError(f"labels must be integers from 0 to {self.classes - 1}, not {labels.dtype}")
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.classes):
             found = f"{int(labels.min())} to {int(labels.max())}"
-            raise MeasureError(f"labels run from {found}; with {self.classes} classes they must be 0 to {self.classes - 1}")
+            raise MeasureError(
+                f"labels run from {found}; with {self.classes} classes they must be 0 to {self.classes - 1}"
+            )
         broken = ~torch.isfinite(features).all(1)
         if broken.any():
             first = int(broken.nonzero()[0])
@@ -217,6 +219,8 @@ class ClassMoments:
 FIELDS = ("counts", "means", "scatter", "class_variances")
 
 
-def to_numpy(values: Tensor) -> np.ndarray:
-    """Tensor on any device as a NumPy array."""
-    return values.detach().cpu().numpy()
+def as_tensor(values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+    """``values`` (tensor, array or sequence) as a tensor, without a copy where that is safe."""
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()
+    return torch.as_tensor(values, dtype=dtype, device=device)

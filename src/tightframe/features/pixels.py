@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.data)
 
-    def batches(self, order: Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
+    def batches(self, order: np.ndarray | Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Indices and bytes (b, 3, h, w) in the order given, ``size`` at a time, decoded ahead by threads."""
         with ThreadPoolExecutor(THREADS) as pool:
             waiting: deque[tuple[list[int], list[Future[Tensor]]]] = deque()

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.protocols import PENULTIMATE, Backbone, Layer
@@ -59,18 +60,25 @@ def tapped(
         module: the network to listen to, if it is a copy of the backbone's.
     """
     module = module if module is not None else backbone.module
-    how, read = pooling_of(backbone, pool), {}
-    handles = []
+    how = pooling_of(backbone, pool)
+    read: dict[str, Tensor] = {}
+    handles: list[RemovableHandle] = []
 
     def listen(layer: Layer) -> None:
         if layer.name != PENULTIMATE:
             target = submodule(module, layer.name)
-            handles.append(target.register_forward_hook(lambda _, __, out: read.update({layer.name: pooled(out, layer, how)})))
+            handles.append(
+                target.register_forward_hook(lambda _, __, out: read.update({layer.name: pooled(out, layer, how)}))
+            )
         elif backbone.head is None:
-            handles.append(module.register_forward_hook(lambda _, __, out: read.update({layer.name: pooled(out, layer, how)})))
+            handles.append(
+                module.register_forward_hook(lambda _, __, out: read.update({layer.name: pooled(out, layer, how)}))
+            )
         else:
             head = submodule(module, backbone.head)
-            handles.append(head.register_forward_pre_hook(lambda _, into: read.update({layer.name: pooled(into, layer, how)})))
+            handles.append(
+                head.register_forward_pre_hook(lambda _, into: read.update({layer.name: pooled(into, layer, how)}))
+            )
 
     try:
         for name in layers:
@@ -79,6 +87,17 @@ def tapped(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _listen(
+    module: nn.Module, backbone: Backbone, layer: Layer, how: Literal["mean", "cls"], read: dict[str, Tensor]
+) -> RemovableHandle:
+    """Hook a layer's output; for the penultimate features, the head's input, or the output where there is no head."""
+    if layer.name == PENULTIMATE and backbone.head is not None:
+        head = submodule(module, backbone.head)
+        return head.register_forward_pre_hook(lambda _, given: read.update({layer.name: pooled(given, layer, how)}))
+    target = module if layer.name == PENULTIMATE else submodule(module, layer.name)
+    return target.register_forward_hook(lambda _, __, made: read.update({layer.name: pooled(made, layer, how)}))
 
 
 def submodule(module: nn.Module, name: str) -> nn.Module:

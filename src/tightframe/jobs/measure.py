@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from tightframe.features.extract import Features, extract
-from tightframe.features.precision import Precision
-from tightframe.features.store import FeatureStore
-from tightframe.features.taps import Pool
+from typing import Unpack
+
+from tightframe.features.extract import Features, Running, extract
 from tightframe.jobs.run import Result, Row
 from tightframe.measure.collapse import Weighting, collapse_metrics
 from tightframe.measure.probes import cross_validated_ridge
@@ -17,13 +16,8 @@ def measure(
     backbone: Backbone,
     *,
     weighting: Weighting = "class",
-    pool: Pool = "auto",
-    precision: Precision = "auto",
-    batch_size: int = 64,
     seed: int = 0,
-    device: str = "auto",
-    store: FeatureStore | None = None,
-    progress: Progress = silent,
+    **running: Unpack[Running],
 ) -> Result:
     """Collapse metrics and a cross-validated probe for every layer, from one pass over the training pictures.
 
@@ -32,17 +26,8 @@ def measure(
     ``probe_low`` … ``probe_high``.
     """
     pictures = data.train if isinstance(data, ImageSplits) else data
-    features = extract(
-        backbone,
-        pictures,
-        pool=pool,
-        precision=precision,
-        batch_size=batch_size,
-        device=device,
-        store=store,
-        progress=progress,
-    )
-    rows = layer_rows(backbone, features, weighting, seed, progress)
+    features = extract(backbone, pictures, **running)
+    rows = layer_rows(backbone, features, weighting, seed, running.get("progress", silent))
     best = min(rows, key=lambda row: row["nc1"])
     last = rows[-1]
     notes = [reading(best, last), *collapse_metrics(features.moments(PENULTIMATE), weighting=weighting).notes]
@@ -56,14 +41,16 @@ def measure(
         "precision": features.precision,
         "seed": seed,
     }
-    return Result("measure", rows, settings, notes, ["tightframe tune DATA --model M --method scl --layer auto --out DIR"])
+    return Result(
+        "measure", rows, settings, notes, ["tightframe tune DATA --model M --method scl --layer auto --out DIR"]
+    )
 
 
 def layer_rows(
     backbone: Backbone, features: Features, weighting: Weighting = "class", seed: int = 0, progress: Progress = silent
 ) -> list[Row]:
     """One row a layer of ``features``, see ``measure``."""
-    rows = []
+    rows: list[Row] = []
     for name in progress(list(features), f"measuring {backbone.name}", len(features)):
         layer, moments = backbone.layer(name), features.moments(name)
         metrics = collapse_metrics(moments, weighting=weighting)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from tightframe.errors import SettingsError, TightframeError
-from tightframe.features.extract import extract
-from tightframe.features.precision import Precision
-from tightframe.features.store import FeatureStore
-from tightframe.features.taps import Pool
+from tightframe.errors import DataError, SettingsError, TightframeError
+from tightframe.features.extract import Running, extract
 from tightframe.jobs.run import Result, Row, Run
 from tightframe.measure.collapse import collapse_metrics
 from tightframe.measure.probes import cross_validated_ridge
 from tightframe.measure.scores import h_score, logme
-from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits, Progress, silent
+from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits, silent
 from tightframe.sources.backbones import load_backbone, short_name
 
 ORDERS = {"probe_accuracy": True, "nc1": False, "h_score": True, "logme": True}
@@ -30,14 +27,9 @@ def rank(
     *,
     by: str = "probe_accuracy",
     model_options: dict[str, Any] | None = None,
-    pool: Pool = "auto",
-    precision: Precision = "auto",
-    batch_size: int = 64,
     seed: int = 0,
-    device: str = "auto",
-    store: FeatureStore | None = None,
     run: Run | None = None,
-    progress: Progress = silent,
+    **running: Unpack[Running],
 ) -> Result:
     """Score every network on the penultimate features of the training pictures.
 
@@ -56,11 +48,8 @@ def rank(
         raise SettingsError(f'can\'t rank by "{by}"; choose {", ".join(ORDERS)}')
     if not models:
         raise SettingsError("no networks to rank; name some with --models")
-    passing = {"pool": pool, "precision": precision, "batch_size": batch_size, "device": device, "store": store}
-    rows = []
-    for model in progress(models, "networks", len(models)):
-        rows.append(_row(data, model, model_options or {}, seed, passing | {"progress": progress}, run))
-    rows = ordered(rows, by)
+    listed = running.get("progress", silent)(models, "networks", len(models))
+    rows = ordered([_row(data, model, model_options or {}, seed, run, running) for model in listed], by)
     good = [row for row in rows if "error" not in row]
     settings = {
         "data": data.name,
@@ -68,7 +57,7 @@ def rank(
         "test_pictures": len(data.test) if data.test else 0,
         "classes": len(data.classes),
         "by": by,
-        "pool": pool,
+        "pool": running.get("pool", "auto"),
         "seed": seed,
     }
     return Result("rank", rows, settings, _notes(good, by), _following(good))
@@ -94,12 +83,22 @@ def _tied(first: list[int], second: list[int]) -> bool:
 
 
 def _row(
-    data: ImageSplits, model: str | Backbone, options: dict[str, Any], seed: int, passing: dict[str, Any], run: Run | None
+    data: ImageSplits,
+    model: str | Backbone,
+    options: dict[str, Any],
+    seed: int,
+    passing: dict[str, Any],
+    run: Run | None,
 ) -> Row:
     name = short_name(model) if isinstance(model, str) else model.name
     try:
         backbone = load_backbone(model, **options) if isinstance(model, str) else model
-        key = {"weights": backbone.fingerprint, "seed": seed, "pool": passing["pool"], "precision": passing["precision"]}
+        key = {
+            "weights": backbone.fingerprint,
+            "seed": seed,
+            "pool": passing["pool"],
+            "precision": passing["precision"],
+        }
         key["data"] = [split.fingerprint for split in (data.train, data.test) if split]
         key["preprocessing"] = [str(backbone.preprocessing), backbone.head]
         if run is None:
@@ -115,9 +114,9 @@ def _row(
         return {"network": name, "error": f"{type(error).__name__}: {error}"}
 
 
-def _measured(data: ImageSplits, backbone: Backbone, seed: int, passing: dict[str, Any]) -> Row:
+def _measured(data: ImageSplits, backbone: Backbone, seed: int, running: Running) -> Row:
     started = time.perf_counter()
-    features = extract(backbone, data.train, layers=[PENULTIMATE], **passing)
+    features = extract(backbone, data.train, layers=[PENULTIMATE], **running)
     moments = features.moments(PENULTIMATE)
     probe = cross_validated_ridge(features[PENULTIMATE], data.train.labels, len(data.classes), seed=seed)
     row: Row = {
@@ -136,16 +135,9 @@ def _measured(data: ImageSplits, backbone: Backbone, seed: int, passing: dict[st
         "correct": [int(right) for right in probe.correct],
     }
     if data.test is not None:
-        held_out = extract(backbone, data.test, layers=[PENULTIMATE], **passing)
+        held_out = extract(backbone, data.test, layers=[PENULTIMATE], **running)
         row["test_accuracy"] = probe.head.accuracy(held_out[PENULTIMATE], data.test.labels)
     return row
-
-
-def _is_about_pictures(error: TightframeError) -> bool:
-    """A picture that can't be read is the same for every network: say it once, at once."""
-    from tightframe.errors import DataError
-
-    return isinstance(error, DataError)
 
 
 def _notes(good: list[Row], by: str) -> list[str]:

@@ -25,7 +25,7 @@ from tightframe.features.taps import Pool
 from tightframe.jobs.run import Row, plain, write_whole
 from tightframe.jobs.tuned import Tuned, load_tuned
 from tightframe.measure.choice import Reading, recommend_layer
-from tightframe.measure.collapse import collapse_metrics, nc1
+from tightframe.measure.collapse import nc1
 from tightframe.measure.probes import interval
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
 from tightframe.sources.selection import stratified
@@ -126,19 +126,30 @@ def tune(
     if not chosen_method.needs_layer:
         block = None
     else:
-        block = choose_layer(data.train, backbone, pool, precision, device, store, progress) if layer == "auto" else layer
+        block = (
+            choose_layer(data.train, backbone, pool, precision, device, store, progress) if layer == "auto" else layer
+        )
     build = lambda: TunableNetwork(backbone, chosen_method, block, len(data.classes), pool)  # noqa: E731
     network = build()
     if method == "linear":
         read = extract(
-            backbone, data.train, layers=[PENULTIMATE], pool=pool, precision=precision, device=device, store=store, progress=progress
+            backbone,
+            data.train,
+            layers=[PENULTIMATE],
+            pool=pool,
+            precision=precision,
+            device=device,
+            store=store,
+            progress=progress,
         )
         job = _Training(data.train, FeatureInputs(read[PENULTIMATE]), lambda: HeadOnly(build().head), where, "float32")
     else:
         used = likely_precision(backbone.module, where, precision)
         inputs = PixelInputs(Pixels(data.train, backbone.preprocessing))
         job = _Training(data.train, inputs, lambda: build().to(where, memory_format=torch.channels_last), where, used)
-    trained, recipe, rows, notes = job.run(plan, plan.trials(backbone.module), folder, scope, progress, f"{method} {backbone.name}")
+    trained, recipe, rows, notes = job.run(
+        plan, plan.trials(backbone.module), folder, scope, progress, f"{method} {backbone.name}"
+    )
     network.load_changed_state(
         {name if method != "linear" else name: tensor.cpu() for name, tensor in trained.changed_state().items()}
     )

@@ -13,8 +13,8 @@ from PIL import Image
 
 from tightframe.errors import SavedError
 from tightframe.features.pixels import Pixels
-from tightframe.features.precision import device_of
-from tightframe.jobs.run import Row, versions
+from tightframe.features.precision import device_of, on_device
+from tightframe.jobs.run import Result, Row, versions
 from tightframe.protocols import Backbone, ImageData
 from tightframe.sources.backbones import BUILDER, load_backbone
 from tightframe.sources.pictures import open_picture
@@ -45,7 +45,7 @@ class Tuned:
     notes: list[str] = field(default_factory=list)
 
     def predict(self, pictures: Sequence[str | Path | Image.Image]) -> list[Row]:
-        """One row a picture, in order: ``path``, ``predicted`` class, its ``probability``, and ``probabilities`` by class.
+        """One row a picture, in order: ``path``, ``predicted``, ``probability`` of that class, ``probabilities`` of all.
 
         Raises:
             BadPicture: a file can't be read as a picture.
@@ -71,11 +71,16 @@ class Tuned:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (n, K) and the features (n, d) that the head sees, on the CPU, in float32."""
         where = device_of(device)
-        self.network.to(where, memory_format=torch.channels_last)
+        on_device(self.network, where)
         inputs = PixelInputs(Pixels(data, self.backbone.preprocessing, keep_bytes=0))
         features = predict_features(self.network, inputs, range(len(data)), batch_size, where, "float32")
         head = self.network.head
         return torch.nn.functional.linear(features, head.weight.detach().cpu(), head.bias.detach().cpu()), features
+
+    def result(self, folder: Path | str) -> Result:
+        """The rows of a table about it, for what was saved in ``folder``."""
+        settings = {"model": self.backbone.origin, "network": self.backbone.name, "classes": list(self.classes)}
+        return Result("tune", [self.metrics], settings, self.notes, [f"tightframe predict {folder} PICTURE…"])
 
     def save(self, folder: Path | str) -> None:
         """Write ``tightframe.json`` and ``tuned.safetensors`` into ``folder``: what was trained, not the base network."""

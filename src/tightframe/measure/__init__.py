@@ -1,0 +1,1 @@
+"""What the numbers say: collapse, scores, probes, and which layer they recommend."""

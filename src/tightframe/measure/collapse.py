@@ -20,7 +20,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments
+from tightframe.features.moments import ClassMoments, as_tensor
 
 Weighting = Literal["class", "sample"]
 
@@ -33,11 +33,11 @@ class Head(NamedTuple):
 
     def logits(self, features: Any) -> Float64[Tensor, "n k"]:
         """Logits (n, K) of features (n, d)."""
-        return torch.as_tensor(features, dtype=torch.float64) @ self.weight.T + self.bias
+        return as_tensor(features, dtype=torch.float64) @ self.weight.T + self.bias
 
     def accuracy(self, features: Any, labels: Any) -> float:
         """Share of features (n, d) whose largest logit is at their label (n,)."""
-        return float((self.logits(features).argmax(1) == torch.as_tensor(labels)).double().mean())
+        return float((self.logits(features).argmax(1) == as_tensor(labels)).double().mean())
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ def check_measurable(moments: ClassMoments) -> list[str]:
     if single:
         notes.append(f"{single} of {moments.classes} classes have one sample; their spread counts as 0")
     if moments.samples - moments.classes < moments.dimension:
-        notes.append(f"{moments.samples} samples in {moments.dimension} dimensions: features look more collapsed than they are")
+        notes.append(
+            f"{moments.samples} samples in {moments.dimension} dimensions: features look more collapsed than they are"
+        )
     return notes
 
 
@@ -174,7 +176,7 @@ def nc1(moments: ClassMoments, weighting: Weighting = "class") -> float:
 
 
 def nc1_ratio(moments: ClassMoments, weighting: Weighting = "class") -> float:
-    """tr Σ_W / tr Σ_B: spread within classes over spread between them, all directions counted alike."""
+    """Tr Σ_W / tr Σ_B: spread within classes over spread between them, all directions counted alike."""
     between = float(moments.between(weighting).square().sum())
     within = float(moments.scatter.trace()) / moments.samples
     return within / between if between_factor(moments, weighting).rank else float("inf")
@@ -241,15 +243,15 @@ def nc2_etf(moments: ClassMoments, weighting: Weighting = "class") -> float:
 def nc3(moments: ClassMoments, head: Head, weighting: Weighting = "class") -> float:
     """Misalignment of classifier and centred class means, ‖WM/‖WM‖ − simplex‖ (Zhu et al. 2021)."""
     _check_head(moments, head)
-    weight = torch.as_tensor(head.weight, dtype=torch.float64, device=moments.means.device)
+    weight = as_tensor(head.weight, dtype=torch.float64, device=moments.means.device)
     return _from_simplex(weight @ _centred_means(moments, weighting).T)
 
 
 def nc4(moments: ClassMoments, head: Head, features: Any) -> float:
     """Share of features (n, d) on which the classifier and the nearest class mean disagree (Papyan et al. 2020)."""
     _check_head(moments, head)
-    rows = torch.as_tensor(features, dtype=torch.float64, device=moments.means.device)
-    by_head = (rows @ torch.as_tensor(head.weight).double().T + torch.as_tensor(head.bias).double()).argmax(1)
+    rows = as_tensor(features, dtype=torch.float64, device=moments.means.device)
+    by_head = (rows @ as_tensor(head.weight).double().T + as_tensor(head.bias).double()).argmax(1)
     centre = moments.global_mean  # distances are taken around it: far offsets would cancel
     by_mean = torch.cdist(rows - centre, moments.means - centre).argmin(1)
     return float((by_head != by_mean).double().mean())

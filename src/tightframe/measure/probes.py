@@ -17,7 +17,7 @@ from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments
+from tightframe.features.moments import ClassMoments, as_tensor
 from tightframe.measure.collapse import Head
 
 PENALTIES = tuple(10.0**power for power in range(-6, 4))
@@ -118,16 +118,18 @@ def cross_validated_ridge(
         classes: K.
         folds: parts to hold out in turn; fewer when the smallest class has fewer samples (at least 2 are needed).
         seed: of the split into folds.
+        penalties: the grid, see ``ridge``.
     """
-    rows, basis = compact(torch.as_tensor(features, dtype=torch.float64))
-    labels = torch.as_tensor(labels).long()
+    rows, basis = compact(as_tensor(features, dtype=torch.float64))
+    labels = as_tensor(labels).long()
     assigned = fold_of(labels.numpy(), folds, seed)
-    parts = [ClassMoments.from_features(rows[assigned == f], labels[assigned == f], classes) for f in np.unique(assigned)]
+    parts = [
+        ClassMoments.from_features(rows[assigned == f], labels[assigned == f], classes) for f in np.unique(assigned)
+    ]
     errors = torch.zeros(len(penalties), dtype=torch.float64)
     correct = torch.zeros(len(penalties), len(rows), dtype=torch.bool)
     targets = torch.eye(classes, dtype=torch.float64)[labels]
-    for fold in range(len(parts)):
-        held = torch.from_numpy(assigned == fold)
+    for fold, held in enumerate(in_fold):
         rest = _merged([part for other, part in enumerate(parts) if other != fold])
         for index, head in enumerate(ridge(rest, penalties)):
             predicted = head.logits(rows[held])

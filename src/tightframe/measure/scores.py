@@ -35,7 +35,7 @@ def logme(moments: ClassMoments) -> float:
     """
     check_measurable(moments)
     problem = _one_hot_regression(moments)
-    alpha, beta, effective = _evidence_fixed_point(problem)
+    alpha, beta = _evidence_fixed_point(problem)
     misfit, size = _solution(problem, alpha, beta)
     samples, values = problem.samples, problem.values
     logdet = (alpha[:, None] + beta[:, None] * values).log().sum(1)
@@ -79,13 +79,12 @@ def _solution(problem: _Regression, alpha: Tensor, beta: Tensor) -> tuple[Tensor
     return misfit, size
 
 
-def _evidence_fixed_point(problem: _Regression) -> tuple[Tensor, Tensor, Tensor]:
-    """α, β and the effective number of parameters γ, each (K,)."""
+def _evidence_fixed_point(problem: _Regression) -> tuple[Tensor, Tensor]:
+    """α and β, each (K,), from the effective number of parameters γ of each class (MacKay 1992)."""
     tiny = torch.finfo(torch.float64).tiny
     alpha = torch.ones_like(problem.outside)
     beta = torch.ones_like(problem.outside)
     floor = problem.samples * torch.finfo(torch.float64).eps  # a perfect fit has no noise: keep β finite
-    effective = alpha
     for _ in range(LOGME_ROUNDS):
         before = alpha / beta
         effective = (problem.values / (before[:, None] + problem.values)).sum(1)
@@ -94,4 +93,4 @@ def _evidence_fixed_point(problem: _Regression) -> tuple[Tensor, Tensor, Tensor]
         beta = (problem.samples - effective).clamp(min=floor) / misfit.clamp(min=floor)
         if bool(((alpha / beta - before).abs() <= LOGME_TOLERANCE * before).all()):
             break
-    return alpha, beta, effective
+    return alpha, beta

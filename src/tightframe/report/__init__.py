@@ -1,0 +1,1 @@
+"""Rows made readable: terminal tables, charts, one self-contained page."""

@@ -14,19 +14,21 @@ from tightframe.report.theme import (
     INK,
     VERMILLION,
     accuracy_scale,
+    accuracy_x,
     apart,
     data,
     finish,
     finite,
     hundredfold,
-    log_scale,
+    log_axis,
     names_axis,
     positive,
     spelled,
     tooltips,
 )
 
-PROBE, TEST = "probe, cross-validated", "test"
+PROBE, TEST = "probe, cross-validated", "test set"
+NC1 = "NC1 (log scale; lower is more collapsed)"
 Chart = Any
 
 
@@ -50,18 +52,11 @@ def _names(names: Sequence[str], title: str) -> Any:
     return alt.Y(field="name", type="nominal", scale=alt.Scale(domain=names, padding=0.3), axis=names_axis(title))
 
 
-def _bars(base: Any, tips: list[Any], scale: Any, colour: Any) -> Any:
+def _bars(base: Any, scale: Any) -> Any:
     """Intervals as rules between ``low`` and ``high``."""
-    return (
-        base.transform_filter("isValid(datum.low) && isValid(datum.high)")
-        .mark_rule(strokeWidth=4, opacity=0.35, strokeCap="round")
-        .encode(
-            x=alt.X(field="low", type="quantitative", scale=scale),
-            x2=alt.X2(field="high"),
-            color=colour,
-            tooltip=tips,
-        )
-    )
+    rules = base.transform_filter("isValid(datum.low) && isValid(datum.high)")
+    rules = rules.mark_rule(strokeWidth=4, opacity=0.35, strokeCap="round")
+    return rules.encode(x=alt.X(field="low", type="quantitative", scale=scale), x2=alt.X2(field="high"))
 
 
 def ranking_chart(rows: Sequence[Row]) -> Chart | None:
@@ -69,27 +64,33 @@ def ranking_chart(rows: Sequence[Row]) -> Chart | None:
     ranked = _best_first(rows, "probe_accuracy", "test_accuracy")
     if not ranked:
         return None
-    names = apart(text(row.get("network")) for row in ranked)
+    names = _network_names(ranked)
     points = [point for name, row in zip(names, ranked, strict=True) for point in _ranking_points(name, row)]
-    kinds = [kind for kind in (PROBE, TEST) if any(point["kind"] == kind for point in points)]
     scale = accuracy_scale(point[end] for point in points for end in ("accuracy", "low", "high"))
-    kind_scale = {"domain": kinds, "range": [BLUE, VERMILLION] if PROBE in kinds else [VERMILLION]}
-    shapes = {"domain": kinds, "range": ["circle", "diamond"] if PROBE in kinds else ["diamond"]}
-    colour = alt.Color(field="kind", type="nominal", scale=alt.Scale(**kind_scale))
-    tips = tooltips(name="Network", kind="Measured on", accuracy_text="Accuracy", interval_text="95 % interval")
+    colour, shape = _kinds({point["kind"] for point in points})
+    tips = tooltips(name="Network", kind="Measured by", accuracy_text="Accuracy", interval_text="95 % interval")
     tips += tooltips(nc1_text="NC1", h_score_text="H-score", logme_text="LogME", parameters_text="Parameters")
     tips += tooltips(seconds_text="Time")
-    base = alt.Chart(data(points)).encode(y=_names(names, "Network"))
-    marks = base.mark_point(size=110).encode(
-        x=accuracy_x("accuracy", scale, "Accuracy (%)"),
-        color=colour,
-        shape=alt.Shape(field="kind", type="nominal", scale=alt.Scale(**shapes)),
-        tooltip=tips,
+    base = alt.Chart(data(points)).encode(y=_names(names, "Network"), color=colour, tooltip=tips)
+    dots = base.mark_point(size=110).encode(x=accuracy_x("accuracy", scale, "Accuracy (%)"), shape=shape)
+    subtitle = "A linear classifier on the frozen features, best network first. Bars: 95 % intervals."
+    return _finish_rows(_bars(base, scale) + dots, names, "Accuracy of each network", subtitle)
+
+
+def _kinds(found: set[str]) -> tuple[Any, Any]:
+    """Colour and shape of what was measured, with a legend where there is something to tell apart."""
+    marks = {PROBE: (BLUE, "circle"), TEST: (VERMILLION, "diamond")}
+    kinds = [kind for kind in marks if kind in found]
+    legend = alt.Legend() if len(kinds) > 1 else None
+    colours, shapes = ([marks[kind][part] for kind in kinds] for part in (0, 1))
+    return (
+        alt.Color(field="kind", type="nominal", scale=alt.Scale(domain=kinds, range=colours), legend=legend),
+        alt.Shape(field="kind", type="nominal", scale=alt.Scale(domain=kinds, range=shapes), legend=legend),
     )
-    subtitle = "Accuracy of a classifier on frozen features, best first. Bars: 95 % intervals."
-    return finish(
-        _bars(base, tips, scale, colour) + marks, "Networks", subtitle, width="container", height=36 * len(names)
-    )
+
+
+def _finish_rows(chart: Any, names: Sequence[str], title: str, subtitle: str) -> Chart:
+    return finish(chart, title, subtitle, width="container", height=36 * len(names))
 
 
 def _ranking_points(name: str, row: Row) -> Iterable[dict[str, Any]]:
@@ -114,16 +115,12 @@ def collapse_chart(rows: Sequence[Row]) -> Chart | None:
     points = [_collapse_point(name, row, key) for name, row in zip(_network_names(kept), kept, strict=True)]
     nc1, accuracy = [point["nc1"] for point in points], [point["accuracy"] for point in points]
     place(points, x="nc1", y="accuracy", log_x=True)
-    base = alt.Chart(data(points)).encode(
-        x=alt.X(
-            field="nc1", type="quantitative", scale=log_scale(nc1), title="NC1 (log scale; lower is more collapsed)"
-        ),
-        y=alt.Y(field="accuracy", type="quantitative", scale=accuracy_scale(accuracy), title=f"{kind} (%)"),
-        tooltip=tooltips(name="Network", nc1_text="NC1", accuracy_text=kind) + tooltips(parameters_text="Parameters"),
-    )
-    marks = base.mark_point(size=110, color=BLUE)
-    subtitle = "Features of networks further left cluster more tightly around their class means."
-    return finish(marks + _labels(base), "Collapse and accuracy", subtitle, width="container", height=340)
+    y = alt.Y(field="accuracy", type="quantitative", scale=accuracy_scale(accuracy), title=f"{kind} (%)")
+    tips = tooltips(name="Network", nc1_text="NC1", accuracy_text=kind, parameters_text="Parameters")
+    base = alt.Chart(data(points)).encode(x=log_axis("nc1", alt.X, nc1, NC1), y=y, tooltip=tips)
+    dots = base.mark_point(size=110, color=BLUE)
+    subtitle = "Pictures of one class lie closer together, against the distance between classes, further left."
+    return finish(dots + _labels(base), "Collapse and accuracy", subtitle, width="container", height=340)
 
 
 def _network_names(rows: Sequence[Row]) -> list[str]:
@@ -145,7 +142,7 @@ def _labels(base: Any) -> Any:
         dx=alt.ExprRef("datum.dx"),
         dy=alt.ExprRef("datum.dy"),
         baseline="middle",
-    ).encode(text=alt.Text(field="name", type="nominal"))
+    ).encode(text=_words("name"))
 
 
 def method_chart(rows: Sequence[Row]) -> Chart | None:
@@ -160,17 +157,13 @@ def method_chart(rows: Sequence[Row]) -> Chart | None:
     tips += tooltips(train_accuracy_text="Training accuracy", nc1_text="NC1", parameters_text="Trained parameters")
     tips += tooltips(share_text="Share of all parameters", seconds_text="Time", rate_text="Learning rate")
     tips += tooltips(decay_text="Weight decay", bytes_text="Saved size")
-    base = alt.Chart(data(points)).encode(y=_names(names, "Method"))
-    marks = base.mark_point(size=110, color=BLUE).encode(
-        x=accuracy_x("accuracy", scale, "Test accuracy (%)"), tooltip=tips
-    )
-    layers = [_bars(base, tips, scale, alt.value(BLUE)), marks]
+    base = alt.Chart(data(points)).encode(y=_names(names, "Method"), color=alt.value(BLUE), tooltip=tips)
+    dots = base.mark_point(size=110).encode(x=accuracy_x("accuracy", scale, "Test accuracy (%)"))
+    layers, subtitle = [_bars(base, scale), dots], "Best first. Bars: 95 % intervals."
     if any(finite(row.get("share")) is not None for row in ranked):
         layers += _beside(base, "share_text", "Trained")
-    subtitle = "Best first. Bars: 95 % intervals. Right: share of the network's parameters that was trained."
-    return finish(
-        alt.layer(*layers), "Ways to fine-tune", subtitle, width="container", height=36 * len(names)
-    ).properties(padding={"left": 5, "top": 5, "bottom": 5, "right": 78})
+        subtitle += " Right: share of the network's parameters that was trained."
+    return _finish_rows(alt.layer(*layers), names, "Test accuracy of each way to fine-tune", subtitle)
 
 
 def _method_name(row: Row) -> str:
@@ -186,11 +179,14 @@ def _method_point(name: str, row: Row) -> dict[str, Any]:
 
 
 def _beside(base: Any, field: str, title: str) -> list[Any]:
-    """A column of text right of the plot, in the padding that the chart leaves there."""
-    style = {"align": "right", "dx": 72, "fontSize": 12}
-    values = base.mark_text(color=INK, **style).encode(x=alt.value("width"), text=alt.Text(field=field, type="nominal"))
+    """A column of text right of the plot."""
+    style = {"align": "right", "dx": 68, "fontSize": 12}
     heading = alt.Chart(data([{"title": title}])).mark_text(color=INK, fontWeight=600, baseline="bottom", **style)
     return [
-        values,
-        heading.encode(x=alt.value("width"), y=alt.value(-10), text=alt.Text(field="title", type="nominal")),
+        base.mark_text(**style).encode(x=alt.value("width"), text=_words(field), color=alt.value(INK)),
+        heading.encode(x=alt.value("width"), y=alt.value(-10), text=_words("title")),
     ]
+
+
+def _words(field: str) -> Any:
+    return alt.Text(field=field, type="nominal")

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from tightframe.report.tables import Row, count, percent, text
-from tightframe.report.theme import BLUE, VERMILLION, data, finish, finite, tooltips
+from tightframe.report.theme import BLUE, VERMILLION, data, finish, finite, thinned, tooltips
 
 Chart = Any
 MOST_NUMBERS = 20
@@ -25,8 +25,9 @@ def confusion_chart(rows: Sequence[Row]) -> Chart | None:
         return None
     step = max(9, min(56, 560 // len(classes)))
     scale, small = alt.Scale(domain=classes, padding=0.04), step < 14
-    axis = {"grid": False, "ticks": False, "domain": False, "labelFontSize": 8 if small else 12, "labelOverlap": True}
-    across = alt.Axis(title="Predicted class", labelAngle=-50, **axis)
+    axis = {"grid": False, "ticks": False, "domain": False, "labelFontSize": 8 if small else 12, "labelOverlap": False}
+    shown = thinned(len(classes), "width")
+    across = alt.Axis(title="Predicted class", labelAngle=-50, labelExpr=shown, **axis)
     down = alt.Axis(title="Actual class", titleAlign="right", titleX=-6, **axis)
     base = alt.Chart(data(filled)).encode(
         x=alt.X(field="predicted", type="nominal", scale=scale, axis=across),
@@ -35,12 +36,16 @@ def confusion_chart(rows: Sequence[Row]) -> Chart | None:
     )
     layers = [_shaded(base, "datum.right", BLUE), _shaded(base, "!datum.right", VERMILLION)]
     if len(classes) <= MOST_NUMBERS:
-        layers.append(_counts(base))
+        layers.append(_counts(base, len(classes)))
     subtitle = "Blue: right. Orange: mistaken. Darker: a larger share of the actual class."
     side = step * len(classes)
     return finish(
-        alt.layer(*layers).resolve_scale(color="independent"), "Confusions", subtitle, width="container", height=side
-    ).properties(usermeta={"tightframe": {"maxWidth": max(side + 160, 320)}})
+        alt.layer(*layers).resolve_scale(color="independent"),
+        "Actual and predicted classes",
+        subtitle,
+        width="container",
+        height=side,
+    ).properties(usermeta={"tightframe": {"maxWidth": max(side + 160, 320), "minHeight": min(side, 22 * len(classes))}})
 
 
 def _confusion_cell(actual: str, predicted: str, amount: float, total: float) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def _shaded(base: Any, which: str, colour: str) -> Any:
     return base.transform_filter(which).mark_rect(cornerRadius=2).encode(color=fill)
 
 
-def _counts(base: Any) -> Any:
+def _counts(base: Any, classes: int) -> Any:
     dark = alt.condition("datum.share > 0.4", alt.value("white"), alt.value("#1f2328"))
     number = alt.Text(field="count_text", type="nominal")
-    return base.mark_text(fontSize=12).encode(text=number, color=dark)
+    return base.mark_text(fontSize=alt.ExprRef(f"min(13, width / {classes} * 0.42)")).encode(text=number, color=dark)

@@ -19,15 +19,16 @@ from tightframe.report.theme import (
     finish,
     finite,
     hundredfold,
-    log_scale,
+    log_axis,
     positive,
     spelled,
+    thinned,
     tooltips,
 )
 
 Chart = Any
 TRAINING, VALIDATION = "training", "validation"
-MOST_POINTS = 40
+MOST_POINTS, ROOM = 12, 640
 
 
 def layer_chart(rows: Sequence[Row]) -> Chart | None:
@@ -41,8 +42,12 @@ def layer_chart(rows: Sequence[Row]) -> Chart | None:
     if len(pairs) > 1:
         pairs = [(name, [first.properties(title=name), *rest]) for name, (first, *rest) in pairs]
     panels = itertools.chain.from_iterable(pair for _, pair in pairs)
-    subtitle = "From the first layer to the last. The dashed line marks the layer that was chosen."
-    return finish(alt.vconcat(*panels, spacing=30), "Layers", subtitle)
+    subtitle = "From the first layer to the last."
+    if any(row.get("chosen") for row in measured):
+        subtitle += " The dashed line marks the layer that was chosen."
+    return finish(alt.vconcat(*panels, spacing=30), "NC1 and probe accuracy by layer", subtitle).add_params(
+        alt.param(name="room", value=ROOM)
+    )
 
 
 def _layer_panels(rows: Sequence[Row]) -> list[Any]:
@@ -53,8 +58,10 @@ def _layer_panels(rows: Sequence[Row]) -> list[Any]:
     for index, point in enumerate(points):
         point["align"] = "left" if 2 * index < len(points) else "right"
     drawn = [kind for kind in ("accuracy", "nc1") if any(point[kind] is not None for point in points)]
-    panels = {"accuracy": _layer_accuracy, "nc1": _layer_collapse}
-    return [_layer_panel(points, names, panels[kind], named=kind == drawn[-1]) for kind in drawn]
+    return [
+        _layer_panel(points, kind, _depth(names, kind == drawn[-1]), label=index == 0)
+        for index, kind in enumerate(drawn)
+    ]
 
 
 def _layer_point(name: str, row: Row) -> dict[str, Any]:
@@ -64,47 +71,44 @@ def _layer_point(name: str, row: Row) -> dict[str, Any]:
     return {"name": name, "chosen": chosen, "chosen_text": "yes" if chosen else "no", **measured, **facts}
 
 
-def _layer_accuracy(values: Sequence[float]) -> Any:
-    return alt.Y(field="accuracy", type="quantitative", scale=accuracy_scale(values), title="Probe accuracy (%)")
+def _layer_measure(kind: str, values: Sequence[float], **axis: Any) -> Any:
+    if kind == "nc1":
+        return log_axis("nc1", alt.Y, values, "NC1 (log scale; lower is more collapsed)", **axis)
+    axis = alt.Axis(title="Probe accuracy (%)", **axis)
+    return alt.Y(field=kind, type="quantitative", scale=accuracy_scale(values), axis=axis)
 
 
-def _layer_collapse(values: Sequence[float]) -> Any:
-    title = "NC1 (log scale; lower is more collapsed)"
-    return alt.Y(field="nc1", type="quantitative", scale=log_scale(values), title=title)
-
-
-def _layer_panel(points: Sequence[dict[str, Any]], names: Sequence[str], axis: Any, *, named: bool) -> Any:
-    key = "accuracy" if axis is _layer_accuracy else "nc1"
-    kept = [point for point in points if point[key] is not None]
+def _layer_panel(points: Sequence[dict[str, Any]], kind: str, depth: Any, *, label: bool) -> Any:
+    kept = [point for point in points if point[kind] is not None]
+    above = {"titleY": -28} if label else {}
+    y = _layer_measure(kind, [point[kind] for point in kept], **above)
     tips = tooltips(name="Layer", position_text="Position", dimension_text="Features", nc1_text="NC1")
     tips += tooltips(probe_accuracy_text="Probe accuracy", chosen_text="Chosen")
-    depth = alt.X(field="name", type="nominal", scale=alt.Scale(domain=names), axis=_depth_axis(named))
-    y = axis([point[key] for point in kept])
-    base = alt.Chart(data(kept)).encode(x=depth)
-    line = base.mark_line(color=BLUE).encode(y=y)
+    base = alt.Chart(data(kept)).encode(x=depth, y=y)
     shade = alt.condition("datum.chosen", alt.value(VERMILLION), alt.value(BLUE))
     large = alt.condition("datum.chosen", alt.value(170), alt.value(60))
-    dots = base.mark_point().encode(y=y, color=shade, size=large, tooltip=tips)
+    dots = base.mark_point().encode(color=shade, size=large, tooltip=tips)
     chosen = alt.Chart(data(point for point in points if point["chosen"])).encode(x=depth)
-    layers = [chosen.mark_rule(color=VERMILLION, strokeDash=[4, 4]), line, dots, _chosen_label(chosen)]
-    return alt.layer(*layers).properties(width=640, height=190)
+    layers = [chosen.mark_rule(color=VERMILLION, strokeDash=[4, 4]), base.mark_line(color=BLUE), dots]
+    layers += [_chosen_label(chosen)] if label else []
+    return alt.layer(*layers).properties(width=ROOM, height=190)
 
 
 def _chosen_label(chosen: Any) -> Any:
-    """The chosen layer's name at the top of its line, on the side where there is room."""
-    style = {"color": VERMILLION, "fontWeight": 600, "fontSize": 12, "baseline": "top"}
-    side = {"align": alt.ExprRef("datum.align"), "dx": alt.ExprRef("datum.align === 'left' ? 8 : -8")}
-    return chosen.mark_text(**style, **side, limit=alt.ExprRef("width / 2")).encode(
-        y=alt.value(0), text=alt.Text(field="name", type="nominal")
-    )
+    """The chosen layer's name on top of its line, on the side where there is room."""
+    side = {"align": alt.ExprRef("datum.align"), "dx": alt.ExprRef("datum.align === 'left' ? -4 : 4")}
+    label = chosen.mark_text(color=VERMILLION, fontWeight=600, fontSize=12, baseline="bottom", dy=-5, **side)
+    return label.encode(y=alt.value(0), text=alt.Text(field="name", type="nominal"))
 
 
-def _depth_axis(named: bool) -> Any:
+def _depth(names: Sequence[str], named: bool) -> Any:
     """Layer names, cut at the front where they are long: what tells them apart is at the end."""
-    if not named:
-        return alt.Axis(title=None, labels=False, ticks=False, grid=False)
-    tail = "length(datum.label) > 20 ? '…' + slice(datum.label, -19) : datum.label"
-    return alt.Axis(title="Layer, by depth", labelAngle=-50, labelExpr=tail, labelOverlap="greedy", grid=False)
+    axis = alt.Axis(title=None, labels=False, ticks=False, grid=False)
+    if named:
+        tail = "(length(datum.label) > 20 ? '…' + slice(datum.label, -19) : datum.label)"
+        shown = thinned(len(names), "(room - 70)", tail)
+        axis = alt.Axis(title="Layer, by depth", labelAngle=-50, labelExpr=shown, labelOverlap=False, grid=False)
+    return alt.X(field="name", type="nominal", scale=alt.Scale(domain=names), axis=axis)
 
 
 def curve_chart(rows: Sequence[Row]) -> Chart | None:
@@ -119,13 +123,11 @@ def curve_chart(rows: Sequence[Row]) -> Chart | None:
     )
     accuracies = [point for row in measured for point in _accuracy_points(row)]
     collapses = [point for row in measured for point in _collapse_points(row)]
-    panels = []
-    if accuracies:
-        panels.append(_accuracy_panel(accuracies, colour))
-    if collapses:
-        panels.append(_collapse_panel(collapses, colour))
-    subtitle = "Solid: validation. Dashed: training."
-    return finish(alt.concat(*panels, columns=2, spacing=40), "Training", subtitle) if panels else None
+    panels = [_accuracy_panel(accuracies, colour)] if accuracies else []
+    panels += [_collapse_panel(collapses, colour)] if collapses else []
+    splits = {point["split"] for point in accuracies}
+    subtitle = "Solid: validation. Dashed: training." if VALIDATION in splits else "On the training pictures."
+    return finish(alt.concat(*panels, columns=2, spacing=40), "While training", subtitle) if panels else None
 
 
 def _colours(amount: int) -> list[str]:
@@ -168,35 +170,24 @@ def _lines(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _accuracy_panel(points: Sequence[dict[str, Any]], colour: Any) -> Any:
     scale = accuracy_scale(point["accuracy"] for point in points)
+    y = alt.Y(field="accuracy", type="quantitative", scale=scale, title="Accuracy (%)")
+    compared = any(point["split"] == VALIDATION for point in points)
+    splits = {TRAINING: [4, 4], VALIDATION: [1, 0]} if compared else {TRAINING: [1, 0]}
+    dash = alt.Scale(domain=list(splits), range=list(splits.values()))
+    stroke = alt.StrokeDash(field="split", type="nominal", scale=dash, legend=None)
+    opacity = alt.condition(f"datum.split === '{TRAINING}'", alt.value(0.7 if compared else 1), alt.value(1))
     tips = tooltips(
         method="Method", split="Measured on", epoch_text="Epoch", accuracy_text="Accuracy", loss_text="Loss"
     )
-    dash = alt.Scale(domain=[TRAINING, VALIDATION], range=[[4, 4], [1, 0]])
-    return (
-        alt.Chart(data(points))
-        .mark_line(**_lines(points))
-        .encode(
-            x=_epochs(),
-            y=alt.Y(field="accuracy", type="quantitative", scale=scale, title="Accuracy (%)"),
-            color=colour,
-            strokeDash=alt.StrokeDash(field="split", type="nominal", scale=dash, legend=None),
-            tooltip=tips,
-        )
-        .properties(width=300, height=260)
-    )
+    return _panel(points, colour, tips, y).encode(strokeDash=stroke, opacity=opacity)
 
 
 def _collapse_panel(points: Sequence[dict[str, Any]], colour: Any) -> Any:
-    scale = log_scale([point["nc1"] for point in points])
+    y = log_axis("nc1", alt.Y, [point["nc1"] for point in points], "NC1 (log scale)")
     tips = tooltips(method="Method", epoch_text="Epoch", nc1_text="NC1", train_loss_text="Training loss")
-    return (
-        alt.Chart(data(points))
-        .mark_line(**_lines(points))
-        .encode(
-            x=_epochs(),
-            y=alt.Y(field="nc1", type="quantitative", scale=scale, title="NC1 (log scale)"),
-            color=colour,
-            tooltip=tips,
-        )
-        .properties(width=300, height=260)
-    )
+    return _panel(points, colour, tips, y)
+
+
+def _panel(points: Sequence[dict[str, Any]], colour: Any, tips: list[Any], y: Any) -> Any:
+    lines = alt.Chart(data(points)).mark_line(**_lines(points))
+    return lines.encode(x=_epochs(), y=y, color=colour, tooltip=tips).properties(width=300, height=260)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ def escape(value: Any) -> str:
     return html.escape("" if value is None or value == "" else text(value), quote=True)
 
 
+def breakable(value: Any) -> str:
+    """``value`` escaped, with places to break lines after its own punctuation."""
+    return re.sub(r"([._/-])", r"\1<wbr>", escape(value))
+
+
 def paragraphs(words: str) -> str:
     """One paragraph for each block of text between blank lines."""
     return "".join(f"<p>{escape(block)}</p>" for block in words.split("\n\n") if block.strip())
@@ -35,26 +41,30 @@ def grid(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 
 def _aligned(column: Column) -> str:
-    return ' class="number"' if column.right else ""
+    return f' class="{"number" if column.right else "words"}"'
 
 
 def _measured(columns: Sequence[Column], row: Row) -> str:
-    name, *rest = columns
-    cells = "".join(f"<td{_aligned(column)}>{escape(column.cell(row))}</td>" for column in rest)
-    return f'<tr><th scope="row"{_aligned(name)}>{escape(name.cell(row))}</th>{cells}</tr>'
+    first, *rest = columns
+    cells = "".join(f"<td{_aligned(column)}>{_cell(column, row)}</td>" for column in rest)
+    return f'<tr><th scope="row"{_aligned(first)}>{_cell(first, row)}</th>{cells}</tr>'
+
+
+def _cell(column: Column, row: Row) -> str:
+    return escape(column.cell(row)) if column.right else breakable(column.cell(row))
 
 
 def _error(columns: Sequence[Column], row: Row) -> str:
-    name, message = escape(columns[0].cell(row)), f"✗ {escape(row['error'])}"
+    who, message = _cell(columns[0], row), f"✗ {escape(row['error'])}"
     if len(columns) == 1:
-        return f'<tr class="error"><th scope="row">{name}<br>{message}</th></tr>'
-    return f'<tr class="error"><th scope="row">{name}</th><td colspan="{len(columns) - 1}">{message}</td></tr>'
+        return f'<tr class="error"><th scope="row">{who}<br>{message}</th></tr>'
+    return f'<tr class="error"><th scope="row">{who}</th><td colspan="{len(columns) - 1}">{message}</td></tr>'
 
 
 def pairs(values: Mapping[str, Any]) -> str:
     """A table of names and values."""
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(_listed(of))}</td></tr>' for name, of in values.items()
+        f'<tr><th scope="row">{breakable(key)}</th><td>{escape(_listed(of))}</td></tr>' for key, of in values.items()
     )
     return f"<table><tbody>{rows}</tbody></table>"
 
@@ -69,14 +79,14 @@ def gallery(rows: Sequence[Row]) -> str:
 
 
 def _sample(row: Row) -> str:
-    actual, predicted, path = row.get("actual"), escape(row.get("predicted")), escape(row.get("path"))
+    actual, predicted, path = row.get("actual"), breakable(row.get("predicted")), row.get("path")
     verdict, mark, says = _verdict(row)
     coarse = ' class="coarse"' if max(row["picture"].size) <= COARSE else ""
-    image = f'<img{coarse} src="{_data_uri(row["picture"])}" alt="{path}">'
+    image = f'<img{coarse} src="{_data_uri(row["picture"])}" alt="{escape(path)}">'
     frame = f'<div class="frame">{image}<span class="mark" role="img" aria-label="{says}">{mark}</span></div>'
-    truth = f'<br><span class="muted">is</span> <b>{escape(actual)}</b>' if verdict == "wrong" else ""
-    words = f'<b>{predicted}</b> <span class="muted">{percent(row.get("probability"))}</span>{truth}'
-    return f'<li class="{verdict}">{frame}{words}<span class="path">{path}</span></li>'
+    truth = f'<br><span class="muted">is</span> <b>{breakable(actual)}</b>' if verdict == "wrong" else ""
+    words = f'<b>{predicted}</b> <span class="share">{percent(row.get("probability"))}</span>{truth}'
+    return f'<li class="{verdict}">{frame}{words}<span class="path">{breakable(path)}</span></li>'
 
 
 def _verdict(row: Row) -> tuple[str, str, str]:

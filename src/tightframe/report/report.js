@@ -20,6 +20,8 @@
       spec.config.axisX = { ...spec.config.axisX, labelLimit: 110 };
       if (spec.concat) spec.columns = 1;
     }
+    const { maxWidth, minHeight } = (spec.usermeta || {}).tightframe || {};
+    if (width < maxWidth) spec.height = Math.max(minHeight, Math.round(spec.height * (width / maxWidth)));
     return spec;
   }
 
@@ -32,11 +34,12 @@
     const parts = panels(spec);
     if (!parts.length) return vegaEmbed(place, spec, options);
     const columns = spec.hconcat ? parts.length : spec.concat || spec.facet ? spec.columns || 1 : 1;
+    (spec.params || []).filter((param) => param.name === "room").forEach((param) => (param.value = width));
     const resize = (size) => parts.forEach((part) => (part.width = Math.max(80, Math.floor(size))));
     const guess = width / columns - 60;
     resize(guess);
     const first = await vegaEmbed(place, spec, options);
-    const drawn = place.querySelector("svg").viewBox.baseVal.width;
+    const drawn = place.querySelector("svg.marks").viewBox.baseVal.width;
     resize(guess - (drawn - width) / columns);
     first.finalize();
     return vegaEmbed(place, spec, options);

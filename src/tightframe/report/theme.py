@@ -90,13 +90,13 @@ def hundredfold(value: Any) -> float | None:
     return None if amount is None else 100 * amount
 
 
-def log_axis(field: str, channel: Any, values: Sequence[float], title: str) -> Any:
+def log_axis(field: str, channel: Any, values: Sequence[float], title: str, **options: Any) -> Any:
     """A log axis around positive ``values``, with room to either side even if they are all the same."""
     low, high = math.log10(min(values)), math.log10(max(values))
     room = max((high - low) * 0.08, 0.12)
-    low, high = max(low - room, -300), min(high + room, 300)
+    low, high = max(low - room, -300.0), min(high + room, 300.0)
     scale = alt.Scale(type="log", domain=[10**low, 10**high], nice=False, clamp=True)
-    axis = alt.Axis(title=title, values=_log_ticks(low, high), format="~g")
+    axis = alt.Axis(title=title, values=_log_ticks(low, high), format="~g", **options)
     return channel(field=field, type="quantitative", scale=scale, axis=axis)
 
 
@@ -125,7 +125,7 @@ def accuracy_x(field: str, scale: Any, title: str) -> Any:
 
 def thinned(amount: int, width: str, label: str = "datum.label") -> str:
     """An expression for slanted labels: every one where ``width`` has room, else every so many, the last always."""
-    every, back = f"ceil({16 * amount} / {width})", f"round((1 - datum.index) * {amount - 1})"
+    every, back = f"ceil({19 * amount} / {width})", f"round((1 - datum.index) * {amount - 1})"
     return f"{back} % {every} === 0 ? {label} : ''"
 
 

@@ -1,0 +1,1 @@
+"""Where things come from: pictures and backbones."""

@@ -8,8 +8,8 @@
 =================================  ====================================================================
 
 A builder's module says what pictures it expects in an attribute ``pretrained_cfg`` (timm's convention: ``input_size``,
-``mean``, ``std``, ``crop_pct``, ``interpolation``); the arguments ``input_size``, ``mean`` and ``std`` say it instead, or
-override it.
+``mean``, ``std``, ``crop_pct``, ``interpolation``); the arguments ``input_size``, ``mean`` and ``std`` say it instead,
+or override it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from tightframe.errors import HubUnreachable, ModelError
@@ -62,7 +63,9 @@ def load_backbone(
         HubUnreachable: weights have to be fetched and can't be.
         LayerNotFound: a name in ``layers`` is not a module, or can't be read.
     """
-    module, preprocessing = _build(uri, pretrained)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # random weights are the same every time: results on them can be repeated and resumed
+        module, preprocessing = _build(uri, pretrained)
     preprocessing = _overridden(uri, preprocessing, input_size, mean, std)
     module = module.eval().requires_grad_(False)
     anatomy = Anatomy(module, preprocessing.input_size, tuple(layers) if layers else None)
@@ -168,7 +171,8 @@ def _function(path: Path, name: str) -> Callable[..., Any]:
     unique = f"tightframe_builder_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if unique not in sys.modules:
         spec = importlib.util.spec_from_file_location(unique, path)
-        assert spec is not None and spec.loader is not None, "a .py file always has a loader"
+        assert spec is not None, "a .py file always has a loader"
+        assert spec.loader is not None
         sys.modules[unique] = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look it up
         try:
             spec.loader.exec_module(sys.modules[unique])
@@ -249,8 +253,8 @@ def _overridden(
                 "--input-size, --mean and --std"
             )
         return _checked(Preprocessing((size[0], size[1]), tuple(mean), tuple(std), crop_pct=1.0))
-    changes: dict[str, Any] = {"input_size": size, "mean": mean, "std": std}
-    return _checked(replace(preprocessing, **{key: tuple(value) for key, value in changes.items() if value}))
+    changes: dict[str, Any] = {"input_size": size, "mean": mean and tuple(mean), "std": std and tuple(std)}
+    return _checked(replace(preprocessing, **{key: value for key, value in changes.items() if value}))
 
 
 def _checked(preprocessing: Preprocessing) -> Preprocessing:

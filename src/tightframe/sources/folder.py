@@ -19,24 +19,22 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tightframe.errors import BadPicture, DataError
-from tightframe.protocols import ImageSplits
+from tightframe.protocols import ImageSplits, Progress, silent
 from tightframe.sources.pictures import PICTURE_SUFFIXES, open_picture
 from tightframe.sources.selection import Subset, check_share, stratified
 
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """``progress(iterable, description, total)``: hands on what ``iterable`` yields and may show how far it is."""
 
 _HELD_OUT = ("test", "val", "valid", "validation")
@@ -98,18 +96,13 @@ class FolderImages:
         return open_picture(self.root / self.identifiers[index])
 
 
-def no_progress(iterable: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-    """Hand on ``iterable`` and show nothing."""
-    return iterable
-
-
 def load_folder(
     root: Path,
     *,
     test_share: float = 0.25,
     seed: int = 0,
     skip_bad: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress = silent,
 ) -> ImageSplits:
     """The labelled pictures below ``root``, in either layout.
 

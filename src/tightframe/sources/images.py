@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tightframe.protocols import ImageSplits
+from tightframe.protocols import ImageSplits, Progress, silent
 from tightframe.sources import selection
 from tightframe.sources.digits import load_digits_images
-from tightframe.sources.folder import Progress, load_folder, no_progress
+from tightframe.sources.folder import load_folder
 from tightframe.sources.selection import check_share, check_shots
 
 
@@ -25,7 +25,7 @@ def load_images(
     seed: int = 0,
     shots: int | None = None,
     skip_bad: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress = silent,
 ) -> ImageSplits:
     """Labelled pictures for training, and for testing where there are any.
 

@@ -38,7 +38,7 @@ class Subset:
     name: str = ""
 
     def __post_init__(self) -> None:
-        indices = np.array(self.indices)
+        indices = np.asarray(self.indices)
         if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
             raise DataError(f"indices must be a list of whole numbers; got {indices.dtype} of shape {indices.shape}")
         indices = indices.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Adapting a backbone: what is trained, the skip connection, the loop, the saved folder."""

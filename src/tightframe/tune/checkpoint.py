@@ -51,7 +51,7 @@ class Description:
 
 
 def write(folder: Path, network: TunableNetwork, description: Description) -> None:
-    """Save ``network`` into ``folder``, made if need be. The description is written last: without it, nothing counts."""
+    """Save ``network`` into ``folder``, made if need be; the description last, since nothing counts without it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.changed_state().items()}
@@ -68,7 +68,9 @@ def read(folder: Path) -> Description:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SavedError(f"{folder} holds no {DESCRIPTION}; give the folder that `tightframe tune --out` wrote") from None
+        raise SavedError(
+            f"{folder} holds no {DESCRIPTION}; give the folder that `tightframe tune --out` wrote"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise SavedError(f"{path} can't be read ({type(error).__name__}); it is damaged") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
@@ -93,7 +95,11 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
             f"{backbone.name} has {backbone.fingerprint[:12]}…: fetch those weights again and name them with --model"
         )
     network = TunableNetwork(
-        backbone, method_named(description.method), description.layer, len(description.classes), description.pool  # type: ignore[arg-type]
+        backbone,
+        method_named(description.method),
+        description.layer,
+        len(description.classes),
+        description.pool,  # type: ignore[arg-type]
     )
     expected = network.changed_state()
     path = folder / TENSORS

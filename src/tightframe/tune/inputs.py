@@ -18,7 +18,7 @@ class PixelInputs:
 
     pixels: Pixels
 
-    def batches(self, order: Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
+    def batches(self, order: np.ndarray | Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Indices and inputs in the order given."""
         for indices, batch in self.pixels.batches(order, size):
             inputs = self.pixels.preprocessing.normalise(batch)
@@ -31,7 +31,7 @@ class FeatureInputs:
 
     features: np.ndarray
 
-    def batches(self, order: Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
+    def batches(self, order: np.ndarray | Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Indices and features (b, d) in the order given."""
         for start in range(0, len(order), size):
             indices = [int(i) for i in order[start : start + size]]

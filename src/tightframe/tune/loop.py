@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,22 +34,38 @@ class Diverged(TightframeError):
     """The loss became infinite or NaN."""
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """A network with a linear head, and what of it training changes."""
 
     head: nn.Linear
 
-    def features(self, inputs: Tensor, /) -> Tensor: ...
-    def changed_state(self) -> dict[str, Tensor]: ...
-    def load_changed_state(self, tensors: dict[str, Tensor], /) -> None: ...
-    def train(self, mode: bool = True, /) -> Any: ...
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def features(self, inputs: Tensor, /) -> Tensor:
+        """What the head sees, (n, d)."""
+        ...
+
+    def changed_state(self) -> dict[str, Tensor]:
+        """All that training changes, by name."""
+        ...
+
+    def load_changed_state(self, tensors: dict[str, Tensor], /) -> None:
+        """Put back what ``changed_state`` gave."""
+        ...
+
+    def train(self, mode: bool = True, /) -> Any:
+        """Switch what is trained between training and eval mode."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters; those with gradients are trained."""
+        ...
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Where batches come from: pictures made ready, or features already computed."""
 
-    def batches(self, order: Sequence[int], size: int, /) -> Iterator[tuple[list[int], Tensor]]:
+    def batches(self, order: np.ndarray | Sequence[int], size: int, /) -> Iterator[tuple[list[int], Tensor]]:
         """Indices and inputs, ``size`` at a time, in the order given."""
         ...
 
@@ -120,7 +136,12 @@ def fit(
 
 
 def predict_logits(
-    network: Trainable, inputs: Inputs, order: Sequence[int], batch_size: int, device: torch.device, precision: str
+    network: Trainable,
+    inputs: Inputs,
+    order: np.ndarray | Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    precision: str,
 ) -> Tensor:
     """Logits (n, K) of the inputs in ``order``, in eval mode, on the CPU."""
     features = predict_features(network, inputs, order, batch_size, device, precision)
@@ -128,7 +149,12 @@ def predict_logits(
 
 
 def predict_features(
-    network: Trainable, inputs: Inputs, order: Sequence[int], batch_size: int, device: torch.device, precision: str
+    network: Trainable,
+    inputs: Inputs,
+    order: np.ndarray | Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    precision: str,
 ) -> Tensor:
     """Features (n, d) that the head sees, in eval mode, on the CPU."""
     network.train(False)
@@ -165,7 +191,9 @@ def _train_epoch(
                 logits = network.head(features).float()
                 loss = functional.cross_entropy(logits, target)
             if not torch.isfinite(loss.detach()):
-                raise Diverged(f"the loss became {float(loss.detach())} in epoch {epoch} at rate {recipe.rate}: try a lower rate")
+                raise Diverged(
+                    f"the loss became {float(loss.detach())} in epoch {epoch} at rate {recipe.rate}: try a lower rate"
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -250,7 +278,9 @@ class _Checkpoint:
         found = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("state.")}
         if metadata.get("identity") != self.identity or expected != found:
             return []
-        self.network.load_changed_state({name.removeprefix("state."): t for name, t in tensors.items() if name in found})
+        self.network.load_changed_state(
+            {name.removeprefix("state."): t for name, t in tensors.items() if name in found}
+        )
         for index, parameter in enumerate(self.parameters):
             if f"momentum.{index}" in tensors:
                 buffer = tensors[f"momentum.{index}"].to(parameter.device)

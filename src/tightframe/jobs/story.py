@@ -1,0 +1,135 @@
+"""The report of a transfer run, told in order: which network, which layer, how it trained, how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tightframe.jobs.run import Row
+from tightframe.protocols import ImageData, ImageSplits
+from tightframe.report.charts import (
+    collapse_chart,
+    confusion_chart,
+    curve_chart,
+    layer_chart,
+    method_chart,
+    ranking_chart,
+)
+from tightframe.report.columns import LAYERS, METHODS, RANKING, with_interval
+from tightframe.report.page import Grid, Samples, Section, write_report
+
+if TYPE_CHECKING:
+    from tightframe.jobs.transfer import Transfer
+
+SAMPLES = 12
+
+
+def write_story(path: Path, data: ImageSplits, run: Transfer, histories: dict[str, list[Row]]) -> None:
+    """Write the report of ``run`` to ``path``."""
+    sections = [_networks(run), _layers(run), _training(histories), _methods(run)]
+    if data.test is not None:
+        probabilities = run.tuned.probabilities(data.test)
+        sections += [_confusion(run, data.test, probabilities), _samples(run, data.test, probabilities)]
+    write_report(
+        path,
+        title=f"{data.name}: which network, which layer, how well",
+        summary=run.result.notes,
+        sections=sections,
+        settings=run.result.settings,
+        versions=run.result.versions,
+    )
+
+
+def _networks(run: Transfer) -> Section:
+    rows = run.ranking.rows
+    words = (
+        "Each network's penultimate features of the training pictures, judged by a ridge probe held out five times. "
+        "NC1 says how tightly they cluster by class: lower is tighter. Test accuracy is shown and never used to choose."
+    )
+    grid = Grid(RANKING, with_interval(rows, "probe_low", "probe_high"))
+    return Section("Which network", words, [ranking_chart(rows), collapse_chart(rows), grid])
+
+
+def _layers(run: Transfer) -> Section:
+    words = (
+        "NC1 and probe accuracy after every block, in the order in which they run. The block marked is the one tuned: "
+        "the most collapsed of those which, with the new head, own at most a tenth of all parameters."
+    )
+    grid = Grid(LAYERS, with_interval(run.layers, "probe_low", "probe_high"))
+    return Section("Which layer", words, [layer_chart(run.layers), grid])
+
+
+def _training(histories: dict[str, list[Row]]) -> Section:
+    rows = [row | {"method": method} for method, history in histories.items() for row in _shown_trial(history)]
+    words = (
+        "The rate and decay chosen, trained on the part of the training pictures that left some out to validate on. "
+        "NC1 is that of the features which the head sees."
+    )
+    return Section("How it trained", words, [curve_chart(rows)])
+
+
+def _shown_trial(history: Sequence[Row]) -> list[Row]:
+    """The epochs of the trial that was chosen; of the final training if nothing was searched."""
+    final = [row for row in history if row["phase"] == "final"]
+    chosen = [
+        row
+        for row in history
+        if row["phase"] == "search" and (row["start_rate"], row["decay"]) == (final[0]["start_rate"], final[0]["decay"])
+    ]
+    return chosen or final
+
+
+def _methods(run: Transfer) -> Section:
+    words = (
+        "All methods on the same pictures, each with its own best rate and decay, then trained on all training "
+        "pictures. Intervals are exact 95 % binomial intervals over the test pictures."
+    )
+    grid = Grid(METHODS, with_interval(run.methods, "test_low", "test_high"))
+    return Section("How to tune it", words, [method_chart(run.methods), grid])
+
+
+def _confusion(run: Transfer, test: ImageData, probabilities: np.ndarray) -> Section:
+    rows = confusion_rows(test.labels, probabilities.argmax(1), test.classes)
+    name = run.tuned.network.method.name
+    return Section(
+        "Where it errs", f"Test pictures of each class and what {name} took them for.", [confusion_chart(rows)]
+    )
+
+
+def _samples(run: Transfer, test: ImageData, probabilities: np.ndarray) -> Section:
+    """A few test pictures: half of them the most confident mistakes, the rest spread over the set."""
+    predicted = probabilities.argmax(1)
+    confidence = probabilities.max(1)
+    wrong = np.flatnonzero(predicted != test.labels)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: SAMPLES // 2]
+    right = np.flatnonzero(predicted == test.labels)
+    spread = (
+        right[np.linspace(0, len(right) - 1, min(SAMPLES - len(wrong), len(right))).astype(int)]
+        if len(right)
+        else right
+    )
+    rows = [
+        {
+            "picture": test[int(i)],
+            "path": test.identifiers[i],
+            "actual": test.classes[test.labels[i]],
+            "predicted": test.classes[predicted[i]],
+            "probability": float(confidence[i]),
+        }
+        for i in (*spread, *wrong)
+    ]
+    return Section("What it says", "Test pictures, its surest mistakes last.", [Samples(rows)])
+
+
+def confusion_rows(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[Row]:
+    """How often each actual class was predicted as each: rows ``actual``, ``predicted``, ``count``."""
+    table = np.zeros((len(classes), len(classes)), dtype=int)
+    np.add.at(table, (labels, predicted), 1)
+    return [
+        {"actual": classes[i], "predicted": classes[j], "count": int(table[i, j])}
+        for i in range(len(classes))
+        for j in range(len(classes))
+    ]

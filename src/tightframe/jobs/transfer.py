@@ -1,0 +1,185 @@
+"""The main job: from pictures and a list of networks to a chosen, tuned, saved network and a report.
+
+Everything lands in one folder, and a run that was stopped at any moment goes on from there: finished networks,
+features and trainings are reused, the training that was cut off goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from tightframe.errors import ModelError, SettingsError
+from tightframe.features.extract import Running, extract
+from tightframe.features.store import FeatureStore
+from tightframe.jobs.measure import layer_rows
+from tightframe.jobs.rank import rank
+from tightframe.jobs.run import Result, Row, Run, fingerprint_of, write_whole
+from tightframe.jobs.story import write_story
+from tightframe.jobs.tune import Plan, choose_layer, tune
+from tightframe.jobs.tuned import Tuned
+from tightframe.protocols import Backbone, ImageSplits
+from tightframe.sources.backbones import load_backbone
+from tightframe.tune.methods import METHODS, method_named
+
+MAIN = "scl"
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """What ``transfer`` made: rows of every step, the tuned network, and where it all is.
+
+    Attributes:
+        folder: holds ``report.html``, ``result.json`` and a saved folder for each method.
+        ranking: rows of ``rank``.
+        layers: rows of ``measure`` for the network chosen.
+        methods: a row a method: accuracies, NC1, share of parameters, seconds.
+        tuned: the network tuned by SCL (or by the first of the methods asked for).
+        result: everything above as one ``Result``.
+    """
+
+    folder: Path
+    ranking: Result
+    layers: list[Row]
+    methods: list[Row]
+    tuned: Tuned
+    result: Result
+
+
+def transfer(
+    data: ImageSplits,
+    models: Sequence[str | Backbone],
+    *,
+    out: Path | str,
+    methods: Sequence[str] = tuple(METHODS),
+    layer: str = "auto",
+    by: str = "probe_accuracy",
+    plan: Plan | None = None,
+    model_options: dict[str, Any] | None = None,
+    **running: Unpack[Running],
+) -> Transfer:
+    """Rank the networks, choose one and its layer, tune it by every method asked for, save, and write the report.
+
+    Raises:
+        SettingsError: ``out`` holds a run with other settings or pictures.
+        ModelError: none of the networks could be used.
+    """
+    plan, folder = plan or Plan(), Path(out)
+    plan.check()
+    chosen_methods = [method_named(name).name for name in dict.fromkeys(methods)]
+    settings = _settings(data, models, chosen_methods, layer, by, plan, model_options or {}, running)
+    _claim(folder, settings)
+    store, run = FeatureStore(folder / "features"), Run(folder)
+    passing: dict[str, Any] = {
+        "pool": pool,
+        "precision": precision,
+        "device": device,
+        "store": store,
+        "progress": progress,
+    }
+
+    ranking = rank(
+        data, models, by=by, model_options=model_options, batch_size=batch_size, seed=plan.seed, run=run, **passing
+    )
+    backbone = _winner(ranking.rows, models, model_options or {})
+    features = extract(backbone, data.train, **running)
+    layers = run.remember("layers", settings, lambda: layer_rows(backbone, features, "class", plan.seed))
+    chosen = choose_layer(backbone, features) if layer == "auto" else backbone.layer(layer).name
+    layers = [row | {"chosen": row["layer"] == chosen} for row in layers]
+
+    tuned = {
+        name: tune(
+            data,
+            backbone,
+            method=name,
+            layer=chosen if METHODS[name].needs_layer else "auto",
+            plan=plan,
+            out=folder / name,
+            resume=True,
+            **running,
+        )
+        for name in chosen_methods
+    }
+    main = tuned.get(MAIN) or tuned[chosen_methods[0]]
+    rows = [outcome.metrics for outcome in tuned.values()]
+    result = Result(
+        "transfer",
+        rows,
+        settings | {"network": backbone.name, "layer": chosen},
+        _notes(data, backbone, chosen, rows, ranking),
+        [f"tightframe predict {folder / main.network.method.name} PICTURE…", f"open {folder / 'report.html'}"],
+    )
+    finished = Transfer(folder, ranking, layers, rows, main, result)
+    write_story(folder / "report.html", data, finished, {name: outcome.history for name, outcome in tuned.items()})
+    result.save(folder / "result.json")
+    return finished
+
+
+def _settings(
+    data: ImageSplits,
+    models: Sequence[str | Backbone],
+    methods: Sequence[str],
+    layer: str,
+    by: str,
+    plan: Plan,
+    options: dict[str, Any],
+    running: Running,
+) -> dict[str, Any]:
+    return {
+        "data": data.name,
+        "classes": list(data.classes),
+        "training_pictures": len(data.train),
+        "test_pictures": len(data.test) if data.test else 0,
+        "pictures": [split.fingerprint for split in (data.train, data.test) if split],
+        "models": [model if isinstance(model, str) else model.name for model in models],
+        "model_options": options,
+        "methods": list(methods),
+        "layer": layer,
+        "by": by,
+        "plan": asdict(plan),
+        "pool": running.get("pool", "auto"),
+        "precision": running.get("precision", "auto"),
+    }
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make ``folder`` this run's, or see that it already is."""
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"{folder} is a file; give --out a folder")
+    mark, wanted = folder / "run.txt", fingerprint_of(settings)
+    if mark.is_file():
+        if mark.read_text(encoding="utf-8").strip() != wanted:
+            raise SettingsError(
+                f"{folder} holds a run with other settings or pictures; choose another --out, "
+                "or delete it to start anew"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise SettingsError(f"{folder} is not empty and holds no run of tightframe; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(mark, wanted + "\n")
+
+
+def _winner(rows: list[Row], models: Sequence[str | Backbone], options: dict[str, Any]) -> Backbone:
+    best = rows[0]
+    if "error" in best:
+        raise ModelError("none of the networks could be used; the first said: " + best["error"])
+    for model in models:
+        if isinstance(model, Backbone) and model.name == best["network"]:
+            return model
+    return load_backbone(best["model"], **options)
+
+
+def _notes(data: ImageSplits, backbone: Backbone, layer: str, rows: list[Row], ranking: Result) -> list[str]:
+    notes = [*ranking.notes, f"chosen: {backbone.name}, block {layer}"]
+    judged = [row for row in rows if row.get("test_accuracy") is not None]
+    if judged:
+        best = max(judged, key=lambda row: row["test_accuracy"])
+        close = [r["method"] for r in judged if r is not best and r["test_high"] >= best["test_low"]]
+        told = f"best on the test pictures: {best['method']} ({best['test_accuracy']:.1%})"
+        notes.append(told + (f"; within its interval: {', '.join(close)}" if close else ""))
+    if data.skipped:
+        notes.append(f"{len(data.skipped)} files were left out, the first: {data.skipped[0]}")
+    return notes

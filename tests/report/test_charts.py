@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+import vl_convert
+
+from tightframe.report.charts import (
+    collapse_chart,
+    confusion_chart,
+    curve_chart,
+    layer_chart,
+    method_chart,
+    ranking_chart,
+    theme,
+)
+
+OKABE_ITO = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"}
+
+
+@pytest.fixture(
+    params=["ranking", "collapse", "layer", "curve", "method", "confusion"],
+)
+def drawing(request, networks, layers, epochs, methods, confusions):
+    return {
+        "ranking": (ranking_chart, networks),
+        "collapse": (collapse_chart, networks),
+        "layer": (layer_chart, layers),
+        "curve": (curve_chart, epochs),
+        "method": (method_chart, methods),
+        "confusion": (confusion_chart, confusions),
+    }[request.param]
+
+
+def found(node, key):
+    """Every value under ``key`` anywhere in a spec, its data left out."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name == key:
+                yield value
+            if name != "datasets":
+                yield from found(value, key)
+    elif isinstance(node, list):
+        for value in node:
+            yield from found(value, key)
+
+
+def rows_of(chart):
+    return [row for rows in chart.to_dict()["datasets"].values() for row in rows]
+
+
+def drawn(chart):
+    """The SVG, drawn by the same Vega that the page holds."""
+    return vl_convert.vegalite_to_svg(chart.to_dict())
+
+
+def marks(svg, kind):
+    """How many marks of a kind the data made; axes and legends have marks of their own."""
+    groups = re.findall(rf'<g class="mark-{kind} role-mark[^>]*(?<!/)>(.*?)</g>', svg)
+    return sum(group.count("<path") + group.count("<line") for group in groups)
+
+
+def test_names_are_data_never_fields_or_expressions(drawing, nasty):
+    draw, rows = drawing
+    spec = draw(rows).to_dict()
+    fields = [value for value in found(spec, "field") if isinstance(value, str)]
+    assert fields
+    assert all(re.fullmatch("[a-z0-9_]+", field) for field in fields)
+    code = [*found(spec, "expr"), *found(spec, "labelExpr"), *found(spec, "filter"), *found(spec, "test")]
+    assert not any(name in str(part) for part in code for name in nasty)
+
+
+def test_every_chart_is_drawn_named_and_strict_json(drawing):
+    draw, rows = drawing
+    chart = draw(rows)
+    svg = drawn(chart)
+    assert marks(svg, "symbol") + marks(svg, "rect") + marks(svg, "line") > 0
+    spec = chart.to_dict()
+    assert spec["title"]["text"]
+    assert spec["description"].startswith(spec["title"]["text"])
+    assert spec["config"]["axis"] == theme()["axis"]
+    assert json.dumps(spec, allow_nan=False)
+    assert list(found(spec, "tooltip"))
+
+
+def test_every_quantity_has_an_axis_title(drawing):
+    draw, rows = drawing
+    titles = set(re.findall(r"aria-label=\"[XY]-axis titled '(.*?)' for", drawn(draw(rows))))
+    assert titles
+    assert titles <= {
+        "Accuracy (%)",
+        "Test accuracy (%)",
+        "Probe accuracy (%)",
+        "NC1 (log scale)",
+        "NC1 (log scale; lower is more collapsed)",
+        "Network",
+        "Method",
+        "Epoch",
+        "Layer, by depth",
+        "Actual class",
+        "Predicted class",
+    }
+
+
+def test_nothing_to_draw_gives_none(drawing):
+    draw, rows = drawing
+    keys = dict.fromkeys(rows[0])
+    assert draw([]) is None
+    assert draw([keys | {"position": 0, "epoch": 1, "error": "broken"}]) is None
+    assert draw([keys | {"position": 0, "epoch": 1, "nc1": math.nan, "probe_accuracy": math.nan}]) is None
+
+
+def test_one_row_is_enough(drawing):
+    draw, rows = drawing
+    svg = drawn(draw(rows[:1]))
+    assert marks(svg, "symbol") + marks(svg, "rect") > 0
+    assert "NaN" not in svg
+
+
+def test_ranking_is_best_first_whatever_the_order_of_rows(networks):
+    shuffled = [networks[index] for index in (3, 0, 5, 1, 6, 2, 4)]
+    spec = ranking_chart([*shuffled, {"network": "broken", "error": "x"}]).to_dict()
+    names = next(found(spec, "y"))["scale"]["domain"]
+    expected = [row["network"] for row in networks]
+    assert names == [" ".join(name.split()) for name in expected]
+
+
+def test_ranking_without_a_test_set_shows_the_probe_only(networks):
+    rows = [row | {"test_accuracy": None} for row in networks]
+    assert {row["kind"] for row in rows_of(ranking_chart(rows))} == {"probe, cross-validated"}
+    assert {row["kind"] for row in rows_of(ranking_chart(networks))} == {"probe, cross-validated", "test set"}
+
+
+def test_networks_of_the_same_name_stay_apart(networks):
+    names = {row["name"] for row in rows_of(ranking_chart([networks[3], networks[3], networks[4]]))}
+    assert names == {"a.b[0]", "a.b[0] #2", "datum.x"}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, -1.0, None])
+def test_a_log_axis_leaves_out_what_it_cannot_show(networks, layers, bad):
+    rows = [row | {"nc1": bad} if index == 0 else row for index, row in enumerate(networks)]
+    points = rows_of(collapse_chart(rows))
+    assert len(points) == len(networks) - 1
+    assert all(math.isfinite(point["nc1"]) and point["nc1"] > 0 for point in points)
+    rows = [row | {"nc1": bad} for row in layers]
+    spec = layer_chart(rows).to_dict()
+    assert len(spec["vconcat"]) == 1
+    assert "penultimate" in drawn(layer_chart(rows))
+
+
+def test_a_log_axis_copes_with_one_value_and_with_extremes(networks):
+    same = [row | {"nc1": 2.0} for row in networks]
+    assert "NaN" not in drawn(collapse_chart(same))
+    wide = [networks[0] | {"nc1": 1e-308}, networks[1] | {"nc1": 1e308}]
+    assert "NaN" not in drawn(collapse_chart(wide))
+
+
+def test_collapse_uses_the_test_set_only_if_every_network_has_one(networks):
+    assert "Test accuracy (%)" in list(found(collapse_chart(networks).to_dict(), "title"))
+    some = [networks[0] | {"test_accuracy": None}, *networks[1:]]
+    chart = collapse_chart(some)
+    assert "Cross-validated accuracy (%)" in list(found(chart.to_dict(), "title"))
+    assert len(rows_of(chart)) == len(networks)
+
+
+def test_layers_are_in_order_of_depth_with_the_chosen_one_marked(layers):
+    spec = layer_chart(list(reversed(layers))).to_dict()
+    for x in found(spec, "x"):
+        if isinstance(x, dict) and x.get("field") == "name":
+            assert x["scale"]["domain"][-1] == "penultimate"
+            assert x["scale"]["domain"][3] == "a.b[0]"
+    svg = drawn(layer_chart(layers))
+    assert marks(svg, "rule") == 2
+    unmarked = layer_chart([row | {"chosen": False} for row in layers])
+    assert marks(drawn(unmarked), "rule") == 0
+    assert "chosen" in layer_chart(layers).to_dict()["title"]["subtitle"]
+    assert "chosen" not in unmarked.to_dict()["title"]["subtitle"]
+
+
+def test_layers_of_two_networks_get_panels_of_their_own(layers):
+    spec = layer_chart([*layers, *(row | {"network": "other [x]"} for row in layers)]).to_dict()
+    assert [panel.get("title") for panel in spec["vconcat"]] == ["net", None, "other [x]", None]
+
+
+def test_curves_without_validation_are_solid_and_say_so(epochs):
+    rows = [row | {"validation_accuracy": None, "nc1": None} for row in epochs]
+    spec = curve_chart(rows).to_dict()
+    assert len(spec["concat"]) == 1
+    assert next(found(spec, "strokeDash"))["scale"]["range"] == [[1, 0]]
+    assert "training pictures" in spec["title"]["subtitle"]
+    assert "Dashed" in curve_chart(epochs).to_dict()["title"]["subtitle"]
+
+
+def test_methods_keep_their_colour_in_both_panels_and_colours_are_safe(epochs):
+    spec = curve_chart(epochs).to_dict()
+    scales = [panel["encoding"]["color"]["scale"] for panel in spec["concat"]]
+    assert scales[0] == scales[1]
+    assert set(scales[0]["range"]) <= OKABE_ITO
+    assert len(set(scales[0]["range"])) == 3
+
+
+def test_methods_without_intervals_or_shares(methods):
+    rows = [row | {"test_low": None, "test_high": math.nan, "share": None} for row in methods]
+    assert marks(drawn(method_chart(rows)), "rule") == 0
+    assert ">Trained<" not in drawn(method_chart(rows))
+    assert marks(drawn(method_chart(methods)), "rule") == len(methods)
+    assert ">Trained<" in drawn(method_chart(methods))
+
+
+@pytest.mark.parametrize(("classes", "numbers"), [(2, True), (20, True), (21, False), (100, False)])
+def test_confusions_show_numbers_while_they_can_be_read(classes, numbers):
+    rows = [{"actual": f"c{i}", "predicted": f"c{i}", "count": 1234 + i} for i in range(classes)]
+    svg = drawn(confusion_chart([*rows, {"actual": "c0", "predicted": "c1", "count": 0}]))
+    assert marks(svg, "rect") >= classes
+    assert ("1,234" in re.sub("<[^>]*>", "", svg)) is numbers
+
+
+def test_a_class_never_predicted_keeps_its_column_and_empty_cells_stay_empty():
+    rows = [{"actual": "a", "predicted": "b", "count": 3}, {"actual": "b", "predicted": "b", "count": 0}]
+    chart = confusion_chart(rows)
+    assert next(found(chart.to_dict(), "x"))["scale"]["domain"] == ["a", "b"]
+    assert [row["count"] for row in rows_of(chart)] == [3]
+    assert confusion_chart(rows[1:]) is None
