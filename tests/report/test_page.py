@@ -170,6 +170,15 @@ def test_writing_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     assert "Title" in before[0].read_text(encoding="utf-8")
 
 
+def test_who_reads_the_old_report_keeps_it_whole(tmp_path):
+    written(tmp_path, title="First")
+    with (tmp_path / "deep" / "report.html").open(encoding="utf-8") as reader:
+        second = written(tmp_path, title="Second")
+        assert "First" in reader.read()
+    assert "Second" in second
+    assert "First" not in second
+
+
 def test_a_place_that_cannot_be_written_to_is_explained(tmp_path):
     (tmp_path / "deep").write_text("a file")
     with pytest.raises(TightframeError, match="can't be written to"):

@@ -23,6 +23,7 @@ from tightframe.report.tables import Column, number
 MARKS = (
     "[...plot.querySelectorAll('svg.marks .role-mark path, svg .role-mark line')].filter(mark => mark.getTotalLength)"
 )
+CHARTS = "[...document.querySelectorAll('.plot svg.marks')].map(svg => svg.viewBox.baseVal)"
 COUNTS = f"[...document.querySelectorAll('.plot')].map(plot => {MARKS}.length)"
 DRAWN = "[...document.querySelectorAll('.plot')].every(plot => plot.dataset.drawn || plot.querySelector('.failed'))"
 
@@ -94,12 +95,15 @@ def test_every_chart_is_drawn_in_silence_and_fits(browser, full, width):
         assert len(counts) == 6
         assert all(count >= 7 for count in counts)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        widths = "[...document.querySelectorAll('.plot')].map(p => [p.clientWidth, p.querySelector('svg.marks').clientWidth])"
-        assert all(0.9 * place <= chart <= place + 1 for place, chart in page.evaluate(widths))
+        places = page.evaluate("[...document.querySelectorAll('.plot')].map(plot => plot.clientWidth)")
+        charts = page.evaluate(f"{CHARTS}.map(box => box.width)")
+        assert all(0.9 * place <= chart <= place + 1 for place, chart in zip(places, charts, strict=True))
+        stacked = page.evaluate(f"{CHARTS}.map(box => box.height > 1.5 * box.width)[3]")
+        assert stacked is (width == 420)
 
 
 def test_charts_follow_the_width_of_the_window(browser, full):
-    measure = "[...document.querySelectorAll('.plot svg.marks')].map(svg => svg.viewBox.baseVal.width)"
+    measure = f"{CHARTS}.map(box => box.width)"
     with opened(browser, full, 1200) as page:
         wide = page.evaluate(measure)
         page.set_viewport_size({"width": 500, "height": 900})

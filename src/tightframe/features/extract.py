@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypedDict
 
 import numpy as np
@@ -136,12 +136,9 @@ def _ready(backbone: Backbone, batch: Tensor, device: torch.device) -> Tensor:
 
 def _key(backbone: Backbone, data: ImageData, layer: str, pool: str, precision: str) -> dict[str, Any]:
     """All that decides a layer's features."""
-    preprocessing = {
-        name: getattr(backbone.preprocessing, name) for name in backbone.preprocessing.__dataclass_fields__
-    }
     return {
         "weights": backbone.fingerprint,
-        "preprocessing": preprocessing,
+        "preprocessing": asdict(backbone.preprocessing),
         "layer": layer,
         "head": backbone.head,
         "pool": pool,

@@ -28,9 +28,8 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SettingsError(
-            f'device "{name}" is not to be had here ({str(error).splitlines()[0]}); use auto or cpu'
-        ) from error
+        why = str(error).splitlines()[0]
+        raise SettingsError(f'device "{name}" is not to be had here ({why}); use auto or cpu') from error
     return device
 
 
@@ -42,9 +41,8 @@ def likely_precision(module: nn.Module, device: torch.device, wanted: Precision)
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return (
-        "bfloat16" if device.type == "cpu" and _cpu_multiplies_bfloat16() and not _has_depthwise(module) else "float32"
-    )
+    faster = device.type == "cpu" and _cpu_multiplies_bfloat16() and not _has_depthwise(module)
+    return "bfloat16" if faster else "float32"
 
 
 def on_device(module: nn.Module, device: torch.device) -> nn.Module:
@@ -60,9 +58,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def is_safe(exact: Tensor, rounded: Tensor) -> bool:
     """Whether features (n, d) computed in bfloat16 keep what tells pictures apart."""
     spread = torch.linalg.matrix_norm(exact - exact.mean(0))
-    return bool(torch.isfinite(rounded).all()) and bool(
-        torch.linalg.matrix_norm(rounded - exact) <= SAFE_ERROR * spread
-    )
+    error = torch.linalg.matrix_norm(rounded - exact)
+    return bool(torch.isfinite(error)) and bool(error <= SAFE_ERROR * spread)
 
 
 def _cpu_multiplies_bfloat16() -> bool:

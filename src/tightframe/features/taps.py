@@ -64,25 +64,9 @@ def tapped(
     read: dict[str, Tensor] = {}
     handles: list[RemovableHandle] = []
 
-    def listen(layer: Layer) -> None:
-        if layer.name != PENULTIMATE:
-            target = submodule(module, layer.name)
-            handles.append(
-                target.register_forward_hook(lambda _, __, out: read.update({layer.name: pooled(out, layer, how)}))
-            )
-        elif backbone.head is None:
-            handles.append(
-                module.register_forward_hook(lambda _, __, out: read.update({layer.name: pooled(out, layer, how)}))
-            )
-        else:
-            head = submodule(module, backbone.head)
-            handles.append(
-                head.register_forward_pre_hook(lambda _, into: read.update({layer.name: pooled(into, layer, how)}))
-            )
-
     try:
         for name in layers:
-            listen(backbone.layer(name))
+            handles.append(_listen(module, backbone, backbone.layer(name), how, read))
         yield read
     finally:
         for handle in handles:

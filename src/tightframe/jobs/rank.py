@@ -83,32 +83,24 @@ def _tied(first: list[int], second: list[int]) -> bool:
 
 
 def _row(
-    data: ImageSplits,
-    model: str | Backbone,
-    options: dict[str, Any],
-    seed: int,
-    passing: dict[str, Any],
-    run: Run | None,
+    data: ImageSplits, model: str | Backbone, options: dict[str, Any], seed: int, run: Run | None, running: Running
 ) -> Row:
     name = short_name(model) if isinstance(model, str) else model.name
     try:
         backbone = load_backbone(model, **options) if isinstance(model, str) else model
+        if run is None:
+            return _measured(data, backbone, seed, running)
         key = {
             "weights": backbone.fingerprint,
+            "preprocessing": [str(backbone.preprocessing), backbone.head],
+            "data": [split.fingerprint for split in (data.train, data.test) if split],
             "seed": seed,
-            "pool": passing["pool"],
-            "precision": passing["precision"],
+            "running": [running.get("pool"), running.get("precision")],
         }
-        key["data"] = [split.fingerprint for split in (data.train, data.test) if split]
-        key["preprocessing"] = [str(backbone.preprocessing), backbone.head]
-        if run is None:
-            return _measured(data, backbone, seed, passing)
-        return run.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, passing))
-    except KeyboardInterrupt:
-        raise
+        return run.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, running))
+    except (DataError, SettingsError):
+        raise  # the same for every network: said once, at once
     except TightframeError as error:
-        if isinstance(error, SettingsError) or _is_about_pictures(error):
-            raise
         return {"network": name, "error": str(error)}
     except Exception as error:  # one bad network must not end the list, whatever it raises
         return {"network": name, "error": f"{type(error).__name__}: {error}"}

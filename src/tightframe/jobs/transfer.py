@@ -71,18 +71,9 @@ def transfer(
     chosen_methods = [method_named(name).name for name in dict.fromkeys(methods)]
     settings = _settings(data, models, chosen_methods, layer, by, plan, model_options or {}, running)
     _claim(folder, settings)
-    store, run = FeatureStore(folder / "features"), Run(folder)
-    passing: dict[str, Any] = {
-        "pool": pool,
-        "precision": precision,
-        "device": device,
-        "store": store,
-        "progress": progress,
-    }
-
-    ranking = rank(
-        data, models, by=by, model_options=model_options, batch_size=batch_size, seed=plan.seed, run=run, **passing
-    )
+    running["store"] = FeatureStore(folder / "features")
+    run = Run(folder)
+    ranking = rank(data, models, by=by, model_options=model_options, seed=plan.seed, run=run, **running)
     backbone = _winner(ranking.rows, models, model_options or {})
     features = extract(backbone, data.train, **running)
     layers = run.remember("layers", settings, lambda: layer_rows(backbone, features, "class", plan.seed))

@@ -6,22 +6,20 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import nn
 
 from tightframe.errors import SettingsError
-from tightframe.features.extract import extract
+from tightframe.features.extract import Features, Running, extract
 from tightframe.features.moments import ClassMoments
 from tightframe.features.pixels import Pixels
-from tightframe.features.precision import Precision, device_of, likely_precision
-from tightframe.features.store import FeatureStore
-from tightframe.features.taps import Pool
+from tightframe.features.precision import device_of, likely_precision, on_device
 from tightframe.jobs.run import Row, plain, write_whole
 from tightframe.jobs.tuned import Tuned, load_tuned
 from tightframe.measure.choice import Reading, recommend_layer
@@ -31,7 +29,7 @@ from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, 
 from tightframe.sources.selection import stratified
 from tightframe.tune.inputs import FeatureInputs, PixelInputs
 from tightframe.tune.loop import Diverged, Inputs, Recipe, Split, Trainable, collapse_or_none, fit
-from tightframe.tune.methods import method_named
+from tightframe.tune.methods import Method, method_named
 from tightframe.tune.surgery import HeadOnly, TunableNetwork
 
 RESNET_GRID = ((0.1, 0.05), (1e-4, 5e-4))
@@ -88,13 +86,9 @@ def tune(
     method: str = "scl",
     layer: str = "auto",
     plan: Plan | None = None,
-    pool: Pool = "auto",
-    precision: Precision = "auto",
-    device: str = "auto",
     out: Path | str | None = None,
     resume: bool = False,
-    store: FeatureStore | None = None,
-    progress: Progress = silent,
+    **running: Unpack[Running],
 ) -> Tuned:
     """Adapt ``backbone`` to the training pictures and judge it on the test pictures.
 
@@ -114,49 +108,25 @@ def tune(
     """
     plan = plan or Plan()
     plan.check()
-    chosen_method = method_named(method)
+    chosen = method_named(method)
     folder = Path(out) if out is not None else None
-    where = device_of(device)
-    scope = _scope(data, backbone, method, layer, plan, pool, precision)
-    if folder is not None:
-        finished = _finished(folder, scope, backbone, resume)
-        if finished is not None:
-            return finished
+    scope = _scope(data, backbone, chosen, layer, plan, running)
+    finished = _finished(folder, scope, backbone, resume) if folder is not None else None
+    if finished is not None:
+        return finished
     started = time.perf_counter()
-    if not chosen_method.needs_layer:
-        block = None
-    else:
+    block = None
+    if chosen.needs_layer:
+        named = layer != "auto"
         block = (
-            choose_layer(data.train, backbone, pool, precision, device, store, progress) if layer == "auto" else layer
+            backbone.layer(layer).name if named else choose_layer(backbone, extract(backbone, data.train, **running))
         )
-    build = lambda: TunableNetwork(backbone, chosen_method, block, len(data.classes), pool)  # noqa: E731
-    network = build()
-    if method == "linear":
-        read = extract(
-            backbone,
-            data.train,
-            layers=[PENULTIMATE],
-            pool=pool,
-            precision=precision,
-            device=device,
-            store=store,
-            progress=progress,
-        )
-        job = _Training(data.train, FeatureInputs(read[PENULTIMATE]), lambda: HeadOnly(build().head), where, "float32")
-    else:
-        used = likely_precision(backbone.module, where, precision)
-        inputs = PixelInputs(Pixels(data.train, backbone.preprocessing))
-        job = _Training(data.train, inputs, lambda: build().to(where, memory_format=torch.channels_last), where, used)
-    trained, recipe, rows, notes = job.run(
-        plan, plan.trials(backbone.module), folder, scope, progress, f"{method} {backbone.name}"
-    )
-    network.load_changed_state(
-        {name if method != "linear" else name: tensor.cpu() for name, tensor in trained.changed_state().items()}
-    )
-    network.train(False)
-    seconds = time.perf_counter() - started
+    network = TunableNetwork(backbone, chosen, block, len(data.classes), running.get("pool", "auto"))
+    training = _training(data, backbone, network, running, folder, scope)
+    recipe, rows, notes = training.run(plan, plan.trials(backbone.module))
     tuned = Tuned(backbone, network, data.classes, {}, rows, notes)
-    tuned = replace(tuned, metrics=_judge(tuned, data, recipe, seconds, device))
+    seconds = time.perf_counter() - started
+    tuned = replace(tuned, metrics=_judge(tuned, data, recipe, seconds, running.get("device", "auto")))
     if folder is not None:
         tuned.save(folder)
         record = {"scope": scope, "history": rows, "notes": notes}
@@ -165,23 +135,37 @@ def tune(
     return tuned
 
 
-def choose_layer(
-    pictures: ImageData,
-    backbone: Backbone,
-    pool: Pool = "auto",
-    precision: Precision = "auto",
-    device: str = "auto",
-    store: FeatureStore | None = None,
-    progress: Progress = silent,
-) -> str:
-    """The block that ``--layer auto`` tunes: see ``measure.choice.recommend_layer``."""
-    features = extract(
-        backbone, pictures, pool=pool, precision=precision, device=device, store=store, progress=progress
-    )
-    readings = [Reading(la.name, nc1(features.moments(la.name)), la.parameters) for la in backbone.layers]
-    head = backbone.penultimate.dimension * len(pictures.classes) + len(pictures.classes)
+def choose_layer(backbone: Backbone, features: Features) -> str:
+    """The block that ``--layer auto`` tunes, from features of the training pictures at every block.
+
+    See ``measure.choice.recommend_layer`` for the rule.
+    """
+    readings = [Reading(block.name, nc1(features.moments(block.name)), block.parameters) for block in backbone.layers]
+    head = (backbone.penultimate.dimension + 1) * len(features.classes)
     old = sum(p.numel() for p in backbone.module.get_submodule(backbone.head).parameters()) if backbone.head else 0
     return recommend_layer(readings, head, backbone.parameters - old)
+
+
+def _training(
+    data: ImageSplits,
+    backbone: Backbone,
+    network: TunableNetwork,
+    running: Running,
+    folder: Path | None,
+    scope: str,
+) -> _Training:
+    """What is trained on which inputs: a linear probe needs the network's features only once."""
+    where, progress = device_of(running.get("device", "auto")), running.get("progress", silent)
+    title = f"tuning {network.method.name} {backbone.name}"
+    work = folder / "unfinished" if folder is not None else None
+    if network.method.trains == "nothing":
+        features = extract(backbone, data.train, layers=[PENULTIMATE], **running)[PENULTIMATE]
+        head = HeadOnly(network.head).to(where)
+        return _Training(data.train, FeatureInputs(features), head, where, "float32", work, scope, progress, title)
+    precision = likely_precision(backbone.module, where, running.get("precision", "auto"))
+    inputs = PixelInputs(Pixels(data.train, backbone.preprocessing))
+    on_device(network, where)
+    return _Training(data.train, inputs, network, where, precision, work, scope, progress, title)
 
 
 @dataclass(frozen=True)
@@ -190,75 +174,65 @@ class _Training:
 
     data: ImageData
     inputs: Inputs
-    build: Callable[[], Any]
+    network: Trainable
     device: torch.device
     precision: str
+    work: Path | None
+    scope: str
+    progress: Progress
+    title: str
 
-    def run(
-        self, plan: Plan, trials: list[Recipe], folder: Path | None, scope: str, progress: Progress, title: str
-    ) -> tuple[Trainable, Recipe, list[Row], list[str]]:
-        """The trained network, the recipe chosen, a row an epoch, and notes."""
+    def run(self, plan: Plan, trials: list[Recipe]) -> tuple[Recipe, list[Row], list[str]]:
+        """Train the network in place; the recipe chosen, a row an epoch, and notes."""
+        start = {name: tensor.detach().clone() for name, tensor in self.network.changed_state().items()}
         search = plan.search_epochs or max(1, plan.epochs // 3)
-        searched = len(trials) * search if len(trials) > 1 else 0
-        ticks = iter(progress(range(searched + plan.epochs), f"tuning {title}", searched + plan.epochs))
         kept, held_out = stratified(self.data.labels, plan.validation_share, plan.seed)
-        rows: list[Row] = []
-        notes: list[str] = []
-        recipe = trials[0]
-        if len(trials) > 1 and len(held_out):
-            outcomes = []
+        searching = len(trials) > 1 and len(held_out) > 0
+        total = len(trials) * search * searching + plan.epochs
+        ticks = iter(self.progress(range(total), self.title, total))
+        rows, notes, recipe = list[Row](), list[str](), trials[0]
+        if searching:
+            outcomes: list[Row | None] = []
             for index, trial in enumerate(trials):
-                found = self._trial(replace(trial, epochs=search), kept, held_out, folder, scope, index, ticks)
-                rows += [{"phase": "search", "start_rate": trial.rate, "decay": trial.decay} | row for row in found]
-                outcomes.append(found[-1] if len(found) == search else None)
+                self.network.load_changed_state(start)
+                found = self._trial(replace(trial, epochs=search), kept, held_out, f"trial{index}", ticks)
+                outcomes.append(found[-1] if found else None)
+                rows += found
             recipe = trials[_best(outcomes, trials)]
         elif len(trials) > 1:
             notes.append("too few pictures a class to hold any out: the first rate and decay are used unchosen")
+        self.network.load_changed_state(start)
         everything = np.arange(len(self.data))
-        network = self.build()
-        final = self._fit(network, recipe, everything, everything[:0], folder, scope, "final", ticks)
-        rows += [{"phase": "final", "start_rate": recipe.rate, "decay": recipe.decay} | row for row in final]
+        rows += self._fit(recipe, everything, everything[:0], "final", ticks)
         for _ in ticks:
             pass  # what was resumed, or had diverged, did not tick
-        return network, recipe, rows, notes
+        return recipe, rows, notes
 
     def _trial(
-        self,
-        recipe: Recipe,
-        kept: np.ndarray,
-        held_out: np.ndarray,
-        folder: Path | None,
-        scope: str,
-        index: int,
-        ticks: Iterator[Any],
+        self, recipe: Recipe, kept: np.ndarray, held_out: np.ndarray, name: str, ticks: Iterator[Any]
     ) -> list[Row]:
+        """The rows of one trial, none if it diverged."""
         try:
-            return self._fit(self.build(), recipe, kept, held_out, folder, scope, f"trial{index}", ticks)
+            return self._fit(recipe, kept, held_out, name, ticks)
         except Diverged:
             return []
 
     def _fit(
-        self,
-        network: Any,
-        recipe: Recipe,
-        training: np.ndarray,
-        validation: np.ndarray,
-        folder: Path | None,
-        scope: str,
-        name: str,
-        ticks: Iterator[Any],
+        self, recipe: Recipe, training: np.ndarray, validation: np.ndarray, name: str, ticks: Iterator[Any]
     ) -> list[Row]:
-        return fit(
-            network,
+        rows = fit(
+            self.network,
             self.inputs,
             Split(self.data.labels, training, validation, len(self.data.classes)),
             recipe,
             device=self.device,
             precision=self.precision,
-            checkpoint=folder / "unfinished" / f"{name}.safetensors" if folder else None,
-            scope=scope,
+            checkpoint=self.work / f"{name}.safetensors" if self.work else None,
+            scope=self.scope,
             on_epoch=lambda row: next(ticks, None),
         )
+        phase = "final" if name == "final" else "search"
+        return [{"phase": phase, "start_rate": recipe.rate, "decay": recipe.decay} | row for row in rows]
 
 
 def _best(outcomes: Sequence[Row | None], trials: Sequence[Recipe]) -> int:
@@ -295,9 +269,7 @@ def _judge(tuned: Tuned, data: ImageSplits, recipe: Recipe, seconds: float, devi
     return metrics
 
 
-def _scope(
-    data: ImageSplits, backbone: Backbone, method: str, layer: str, plan: Plan, pool: str, precision: str
-) -> str:
+def _scope(data: ImageSplits, backbone: Backbone, method: Method, layer: str, plan: Plan, running: Running) -> str:
     """All that decides the result, as text: what is resumed must agree in it."""
     return json.dumps(
         {
@@ -305,11 +277,11 @@ def _scope(
             "preprocessing": str(backbone.preprocessing),
             "data": [split.fingerprint for split in (data.train, data.test) if split],
             "classes": list(data.classes),
-            "method": method,
-            "layer": layer,
+            "method": method.name,
+            "layer": layer if method.needs_layer else None,
             "plan": asdict(plan),
-            "pool": pool,
-            "precision": precision,
+            "pool": running.get("pool", "auto"),
+            "precision": running.get("precision", "auto"),
         },
         sort_keys=True,
     )

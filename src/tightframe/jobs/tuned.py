@@ -45,7 +45,7 @@ class Tuned:
     notes: list[str] = field(default_factory=list)
 
     def predict(self, pictures: Sequence[str | Path | Image.Image]) -> list[Row]:
-        """One row a picture, in order: ``path``, ``predicted``, ``probability`` of that class, ``probabilities`` of all.
+        """One row a picture, in order: ``path``, ``predicted``, ``probability`` of it, and ``probabilities`` of all.
 
         Raises:
             BadPicture: a file can't be read as a picture.
@@ -83,7 +83,7 @@ class Tuned:
         return Result("tune", [self.metrics], settings, self.notes, [f"tightframe predict {folder} PICTURE…"])
 
     def save(self, folder: Path | str) -> None:
-        """Write ``tightframe.json`` and ``tuned.safetensors`` into ``folder``: what was trained, not the base network."""
+        """Write ``tightframe.json`` and ``tuned.safetensors`` into ``folder``: what was trained, no base network."""
         description = checkpoint.Description(
             backbone=self.backbone.origin,
             weights=self.backbone.fingerprint,

@@ -123,9 +123,8 @@ def cross_validated_ridge(
     rows, basis = compact(as_tensor(features, dtype=torch.float64))
     labels = as_tensor(labels).long()
     assigned = fold_of(labels.numpy(), folds, seed)
-    parts = [
-        ClassMoments.from_features(rows[assigned == f], labels[assigned == f], classes) for f in np.unique(assigned)
-    ]
+    in_fold = [torch.from_numpy(np.flatnonzero(assigned == fold)) for fold in np.unique(assigned)]
+    parts = [ClassMoments.from_features(rows[held], labels[held], classes) for held in in_fold]
     errors = torch.zeros(len(penalties), dtype=torch.float64)
     correct = torch.zeros(len(penalties), len(rows), dtype=torch.bool)
     targets = torch.eye(classes, dtype=torch.float64)[labels]

@@ -17,35 +17,36 @@ MOST_NUMBERS = 20
 def confusion_chart(rows: Sequence[Row]) -> Chart | None:
     """Which class was taken for which: right answers blue, mistakes orange, darker for a larger share of the class."""
     cells = [(text(row.get("actual")), text(row.get("predicted")), finite(row.get("count")) or 0.0) for row in rows]
-    actual, predicted = (list(dict.fromkeys(cell[side] for cell in cells)) for side in (0, 1))
-    classes = list(dict.fromkeys([*actual, *predicted]))
+    actual = list(dict.fromkeys(of for of, _, _ in cells))
+    classes = list(dict.fromkeys([*actual, *(predicted for _, predicted, _ in cells)]))
     totals = {name: sum(amount for of, _, amount in cells if of == name) for name in actual}
     filled = [_confusion_cell(*cell, totals[cell[0]]) for cell in cells if cell[2] > 0]
     if not filled:
         return None
     step = max(9, min(56, 560 // len(classes)))
-    scale, small = alt.Scale(domain=classes, padding=0.04), step < 14
-    axis = {"grid": False, "ticks": False, "domain": False, "labelFontSize": 8 if small else 12, "labelOverlap": False}
-    shown = thinned(len(classes), "width")
-    across = alt.Axis(title="Predicted class", labelAngle=-50, labelExpr=shown, **axis)
-    down = alt.Axis(title="Actual class", titleAlign="right", titleX=-6, **axis)
     base = alt.Chart(data(filled)).encode(
-        x=alt.X(field="predicted", type="nominal", scale=scale, axis=across),
-        y=alt.Y(field="actual", type="nominal", scale=scale, axis=down),
+        **_classes(classes, small=step < 14),
         tooltip=tooltips(actual="Actual class", predicted="Predicted class", count_text="Pictures", share_text="Share"),
     )
     layers = [_shaded(base, "datum.right", BLUE), _shaded(base, "!datum.right", VERMILLION)]
-    if len(classes) <= MOST_NUMBERS:
-        layers.append(_counts(base, len(classes)))
+    layers += [_counts(base, len(classes))] if len(classes) <= MOST_NUMBERS else []
     subtitle = "Blue: right. Orange: mistaken. Darker: a larger share of the actual class."
-    side = step * len(classes)
-    return finish(
-        alt.layer(*layers).resolve_scale(color="independent"),
-        "Actual and predicted classes",
-        subtitle,
-        width="container",
-        height=side,
-    ).properties(usermeta={"tightframe": {"maxWidth": max(side + 160, 320), "minHeight": min(side, 22 * len(classes))}})
+    chart, side = alt.layer(*layers).resolve_scale(color="independent"), step * len(classes)
+    room = {"maxWidth": max(side + 160, 320), "minHeight": min(side, 22 * len(classes))}
+    return finish(chart, "Actual and predicted classes", subtitle, width="container", height=side).properties(
+        usermeta={"tightframe": room}
+    )
+
+
+def _classes(classes: Sequence[str], *, small: bool) -> dict[str, Any]:
+    scale = alt.Scale(domain=classes, padding=0.04)
+    axis = {"grid": False, "ticks": False, "domain": False, "labelFontSize": 8 if small else 12, "labelOverlap": False}
+    across = alt.Axis(title="Predicted class", labelAngle=-50, labelExpr=thinned(len(classes), "width"), **axis)
+    down = alt.Axis(title="Actual class", titleAlign="right", titleX=-6, **axis)
+    return {
+        "x": alt.X(field="predicted", type="nominal", scale=scale, axis=across),
+        "y": alt.Y(field="actual", type="nominal", scale=scale, axis=down),
+    }
 
 
 def _confusion_cell(actual: str, predicted: str, amount: float, total: float) -> dict[str, Any]:

@@ -145,12 +145,13 @@ def table(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
     if measured or not errors:
         whole.add_row(_Fitted(shown(columns, rows), measured))
     for row in errors:
+        whole.add_row("")
         whole.add_row(_error(columns[0].cell(row), text(row["error"])))
     return whole
 
 
 def _error(name: str, message: str) -> Table:
-    inner = Table.grid(padding=(1, 1, 0, 0))
+    inner = Table.grid(padding=(0, 1, 0, 0))
     inner.add_column(style="red")
     inner.add_column(style="red", overflow="fold")
     inner.add_row("✗", Text.assemble((name, "bold"), "\n", message, overflow="fold"))
@@ -174,9 +175,11 @@ class _Fitted:
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(min(options.max_width, 40), options.max_width)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
         gap = next((gap for gap in (3, 2) if self._needs(self.columns, gap) <= options.max_width), 1)
-        for part in self._parts(options.max_width, gap):
+        for index, part in enumerate(self._parts(options.max_width, gap)):
+            if index:
+                yield ""
             yield self._table(part, self._widths(part, options.max_width, gap), gap)
 
     def _parts(self, width: int, gap: int) -> Iterator[list[Column]]:

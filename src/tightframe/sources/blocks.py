@@ -158,7 +158,7 @@ def _declared_head(module: nn.Module) -> str | None:
     """The head that a timm network names: its module name, ``None`` for "no head", ``""`` for "not declared"."""
     if not hasattr(module, "get_classifier"):
         return ""
-    head = module.get_classifier()
+    head: nn.Module = module.get_classifier()  # type: ignore[operator]
     if isinstance(head, nn.Identity):
         return None
     names = [name for name, child in module.named_modules() if child is head and _could_be_head(child)]
