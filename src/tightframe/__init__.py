@@ -5,20 +5,46 @@ run = tightframe.transfer(data, ["timm/resnet18", "timm/mobilenetv3_small_100"],
 run.tuned.predict(["new.jpg"])
 """
 
-from tightframe.errors import TightframeError
-from tightframe.features.extract import Features, extract
-from tightframe.features.moments import ClassMoments
-from tightframe.features.store import FeatureStore
-from tightframe.jobs.measure import measure
-from tightframe.jobs.rank import rank
-from tightframe.jobs.run import Result
-from tightframe.jobs.transfer import Transfer, transfer
-from tightframe.jobs.tune import Plan, tune
-from tightframe.jobs.tuned import Tuned, load_tuned
-from tightframe.measure.collapse import CollapseMetrics, Head, collapse_metrics
-from tightframe.protocols import Backbone, ImageData, ImageSplits
-from tightframe.sources.backbones import load_backbone
-from tightframe.sources.images import load_images
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tightframe.errors import TightframeError
+    from tightframe.features.extract import Features, extract
+    from tightframe.features.moments import ClassMoments
+    from tightframe.features.store import FeatureStore
+    from tightframe.jobs.measure import measure
+    from tightframe.jobs.rank import rank
+    from tightframe.jobs.run import Result
+    from tightframe.jobs.transfer import Transfer, transfer
+    from tightframe.jobs.tune import Plan, tune
+    from tightframe.jobs.tuned import Tuned, load_tuned
+    from tightframe.metrics.collapse import CollapseMetrics, Head, collapse_metrics
+    from tightframe.protocols import Backbone, ImageData, ImageSplits
+    from tightframe.sources.backbones import load_backbone
+    from tightframe.sources.images import load_images
+
+_HOMES = {
+    "errors": ("TightframeError",),
+    "features.extract": ("Features", "extract"),
+    "features.moments": ("ClassMoments",),
+    "features.store": ("FeatureStore",),
+    "jobs.measure": ("measure",),
+    "jobs.rank": ("rank",),
+    "jobs.run": ("Result",),
+    "jobs.transfer": ("Transfer", "transfer"),
+    "jobs.tune": ("Plan", "tune"),
+    "jobs.tuned": ("Tuned", "load_tuned"),
+    "metrics.collapse": ("CollapseMetrics", "Head", "collapse_metrics"),
+    "protocols": ("Backbone", "ImageData", "ImageSplits"),
+    "sources.backbones": ("load_backbone",),
+    "sources.images": ("load_images",),
+}
+"""Where each public name lives. Imported when first used: ``tightframe --help`` need not wait for PyTorch."""
+
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Backbone",
@@ -44,3 +70,13 @@ __all__ = [
     "transfer",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'tightframe' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tightframe.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

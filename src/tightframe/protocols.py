@@ -82,6 +82,14 @@ class ImageSplits:
         """Class names, the same for both splits."""
         return self.train.classes
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of how the data came about, in plain words."""
+        if not self.skipped:
+            return []
+        files = "1 file was" if len(self.skipped) == 1 else f"{len(self.skipped)} files were"
+        return [f"{files} left out; the first: {self.skipped[0]}"]
+
 
 Layout = Literal["map", "map_last", "tokens", "vector"]
 """What a layer puts out: (n, d, h, w), (n, h, w, d), (n, tokens, d) or (n, d)."""

@@ -87,7 +87,8 @@ def extract(
     """Features of ``data`` at ``layers`` (all blocks and the penultimate features, unless named) in one pass.
 
     With a ``store``, features go to disk batch by batch and are read back by layer; a later call with the same
-    weights, preprocessing, layers, pooling, precision and pictures reads them without running the network.
+    weights, preprocessing, layers, pooling, precision and pictures reads them without running the network (but for
+    the trial batch of precision ``"auto"``, where bfloat16 would be faster).
 
     Raises:
         BadPicture: a picture can't be decoded.

@@ -13,7 +13,6 @@ summed in, and the promise here is 1e-9.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,11 +79,8 @@ class ClassMoments:
     def from_features(cls, features: Any, labels: Any, classes: int) -> ClassMoments:
         """Moments of features (n, d) with integer labels (n,) in 0 … classes − 1; arrays or tensors."""
         features, labels = as_tensor(features), as_tensor(labels)
-        if features.ndim != 2:
-            raise MeasureError(f"features have shape {tuple(features.shape)}; expected (samples, dimension)")
+        check_samples(features, labels, classes)
         moments = cls.zero(classes, features.shape[1], features.device)
-        if len(features) != len(labels):
-            return moments.update(features, labels)  # which says what does not fit
         for start in range(0, len(features), CHUNK):
             moments = moments.update(features[start : start + CHUNK], labels[start : start + CHUNK])
         return moments
@@ -97,7 +93,7 @@ class ClassMoments:
         """
         features = as_tensor(features, device=self.means.device)
         labels = as_tensor(labels, device=self.means.device)
-        self._check(features, labels)
+        check_samples(features, labels, self.classes, self.dimension)
         labels, features = labels.long(), features.double()
         counts = torch.bincount(labels, minlength=self.classes)
         sums = torch.zeros_like(self.means).index_add_(0, labels, features)
@@ -115,7 +111,7 @@ class ClassMoments:
                 f"{other.classes} × {other.dimension}: merge moments of the same layer and the same classes"
             )
         counts = self.counts + other.counts
-        share = other.counts / counts.clamp(min=1)  # how far the mean moves from ours to theirs
+        share = other.counts.double() / counts.clamp(min=1)  # how far the mean moves from ours to theirs
         gap = other.means - self.means
         between = self.counts * share  # n₁n₂ / (n₁ + n₂): zero unless both have samples of the class
         both = between > 0
@@ -168,7 +164,7 @@ class ClassMoments:
         if weighting == "class":
             return (self.means - self.means.mean(0)).T / self.classes**0.5
         if weighting == "sample":
-            return (self.means - self.global_mean).T * (self.counts / self.samples).sqrt()
+            return (self.means - self.global_mean).T * (self.counts.double() / self.samples).sqrt()
         raise MeasureError(f'no weighting "{weighting}"; choose "class" or "sample"')
 
     def spectrum_with(self, between: Float64[Tensor, "d k"]) -> Spectrum:
@@ -191,36 +187,59 @@ class ClassMoments:
             with safe_open(str(path), "pt") as file:
                 if (file.metadata() or {}).get("format") != FORMAT:
                     raise SavedError(f"{path} holds no class moments; write one with ClassMoments.save")
-                return cls(**{name: file.get_tensor(name) for name in FIELDS})
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+                tensors = {name: file.get_tensor(name) for name in FIELDS}
+        except (SafetensorError, OSError) as error:
             raise SavedError(f"{path} can't be read as class moments ({error})") from error
-
-    def _check(self, features: Tensor, labels: Tensor) -> None:
-        if features.ndim != 2 or features.shape[1] != self.dimension:
-            raise MeasureError(f"features have shape {tuple(features.shape)}; expected (samples, {self.dimension})")
-        if labels.shape != features.shape[:1]:
-            raise MeasureError(f"{len(features)} features need as many labels; labels have shape {tuple(labels.shape)}")
-        if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise MeasureError(f"labels must be integers from 0 to {self.classes - 1}, not {labels.dtype}")
-        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.classes):
-            found = f"{int(labels.min())} to {int(labels.max())}"
-            raise MeasureError(
-                f"labels run from {found}; with {self.classes} classes they must be 0 to {self.classes - 1}"
-            )
-        broken = ~torch.isfinite(features).all(1)
-        if broken.any():
-            first = int(broken.nonzero()[0])
-            raise MeasureError(
-                f"{int(broken.sum())} of {len(features)} feature rows hold NaN or infinity (first: row {first}); "
-                "the network overflowed there: try precision float32, or leave those pictures out"
-            )
+        flaw = _flaw(**tensors)
+        if flaw:
+            raise SavedError(f"{path} holds no class moments: {flaw}; write one with ClassMoments.save")
+        return cls(**tensors)
 
 
 FIELDS = ("counts", "means", "scatter", "class_variances")
 
 
+def check_samples(features: Tensor, labels: Tensor, classes: int, dimension: int | None = None) -> None:
+    """Raise ``MeasureError`` unless features (n, d) are finite and labels (n,) are integers 0 … classes − 1."""
+    if features.ndim != 2 or dimension not in (None, features.shape[1]):
+        expected = f"(samples, {'dimension' if dimension is None else dimension})"
+        raise MeasureError(f"features have shape {tuple(features.shape)}; expected {expected}")
+    if labels.shape != features.shape[:1]:
+        raise MeasureError(f"{len(features)} features need as many labels; labels have shape {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise MeasureError(f"labels must be integers from 0 to {classes - 1}, not {labels.dtype}")
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        found = f"{int(labels.min())} to {int(labels.max())}"
+        raise MeasureError(f"labels run from {found}; with {classes} classes they must be 0 to {classes - 1}")
+    broken = ~torch.isfinite(features).all(1)
+    if broken.any():
+        first = int(broken.nonzero()[0])
+        raise MeasureError(
+            f"{int(broken.sum())} of {len(features)} feature rows hold NaN or infinity (first: row {first}); "
+            "the network overflowed there: try precision float32, or leave those pictures out"
+        )
+
+
+def _flaw(counts: Tensor, means: Tensor, scatter: Tensor, class_variances: Tensor) -> str:
+    """Why these tensors can't be moments; empty if they can."""
+    wide = (means, scatter, class_variances)
+    if counts.dtype != torch.int64 or any(tensor.dtype != torch.float64 for tensor in wide):
+        return "counts must be int64, the rest float64"
+    classes, dimension = counts.numel(), scatter.shape[-1] if scatter.ndim else 0
+    shapes = [tuple(tensor.shape) for tensor in (counts, *wide)]
+    if shapes != [(classes,), (classes, dimension), (dimension, dimension), (classes,)]:
+        return f"shapes {shapes} do not belong together"
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in wide):
+        return "NaN or infinite values"
+    if bool((counts < 0).any()) or bool((class_variances < 0).any()):
+        return "negative counts or variances"
+    return ""
+
+
 def as_tensor(values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
     """``values`` (tensor, array or sequence) as a tensor, without a copy where that is safe."""
-    if isinstance(values, np.ndarray) and not values.flags.writeable:
-        values = values.copy()
+    if not isinstance(values, Tensor):
+        values = np.asarray(values)
+        if not values.flags.writeable or min(values.strides, default=0) < 0:
+            values = values.copy()
     return torch.as_tensor(values, dtype=dtype, device=device)

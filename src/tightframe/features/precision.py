@@ -26,8 +26,8 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # which a device without memory, such as "meta", refuses
+    except (RuntimeError, AssertionError, ImportError) as error:
         why = str(error).splitlines()[0]
         raise SettingsError(f'device "{name}" is not to be had here ({why}); use auto or cpu') from error
     return device

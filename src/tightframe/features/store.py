@@ -139,11 +139,15 @@ def _shards(entry: Path, manifest: dict[str, Any]) -> list[Path]:
 
 
 def _rows(entry: Path, manifest: dict[str, Any]) -> int:
-    rows = 0
+    """Rows of all shards together. Raises ``ValueError`` unless they are tables of one width."""
+    shapes = []
     for shard in _shards(entry, manifest):
         with safe_open(str(shard), "np") as file:
-            rows += file.get_slice("features").get_shape()[0]
-    return rows
+            shapes.append(file.get_slice("features").get_shape())
+    widths = {tuple(shape[1:]) for shape in shapes}
+    if [len(width) for width in widths] != [1]:
+        raise ValueError("shards are not tables of one width")
+    return sum(shape[0] for shape in shapes)
 
 
 def _reader(entry: Path, manifest: dict[str, Any]) -> Callable[[], np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -22,17 +23,17 @@ Pool = Literal["auto", "mean", "cls"]
 
 
 def pooled(output: Any, layer: Layer, how: Literal["mean", "cls"]) -> Float[Tensor, "n d"]:
-    """A layer's output as (n, d), in the precision it came in but averaged in float32."""
+    """A layer's output as (n, d), averaged in float32; a copy, since what comes next may work in place."""
     if isinstance(output, (tuple, list)):
         output = output[0]
     if layer.layout == "vector":
-        return output.float()
+        return output.to(torch.float32, copy=True)
     if layer.layout == "map":
         return output.float().mean((2, 3))
     if layer.layout == "map_last":
         return output.float().mean((1, 2))
     if how == "cls" and layer.prefix_tokens:
-        return output[:, 0].float()
+        return output[:, 0].to(torch.float32, copy=True)
     return output[:, layer.prefix_tokens :].float().mean(1)
 
 

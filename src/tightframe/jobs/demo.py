@@ -19,17 +19,17 @@ from tightframe.jobs.run import write_whole
 from tightframe.protocols import Backbone, ImageSplits, Progress, silent
 from tightframe.sources.backbones import load_backbone
 from tightframe.sources.images import load_images
-from tightframe.tune.inputs import PixelInputs
-from tightframe.tune.loop import Recipe, Split, fit
-from tightframe.tune.methods import METHODS
-from tightframe.tune.surgery import TunableNetwork
+from tightframe.tuning.inputs import PixelInputs
+from tightframe.tuning.loop import Recipe, Split, fit
+from tightframe.tuning.methods import METHODS
+from tightframe.tuning.surgery import TunableNetwork
 
 SOURCE, DOWNSTREAM = "digits:0-4", "digits:5-9"
 SHOTS = 10
 SIZE = 32
 NETWORKS: dict[str, tuple[int, ...]] = {"digits_resnet": (16, 32, 64, 64), "digits_resnet_narrow": (4, 8, 16, 16)}
 """Channels of the four stages of each network; two residual blocks a stage."""
-RECIPE = Recipe(rate=0.1, decay=5e-4, epochs=8, batch_size=64)
+RECIPE = Recipe(rate=0.02, decay=5e-4, epochs=12, batch_size=32)
 
 
 def downstream(shots: int | None = None, seed: int = 0, test_share: float = 0.5) -> ImageSplits:
@@ -51,7 +51,7 @@ def pretrain(folder: Path, channels: tuple[int, ...], progress: Progress = silen
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.json", json.dumps(_config(channels), indent=1))
     untrained = load_backbone(f"local-dir:{folder}", pretrained=False)
-    data = load_images(SOURCE, test_share=0).train
+    data = load_images(SOURCE, test_share=0.0).train
     network = TunableNetwork(untrained, METHODS["full"], None, len(data.classes))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ticks = iter(progress(range(RECIPE.epochs), f"pre-training {folder.name} on {SOURCE}", RECIPE.epochs))

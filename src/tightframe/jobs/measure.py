@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Unpack
 
 from tightframe.features.extract import Features, Running, extract
 from tightframe.jobs.run import Result, Row
-from tightframe.measure.collapse import Weighting, collapse_metrics
-from tightframe.measure.probes import cross_validated_ridge
+from tightframe.metrics.collapse import Weighting, collapse_metrics
+from tightframe.metrics.probes import cross_validated_ridge
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
 
 
@@ -30,7 +31,8 @@ def measure(
     rows = layer_rows(backbone, features, weighting, seed, running.get("progress", silent))
     best = min(rows, key=lambda row: row["nc1"])
     last = rows[-1]
-    notes = [reading(best, last), *collapse_metrics(features.moments(PENULTIMATE), weighting=weighting).notes]
+    notes = list(data.notes) if isinstance(data, ImageSplits) else []
+    notes += [reading(best, last), *collapse_metrics(features.moments(PENULTIMATE), weighting=weighting).notes]
     settings = {
         "data": pictures.name,
         "pictures": len(pictures),
@@ -41,9 +43,8 @@ def measure(
         "precision": features.precision,
         "seed": seed,
     }
-    return Result(
-        "measure", rows, settings, notes, ["tightframe tune DATA --model M --method scl --layer auto --out DIR"]
-    )
+    model = shlex.quote(backbone.origin.get("uri", backbone.name))
+    return Result("measure", rows, settings, notes, [f"tightframe tune DATA --model {model} --out DIR"])
 
 
 def layer_rows(
@@ -77,4 +78,5 @@ def reading(best: Row, last: Row) -> str:
     if best["layer"] == last["layer"]:
         return f"features are most collapsed where the head sees them (NC1 {last['nc1']:.3g})"
     less = 1 - best["nc1"] / last["nc1"]
-    return f"{best['layer']} is the most collapsed: NC1 {best['nc1']:.3g}, {less:.0%} below the penultimate features"
+    lowest = f"{best['layer']} is the most collapsed: NC1 {best['nc1']:.3g}"
+    return f"{lowest}, {100 * less:.0f} % below the penultimate features"

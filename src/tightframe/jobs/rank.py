@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -11,9 +12,9 @@ import numpy as np
 from tightframe.errors import DataError, SettingsError, TightframeError
 from tightframe.features.extract import Running, extract
 from tightframe.jobs.run import Result, Row, Run
-from tightframe.measure.collapse import collapse_metrics
-from tightframe.measure.probes import cross_validated_ridge
-from tightframe.measure.scores import h_score, logme
+from tightframe.metrics.collapse import collapse_metrics
+from tightframe.metrics.probes import cross_validated_ridge
+from tightframe.metrics.scores import h_score, logme
 from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits, silent
 from tightframe.sources.backbones import load_backbone, short_name
 
@@ -60,7 +61,8 @@ def rank(
         "pool": running.get("pool", "auto"),
         "seed": seed,
     }
-    return Result("rank", rows, settings, _notes(good, by), _following(good))
+    told = [{key: value for key, value in row.items() if key != "correct"} for row in rows]
+    return Result("rank", told, settings, [*data.notes, *_notes(good, by)], _following(good))
 
 
 def ordered(rows: list[Row], by: str) -> list[Row]:
@@ -147,5 +149,5 @@ def _notes(good: list[Row], by: str) -> list[str]:
 def _following(good: list[Row]) -> list[str]:
     if not good:
         return []
-    model = good[0]["model"] or good[0]["network"]
-    return [f"tightframe tune DATA --model {model} --method scl --layer auto --out DIR"]
+    model = shlex.quote(good[0]["model"] or good[0]["network"])
+    return [f"tightframe tune DATA --model {model} --out DIR"]

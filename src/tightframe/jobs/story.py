@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 SAMPLES = 12
 
 
-def write_story(path: Path, data: ImageSplits, run: Transfer, histories: dict[str, list[Row]]) -> None:
-    """Write the report of ``run`` to ``path``."""
+def write_story(
+    path: Path, data: ImageSplits, run: Transfer, histories: dict[str, list[Row]], probabilities: np.ndarray | None
+) -> None:
+    """Write the report of ``run`` to ``path``; ``probabilities`` (n, K) are of the test pictures."""
     sections = [_networks(run), _layers(run), _training(histories), _methods(run)]
-    if data.test is not None:
-        probabilities = run.tuned.probabilities(data.test)
-        sections += [_confusion(run, data.test, probabilities), _samples(run, data.test, probabilities)]
+    if data.test is not None and probabilities is not None:
+        sections += [_confusion(run, data.test, probabilities), _samples(run, data.test)]
     write_report(
         path,
         title=f"{data.name}: which network, which layer, how well",
@@ -99,29 +100,31 @@ def _confusion(run: Transfer, test: ImageData, probabilities: np.ndarray) -> Sec
     )
 
 
-def _samples(run: Transfer, test: ImageData, probabilities: np.ndarray) -> Section:
-    """A few test pictures: half of them the most confident mistakes, the rest spread over the set."""
-    predicted = probabilities.argmax(1)
-    confidence = probabilities.max(1)
-    wrong = np.flatnonzero(predicted != test.labels)
+def _samples(run: Transfer, test: ImageData) -> Section:
+    pictures = [row | {"picture": test[row["index"]]} for row in run.samples]
+    return Section("What it says", "Test pictures, its surest mistakes last.", [Samples(pictures)])
+
+
+def sample_rows(test: ImageData, probabilities: np.ndarray) -> list[Row]:
+    """A few test pictures: some spread over those that are right, then the most confident mistakes.
+
+    Rows hold ``index``, ``path``, ``actual``, ``predicted`` and ``probability``.
+    """
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    wrong, right = np.flatnonzero(predicted != test.labels), np.flatnonzero(predicted == test.labels)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: SAMPLES // 2]
-    right = np.flatnonzero(predicted == test.labels)
-    spread = (
-        right[np.linspace(0, len(right) - 1, min(SAMPLES - len(wrong), len(right))).astype(int)]
-        if len(right)
-        else right
-    )
-    rows = [
+    if len(right):
+        right = right[np.linspace(0, len(right) - 1, min(SAMPLES - len(wrong), len(right))).astype(int)]
+    return [
         {
-            "picture": test[int(i)],
+            "index": int(i),
             "path": test.identifiers[i],
             "actual": test.classes[test.labels[i]],
             "predicted": test.classes[predicted[i]],
             "probability": float(confidence[i]),
         }
-        for i in (*spread, *wrong)
+        for i in (*right, *wrong)
     ]
-    return Section("What it says", "Test pictures, its surest mistakes last.", [Samples(rows)])
 
 
 def confusion_rows(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[Row]:

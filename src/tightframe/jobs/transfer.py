@@ -6,6 +6,7 @@ features and trainings are reused, the training that was cut off goes on from it
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +18,12 @@ from tightframe.features.store import FeatureStore
 from tightframe.jobs.measure import layer_rows
 from tightframe.jobs.rank import rank
 from tightframe.jobs.run import Result, Row, Run, fingerprint_of, write_whole
-from tightframe.jobs.story import write_story
+from tightframe.jobs.story import sample_rows, write_story
 from tightframe.jobs.tune import Plan, choose_layer, tune
 from tightframe.jobs.tuned import Tuned
 from tightframe.protocols import Backbone, ImageSplits
 from tightframe.sources.backbones import load_backbone
-from tightframe.tune.methods import METHODS, method_named
+from tightframe.tuning.methods import METHODS, method_named
 
 MAIN = "scl"
 
@@ -37,6 +38,7 @@ class Transfer:
         layers: rows of ``measure`` for the network chosen.
         methods: a row a method: accuracies, NC1, share of parameters, seconds.
         tuned: the network tuned by SCL (or by the first of the methods asked for).
+        samples: a few test pictures, some right, some wrong: what they are and what ``tuned`` says of them.
         result: everything above as one ``Result``.
     """
 
@@ -45,6 +47,7 @@ class Transfer:
     layers: list[Row]
     methods: list[Row]
     tuned: Tuned
+    samples: list[Row]
     result: Result
 
 
@@ -95,15 +98,20 @@ def transfer(
     }
     main = tuned.get(MAIN) or tuned[chosen_methods[0]]
     rows = [outcome.metrics for outcome in tuned.values()]
+    told = [*ranking.notes, *(note for outcome in tuned.values() for note in outcome.notes)]
+    saved = shlex.quote(str(folder / main.network.method.name))
     result = Result(
         "transfer",
         rows,
         settings | {"network": backbone.name, "layer": chosen},
-        _notes(data, backbone, chosen, rows, ranking),
-        [f"tightframe predict {folder / main.network.method.name} PICTURE…", f"open {folder / 'report.html'}"],
+        [*_outcome(backbone, chosen, rows), *dict.fromkeys(told)],
+        [f"tightframe predict {saved} PICTURE…", f"open {shlex.quote(str(folder / 'report.html'))} in a browser"],
     )
-    finished = Transfer(folder, ranking, layers, rows, main, result)
-    write_story(folder / "report.html", data, finished, {name: outcome.history for name, outcome in tuned.items()})
+    said = main.probabilities(data.test, device=running.get("device", "auto")) if data.test is not None else None
+    samples = sample_rows(data.test, said) if data.test is not None and said is not None else []
+    finished = Transfer(folder, ranking, layers, rows, main, samples, result)
+    histories = {name: outcome.history for name, outcome in tuned.items()}
+    write_story(folder / "report.html", data, finished, histories, said)
     result.save(folder / "result.json")
     return finished
 
@@ -163,14 +171,13 @@ def _winner(rows: list[Row], models: Sequence[str | Backbone], options: dict[str
     return load_backbone(best["model"], **options)
 
 
-def _notes(data: ImageSplits, backbone: Backbone, layer: str, rows: list[Row], ranking: Result) -> list[str]:
-    notes = [*ranking.notes, f"chosen: {backbone.name}, block {layer}"]
+def _outcome(backbone: Backbone, layer: str, rows: list[Row]) -> list[str]:
+    """What was chosen and which method did best."""
+    notes = [f"chosen: {backbone.name}, block {layer}"]
     judged = [row for row in rows if row.get("test_accuracy") is not None]
     if judged:
         best = max(judged, key=lambda row: row["test_accuracy"])
         close = [r["method"] for r in judged if r is not best and r["test_high"] >= best["test_low"]]
-        told = f"best on the test pictures: {best['method']} ({best['test_accuracy']:.1%})"
-        notes.append(told + (f"; within its interval: {', '.join(close)}" if close else ""))
-    if data.skipped:
-        notes.append(f"{len(data.skipped)} files were left out, the first: {data.skipped[0]}")
+        told = f"best on the test pictures: {best['method']} ({100 * best['test_accuracy']:.1f} %)"
+        notes.append(told + (f"; intervals overlap with {', '.join(close)}" if close else ""))
     return notes

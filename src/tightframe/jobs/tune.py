@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tightframe.errors import SettingsError
 from tightframe.features.extract import Features, Running, extract
@@ -22,19 +21,20 @@ from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
 from tightframe.jobs.run import Row, plain, write_whole
 from tightframe.jobs.tuned import Tuned, load_tuned
-from tightframe.measure.choice import Reading, recommend_layer
-from tightframe.measure.collapse import nc1
-from tightframe.measure.probes import interval
+from tightframe.metrics.choice import Reading, recommend_layer
+from tightframe.metrics.collapse import nc1
+from tightframe.metrics.probes import interval
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
 from tightframe.sources.selection import stratified
-from tightframe.tune.inputs import FeatureInputs, PixelInputs
-from tightframe.tune.loop import Diverged, Inputs, Recipe, Split, Trainable, collapse_or_none, fit
-from tightframe.tune.methods import Method, method_named
-from tightframe.tune.surgery import HeadOnly, TunableNetwork
+from tightframe.tuning.inputs import FeatureInputs, PixelInputs
+from tightframe.tuning.loop import Diverged, Inputs, Recipe, Split, Trainable, collapse_or_none, fit
+from tightframe.tuning.methods import Method, method_named
+from tightframe.tuning.surgery import HeadOnly, TunableNetwork
 
-RESNET_GRID = ((0.1, 0.05), (1e-4, 5e-4))
-TRANSFORMER_GRID = ((1e-2, 1e-3), (1e-4, 0.0))
-"""Start rates and weight decays that the paper tries, for networks with batch norm and with layer norm."""
+PLAIN_RATES, PLAIN_DECAYS = (0.1, 0.05, 0.01, 0.002), (1e-4, 5e-4)
+TRANSFORMER_RATES, TRANSFORMER_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
+"""The paper's start rates and weight decays, for networks with batch norm and with layer norm, and lower rates for
+networks that the paper did not train."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Plan:
     Attributes:
         epochs: of the final training, on all training pictures.
         search_epochs: of each trial of rate and decay; a third of ``epochs`` if ``None``.
-        rates, decays: the grid; the paper's for the kind of network if ``None``. One of each means no search.
+        rates, decays: what to try, each rate with the first decay, then each decay with the best rate; if ``None``,
+            the paper's for the kind of network and lower rates. One of each means no search.
         batch_size: pictures a step.
         validation_share: of the training pictures, held out while rate and decay are chosen.
         seed: of every random choice.
@@ -58,14 +59,14 @@ class Plan:
     validation_share: float = 0.2
     seed: int = 0
 
-    def trials(self, module: nn.Module) -> list[Recipe]:
-        """The recipes to choose from, all of full length."""
+    def choices(self, module: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Rates and decays to try."""
         layer_norm = any(isinstance(m, nn.LayerNorm) for m in module.modules())
         batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
-        rates, decays = TRANSFORMER_GRID if layer_norm and not batch_norm else RESNET_GRID
-        grid = itertools.product(self.rates or rates, self.decays or decays)
-        shared: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
-        return [Recipe(rate=rate, decay=decay, **shared) for rate, decay in grid]
+        transformer = layer_norm and not batch_norm
+        rates = TRANSFORMER_RATES if transformer else PLAIN_RATES
+        decays = TRANSFORMER_DECAYS if transformer else PLAIN_DECAYS
+        return self.rates or rates, self.decays or decays
 
     def check(self) -> None:
         """Raise ``SettingsError`` for values out of range."""
@@ -97,7 +98,7 @@ def tune(
 
     Args:
         method: ``linear``, ``layer``, ``scl`` or ``full``.
-        layer: the block to tune, for the methods that tune one; ``"auto"`` for ``measure.choice.recommend_layer``.
+        layer: the block to tune, for the methods that tune one; ``"auto"`` for ``metrics.choice.recommend_layer``.
         out: a folder for the result, with a checkpoint every epoch while it is made.
         resume: go on with, or just load, what an earlier call with the same settings left in ``out``.
 
@@ -123,7 +124,8 @@ def tune(
         )
     network = TunableNetwork(backbone, chosen, block, len(data.classes), running.get("pool", "auto"))
     training = _training(data, backbone, network, running, folder, scope)
-    recipe, rows, notes = training.run(plan, plan.trials(backbone.module))
+    recipe, rows, notes = training.run(plan, *plan.choices(backbone.module))
+    notes = [*data.notes, *notes]
     tuned = Tuned(backbone, network, data.classes, {}, rows, notes)
     seconds = time.perf_counter() - started
     tuned = replace(tuned, metrics=_judge(tuned, data, recipe, seconds, running.get("device", "auto")))
@@ -138,7 +140,7 @@ def tune(
 def choose_layer(backbone: Backbone, features: Features) -> str:
     """The block that ``--layer auto`` tunes, from features of the training pictures at every block.
 
-    See ``measure.choice.recommend_layer`` for the rule.
+    See ``metrics.choice.recommend_layer`` for the rule.
     """
     readings = [Reading(block.name, nc1(features.moments(block.name)), block.parameters) for block in backbone.layers]
     head = (backbone.penultimate.dimension + 1) * len(features.classes)
@@ -161,7 +163,9 @@ def _training(
     if network.method.trains == "nothing":
         features = extract(backbone, data.train, layers=[PENULTIMATE], **running)[PENULTIMATE]
         head = HeadOnly(network.head).to(where)
-        return _Training(data.train, FeatureInputs(features), head, where, "float32", work, scope, progress, title)
+        return _Training(
+            data.train, FeatureInputs(torch.tensor(features)), head, where, "float32", work, scope, progress, title
+        )
     precision = likely_precision(backbone.module, where, running.get("precision", "auto"))
     inputs = PixelInputs(Pixels(data.train, backbone.preprocessing))
     on_device(network, where)
@@ -182,66 +186,78 @@ class _Training:
     progress: Progress
     title: str
 
-    def run(self, plan: Plan, trials: list[Recipe]) -> tuple[Recipe, list[Row], list[str]]:
+    def run(self, plan: Plan, rates: Sequence[float], decays: Sequence[float]) -> tuple[Recipe, list[Row], list[str]]:
         """Train the network in place; the recipe chosen, a row an epoch, and notes."""
         start = {name: tensor.detach().clone() for name, tensor in self.network.changed_state().items()}
-        search = plan.search_epochs or max(1, plan.epochs // 3)
         kept, held_out = stratified(self.data.labels, plan.validation_share, plan.seed)
-        searching = len(trials) > 1 and len(held_out) > 0
-        total = len(trials) * search * searching + plan.epochs
-        ticks = iter(self.progress(range(total), self.title, total))
-        rows, notes, recipe = list[Row](), list[str](), trials[0]
-        if searching:
-            outcomes: list[Row | None] = []
-            for index, trial in enumerate(trials):
-                self.network.load_changed_state(start)
-                found = self._trial(replace(trial, epochs=search), kept, held_out, f"trial{index}", ticks)
-                outcomes.append(found[-1] if found else None)
-                rows += found
-            recipe = trials[_best(outcomes, trials)]
-        elif len(trials) > 1:
+        recipe = Recipe(rates[0], decays[0], epochs=plan.epochs, batch_size=plan.batch_size, seed=plan.seed)
+        rows, notes = list[Row](), list[str]()
+        if len(rates) * len(decays) > 1 and len(held_out):
+            short = replace(recipe, epochs=plan.search_epochs or max(1, plan.epochs // 3))
+            found, rows = self._search(short, {"rate": rates, "decay": decays}, kept, held_out, start)
+            recipe = replace(found, epochs=plan.epochs)
+        elif len(rates) * len(decays) > 1:
             notes.append("too few pictures a class to hold any out: the first rate and decay are used unchosen")
         self.network.load_changed_state(start)
         everything = np.arange(len(self.data))
-        rows += self._fit(recipe, everything, everything[:0], "final", ticks)
-        for _ in ticks:
-            pass  # what was resumed, or had diverged, did not tick
+        rows += self._fit(recipe, everything, everything[:0], "final", "training on all pictures")
         return recipe, rows, notes
 
-    def _trial(
-        self, recipe: Recipe, kept: np.ndarray, held_out: np.ndarray, name: str, ticks: Iterator[Any]
-    ) -> list[Row]:
+    def _search(
+        self,
+        first: Recipe,
+        choices: dict[str, Sequence[Any]],
+        kept: np.ndarray,
+        held_out: np.ndarray,
+        start: dict[str, Tensor],
+    ) -> tuple[Recipe, list[Row]]:
+        """The best recipe, found one choice after the other, and the rows of all trials."""
+        tried: dict[Recipe, list[Row]] = {}
+        best = first
+        for name, values in choices.items():
+            for trial in [replace(best, **{name: value}) for value in values]:
+                if trial not in tried:
+                    self.network.load_changed_state(start)
+                    tried[trial] = self._trial(trial, kept, held_out)
+            best = _best(tried)
+        return best, [row for rows in tried.values() for row in rows]
+
+    def _trial(self, recipe: Recipe, kept: np.ndarray, held_out: np.ndarray) -> list[Row]:
         """The rows of one trial, none if it diverged."""
+        words = f"trying rate {recipe.rate:g}, decay {recipe.decay:g}"
         try:
-            return self._fit(recipe, kept, held_out, name, ticks)
+            return self._fit(recipe, kept, held_out, "search", words)
         except Diverged:
             return []
 
-    def _fit(
-        self, recipe: Recipe, training: np.ndarray, validation: np.ndarray, name: str, ticks: Iterator[Any]
-    ) -> list[Row]:
-        rows = fit(
-            self.network,
-            self.inputs,
-            Split(self.data.labels, training, validation, len(self.data.classes)),
-            recipe,
-            device=self.device,
-            precision=self.precision,
-            checkpoint=self.work / f"{name}.safetensors" if self.work else None,
-            scope=self.scope,
-            on_epoch=lambda row: next(ticks, None),
-        )
-        phase = "final" if name == "final" else "search"
+    def _fit(self, recipe: Recipe, training: np.ndarray, validation: np.ndarray, phase: str, words: str) -> list[Row]:
+        ticks = iter(self.progress(range(recipe.epochs), f"{self.title}: {words}", recipe.epochs))
+        name = f"{phase} {recipe.rate:g} {recipe.decay:g}.safetensors"
+        try:
+            rows = fit(
+                self.network,
+                self.inputs,
+                Split(self.data.labels, training, validation, len(self.data.classes)),
+                recipe,
+                device=self.device,
+                precision=self.precision,
+                checkpoint=self.work / name if self.work else None,
+                scope=self.scope,
+                on_epoch=lambda row: next(ticks, None),
+            )
+        finally:
+            for _ in ticks:
+                pass  # epochs that were resumed, or never came, did not tick
         return [{"phase": phase, "start_rate": recipe.rate, "decay": recipe.decay} | row for row in rows]
 
 
-def _best(outcomes: Sequence[Row | None], trials: Sequence[Recipe]) -> int:
-    """The trial with the highest validation accuracy; of those alike, the lowest validation loss."""
-    judged = [(-row["validation_accuracy"], row["validation_loss"], index) for index, row in enumerate(outcomes) if row]
+def _best(tried: dict[Recipe, list[Row]]) -> Recipe:
+    """The trial with the highest validation accuracy; of those alike, the lowest validation loss, then the first."""
+    judged = {trial: rows[-1] for trial, rows in tried.items() if rows}
     if not judged:
-        tried = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in trials}))
-        raise Diverged(f"training diverged at every rate tried ({tried}): give lower ones with --rates")
-    return min(judged)[2]
+        rates = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in tried}))
+        raise Diverged(f"training diverged at every rate tried ({rates}): give lower ones with --rates")
+    return min(judged, key=lambda trial: (-judged[trial]["validation_accuracy"], judged[trial]["validation_loss"]))
 
 
 def _judge(tuned: Tuned, data: ImageSplits, recipe: Recipe, seconds: float, device: str) -> Row:

@@ -18,10 +18,10 @@ from tightframe.jobs.run import Result, Row, versions
 from tightframe.protocols import Backbone, ImageData
 from tightframe.sources.backbones import BUILDER, load_backbone
 from tightframe.sources.pictures import open_picture
-from tightframe.tune import checkpoint
-from tightframe.tune.inputs import PixelInputs
-from tightframe.tune.loop import predict_features
-from tightframe.tune.surgery import TunableNetwork
+from tightframe.tuning import checkpoint
+from tightframe.tuning.inputs import PixelInputs
+from tightframe.tuning.loop import predict_features
+from tightframe.tuning.surgery import TunableNetwork
 
 
 @dataclass(frozen=True, eq=False)

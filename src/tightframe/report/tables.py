@@ -5,10 +5,10 @@ A table is plain rows (dicts) read through columns::
     columns = [Column("network", "Network"), Column("nc1", "NC1", number), Column("test_accuracy", "Test", percent)]
     console.print(table("Networks", columns, rows))
 
-A format turns one value into what a person reads: ``percent``, ``number``, ``count``, ``seconds``, ``size``, ``text``.
-``None`` and missing are "–"; infinities and NaN are shown as they are. Columns with nothing in them are left out. A row
-with an ``error`` is shown as the row's name and its message instead of as numbers. Names come from users' folders, so
-nothing in a row is ever read as markup.
+A format turns one value into what a person reads: ``percent``, ``span``, ``number``, ``exact``, ``count``,
+``millions``, ``seconds``, ``size``, ``text``. ``None`` and missing are "–"; infinities and NaN are shown as they are.
+Columns with nothing in them are left out. A row with an ``error`` is shown as the row's name and its message instead
+of as numbers. Names come from users' folders, so nothing in a row is ever read as markup.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ def percent(value: Any) -> str:
     return _spell(value, spell)
 
 
+def span(value: Any) -> str:
+    """A pair of shares as "59.7–85.4 %"."""
+    return MISSING if value is None else f"{100 * value[0]:.1f}–{100 * value[1]:.1f} %"
+
+
 def number(value: Any) -> str:
     """Four significant digits: "0.1235", "12.35", "12,346", "1.235e-05"."""
 
@@ -74,6 +79,16 @@ def number(value: Any) -> str:
 def count(value: Any) -> str:
     """1234567 as "1,234,567"."""
     return _spell(value, lambda amount: f"{amount:,.0f}")
+
+
+def millions(value: Any) -> str:
+    """1234567 as "1.235", under a header that says millions."""
+    return _spell(value, lambda amount: number(amount / 1e6))
+
+
+def exact(value: Any) -> str:
+    """A number that someone chose, as it was chosen: "0.05", "0.0001"."""
+    return _spell(value, lambda amount: f"{amount:g}")
 
 
 def seconds(value: Any) -> str:

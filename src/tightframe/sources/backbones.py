@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,17 +27,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import nn
 
 from tightframe.errors import HubUnreachable, ModelError
 from tightframe.protocols import Backbone, Preprocessing
 from tightframe.sources.blocks import Anatomy
 
-BUILDER = re.compile(r"(?P<path>.+\.py):(?P<function>[^\W\d]\w*)(?::(?P<argument>.*))?")
+BUILDER = re.compile(r"(?P<path>.+?\.py):(?P<function>[^\W\d]\w*)(?::(?P<argument>.*))?")
 FORMS = "timm/NAME, torchvision/NAME, local-dir:PATH or PATH.py:FUNCTION[:ARGUMENT]"
 
 HUB_PATIENCE = 5
 """Seconds to wait for the hub's first answer."""
+
+LARGEST_SIDE = 4096
+"""Pixels. No network is made for more; a damaged config that asks for it would fill the memory."""
 
 
 def load_backbone(
@@ -44,7 +49,7 @@ def load_backbone(
     *,
     pretrained: bool = True,
     layers: Sequence[str] | None = None,
-    input_size: int | tuple[int, int] | None = None,
+    input_size: int | Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Backbone:
@@ -63,15 +68,17 @@ def load_backbone(
         HubUnreachable: weights have to be fetched and can't be.
         LayerNotFound: a name in ``layers`` is not a module, or can't be read.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # random weights are the same every time: results on them can be repeated and resumed
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # the same random weights every time: results can be repeated
         module, preprocessing = _build(uri, pretrained)
     preprocessing = _overridden(uri, preprocessing, input_size, mean, std)
-    module = module.eval().requires_grad_(False)
+    module = module.eval().requires_grad_(False).float().cpu()
     anatomy = Anatomy(module, preprocessing.input_size, tuple(layers) if layers else None)
     origin: dict[str, Any] = {"uri": _absolute(uri), "pretrained": pretrained}
     given = {"layers": layers, "input_size": input_size, "mean": mean, "std": std}
-    origin |= {key: value if isinstance(value, int) else list(value) for key, value in given.items() if value}
+    origin |= {
+        key: value if isinstance(value, int) else list(value) for key, value in given.items() if value is not None
+    }
     return Backbone(
         name=short_name(uri) + ("" if pretrained else " (untrained)"),
         module=module,
@@ -114,7 +121,7 @@ def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | 
         raise ModelError(f'timm has no network "{name}"' + _nearest(name, timm.list_models()))
     with _hub_or_cache() if pretrained else nullcontext():
         module = _fetched(f"timm/{name}", pretrained, lambda: timm.create_model(name, pretrained=pretrained))
-    return module, _timm_preprocessing(module.pretrained_cfg, module)
+    return module, _timm_preprocessing(f"timm/{name}", module.pretrained_cfg, module)
 
 
 def _from_folder(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
@@ -128,7 +135,7 @@ def _from_folder(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing |
         module = timm.create_model(f"local-dir:{folder}", pretrained=pretrained)
     except Exception as error:  # whatever a damaged config or weights file leads timm into
         raise ModelError(f"{folder} can't be loaded by timm: {_one_line(error)}") from error
-    return module, _timm_preprocessing(module.pretrained_cfg, module)
+    return module, _timm_preprocessing(uri, module.pretrained_cfg, module)
 
 
 def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
@@ -157,18 +164,19 @@ def _from_builder(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing 
     arguments = () if parts["argument"] is None else (parts["argument"],)
     try:
         module = function(*arguments)
-    except Exception as error:  # the user's own code: whatever it raises is shown, and the list goes on
+    except (Exception, SystemExit) as error:  # the user's own code: whatever it raises is shown
         raise ModelError(f"{uri} failed: {_one_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{uri} returned a {type(module).__name__}; it must return a torch.nn.Module")
     config = getattr(module, "pretrained_cfg", None)
-    return module, _timm_preprocessing(config, None) if config else None
+    return module, _timm_preprocessing(uri, config, None) if config else None
 
 
 def _function(path: Path, name: str) -> Callable[..., Any]:
     if not path.is_file():
         raise ModelError(f"no file {path} to build a network with")
-    unique = f"tightframe_builder_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    content = hashlib.sha256(str(path.resolve()).encode() + b"|" + path.read_bytes())  # a file edited since runs anew
+    unique = f"tightframe_builder_{content.hexdigest()[:12]}"
     if unique not in sys.modules:
         spec = importlib.util.spec_from_file_location(unique, path)
         assert spec is not None, "a .py file always has a loader"
@@ -176,7 +184,7 @@ def _function(path: Path, name: str) -> Callable[..., Any]:
         sys.modules[unique] = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look it up
         try:
             spec.loader.exec_module(sys.modules[unique])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[unique]
             raise ModelError(f"{path} can't be imported: {_one_line(error)}") from error
     function = getattr(sys.modules[unique], name, None)
@@ -217,51 +225,73 @@ def _hub_or_cache() -> Iterator[None]:
 
 
 def _no_such_weights(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and "No pretrained weights exist" in str(error)
+    return isinstance(error, RuntimeError) and bool(
+        re.search("No pretrained weights|Invalid pretrained tag", str(error))
+    )
 
 
-def _timm_preprocessing(config: Any, module: nn.Module | None) -> Preprocessing:
+def _timm_preprocessing(uri: str, config: Any, module: nn.Module | None) -> Preprocessing:
     from timm.data import resolve_data_config
 
-    plain = config if isinstance(config, dict) else config.to_dict()
-    found = resolve_data_config({}, pretrained_cfg=plain, model=module)
-    channels, height, width = found["input_size"]
+    try:
+        plain = config if isinstance(config, dict) else config.to_dict()
+        found = resolve_data_config({}, pretrained_cfg=plain, model=module)
+        channels, height, width = found["input_size"]
+        preprocessing = Preprocessing(
+            (int(height), int(width)),
+            tuple(map(float, found["mean"])),
+            tuple(map(float, found["std"])),
+            float(found["crop_pct"]),
+            str(found["interpolation"]),
+            str(found.get("crop_mode") or "center"),
+        )
+    except Exception as error:  # whatever stands there in place of numbers
+        raise ModelError(
+            f"{uri}: its pretrained_cfg can't be read ({_one_line(error)}); it wants input_size (3, height, width), "
+            "mean, std, crop_pct and interpolation"
+        ) from error
     if channels != 3:
-        raise ModelError(f"the network takes {channels} colour channels; pictures are given in 3")
-    return Preprocessing(
-        (int(height), int(width)),
-        tuple(map(float, found["mean"])),
-        tuple(map(float, found["std"])),
-        float(found["crop_pct"]),
-        str(found["interpolation"]),
-        str(found.get("crop_mode") or "center"),
-    )
+        raise ModelError(f"{uri}: the network takes {channels} colour channels; pictures are given in 3")
+    return preprocessing
 
 
 def _overridden(
     uri: str,
     preprocessing: Preprocessing | None,
-    input_size: int | tuple[int, int] | None,
+    input_size: int | Sequence[int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> Preprocessing:
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    if preprocessing is None:
-        if size is None or mean is None or std is None:
-            raise ModelError(
-                f"{uri}: the module has no pretrained_cfg, so say what pictures it expects: "
-                "--input-size, --mean and --std"
-            )
-        return _checked(Preprocessing((size[0], size[1]), tuple(mean), tuple(std), crop_pct=1.0))
-    changes: dict[str, Any] = {"input_size": size, "mean": mean and tuple(mean), "std": std and tuple(std)}
-    return _checked(replace(preprocessing, **{key: value for key, value in changes.items() if value}))
+    given: dict[str, Any] = {"input_size": size, "mean": mean, "std": std}
+    changes: dict[str, Any] = {key: tuple(value) for key, value in given.items() if value is not None}
+    if len(changes.get("input_size", (0, 0))) != 2:
+        raise ModelError(f"{uri}: input size is {input_size}; give one side, or height and width")
+    if preprocessing is not None:
+        return _checked(uri, replace(preprocessing, **changes))
+    if len(changes) < 3:
+        raise ModelError(
+            f"{uri}: the module has no pretrained_cfg, so say what pictures it expects: --input-size, --mean and --std"
+        )
+    return _checked(uri, Preprocessing(**changes, crop_pct=1.0))
 
 
-def _checked(preprocessing: Preprocessing) -> Preprocessing:
-    if min(preprocessing.input_size) < 1 or len(preprocessing.mean) != 3 or len(preprocessing.std) != 3:
-        raise ModelError("input size must be positive, and mean and std have one value for each of 3 colours")
-    if min(preprocessing.std) <= 0:
-        raise ModelError(f"std is {preprocessing.std}; every value must be above 0")
+def _checked(uri: str, preprocessing: Preprocessing) -> Preprocessing:
+    size, mean, std = preprocessing.input_size, preprocessing.mean, preprocessing.std
+    if min(size) < 1 or max(size) > LARGEST_SIDE:
+        raise ModelError(f"{uri}: input size is {size}; give height and width, 1 to {LARGEST_SIDE} pixels each")
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))):
+        raise ModelError(f"{uri}: mean is {mean} and std {std}; each has one number for each of 3 colours")
+    if min(std) <= 0:
+        raise ModelError(f"{uri}: std is {std}; every value must be above 0")
+    if not 0.1 <= preprocessing.crop_pct <= 2:
+        raise ModelError(f"{uri}: crop_pct is {preprocessing.crop_pct}; a share of the picture's side is needed")
+    try:
+        preprocessing.pixels(Image.new("RGB", (8, 8)))
+    except Exception as error:  # an interpolation or crop mode that timm does not know
+        raise ModelError(
+            f"{uri}: pictures can't be prepared as it asks, {preprocessing}: {_one_line(error)}"
+        ) from error
     return preprocessing
 
 
@@ -269,7 +299,7 @@ def _token_pool(module: nn.Module, prefix_tokens: int) -> Literal["cls", "mean"]
     declared = getattr(module, "global_pool", None)
     if declared in ("token", "avg"):
         return "cls" if declared == "token" and prefix_tokens else "mean"
-    return "cls" if prefix_tokens else "mean"
+    return "cls" if prefix_tokens and getattr(module, "has_class_token", True) else "mean"  # others are registers
 
 
 def _absolute(uri: str) -> str:
@@ -287,6 +317,6 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"; nearest: {', '.join(near)}" if near else ""
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"

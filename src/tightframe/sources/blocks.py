@@ -2,18 +2,22 @@
 
 The rule, for any ``nn.Module``:
 
-1. The head is the last linear map (``nn.Linear`` or 1 × 1 convolution) to run whose outputs are as many as the
-   network's, outside every block. timm networks say it themselves.
+1. The head is the last linear map (``nn.Linear`` or 1 × 1 convolution) to run, if its outputs are as many as the
+   network's and no block runs after it. timm networks say it themselves; of two heads (a class and a distillation
+   token) it is the first.
 2. A block is a module of its own class that holds two linear maps or more and is reached from the root through
-   ``nn.Sequential``, ``nn.ModuleList`` and stages (modules that hold such a list made of blocks): residual,
-   inverted-residual, dense, inception, fire and transformer blocks all are.
+   ``nn.Sequential``, ``nn.ModuleList`` and stages (modules that hold such a list made of blocks, or three blocks as
+   members; and modules of the same class that hold any): residual, inverted-residual, dense, inception, fire and
+   transformer blocks all are.
 3. A network without two blocks is read at its small sequences (one convolution with norm and activation), and one
    without those at its convolutions and linear maps.
 4. Of these, the modules that run exactly once and put out one tensor with the batch first, in the order they run.
+   Blocks that fold patches into the batch give way to the module around them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,47 +36,51 @@ class Anatomy:
     def __init__(self, module: nn.Module, input_size: tuple[int, int], named: tuple[str, ...] | None = None):
         self.module, self.input_size = module, input_size
         self.modules = dict(module.named_modules())
-        known_head = _declared_head(module)
-        wanted = named if named is not None else tuple(candidates(module, known_head))
-        for name in wanted:
+        for name in named or ():
             _require(self.modules, name)
-        ran, inputs, outputs = self._run(wanted)
-        self.head = known_head if known_head != "" else self._last_linear_map(ran, outputs)
-        blocks = [name for name in ran if name in wanted and ran.count(name) == 1]
-        if named is None:
-            blocks = [name for name in blocks if not _inside(self.head, name) and not _inside(name, self.head)]
+        ran, inputs, outputs = self._run()
+        declared = _declared_head(module)
+        undeclared = declared is not None and declared not in inputs
+        self.head = self._last_linear_map(ran, outputs) if undeclared else declared
         self.prefix_tokens = _prefix_tokens(module)
-        self.layers = tuple(self._layer(name, outputs[name]) for name in blocks if _readable(outputs[name]))
+        once = [name for name, times in Counter(ran).items() if times == 1]
+        wanted = (
+            named if named is not None else _around_unreadable(candidates(module, self.head), self.modules, outputs)
+        )
+        blocks = [name for name in once if name in wanted and _readable(outputs[name])]
+        self.layers = tuple(self._layer(name, outputs[name]) for name in blocks)
         last = inputs[self.head] if self.head else outputs[""]
         if not _readable(last):
             raise ModelError(f"{type(module).__name__} puts out {_described(last)}; one tensor per batch is needed")
         self.penultimate = self._layer(PENULTIMATE, last)
-        missing = [name for name in named or () if name not in {layer.name for layer in self.layers}]
+        missing = [name for name in named or () if name not in blocks]
         if missing:
             raise LayerNotFound(f'"{missing[0]}" does not run exactly once, or puts out no tensor that can be pooled')
 
-    def _run(self, wanted: tuple[str, ...]) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
-        """Run blank pictures; names of modules in the order they finished, and what went in and came out."""
+    def _run(self) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+        """Run blank pictures; names of modules in the order they finished, what came out, and what heads were given."""
         ran: list[str] = []
         inputs: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
 
         def watch(name: str) -> Any:
-            def hook(_: nn.Module, arguments: Any, output: Any) -> None:
+            def hook(module: nn.Module, arguments: Any, output: Any) -> None:
                 ran.append(name)
-                inputs[name], outputs[name] = arguments[0] if arguments else None, output
+                outputs[name] = _stand_in(output)
+                if name and _could_be_head(module):
+                    inputs[name] = _stand_in(arguments[0] if arguments else None)
 
             return hook
 
-        watched = [n for n, m in self.modules.items() if n in wanted or n == "" or _could_be_head(m)]
-        handles = [self.modules[name].register_forward_hook(watch(name)) for name in watched]
+        handles = [module.register_forward_hook(watch(name)) for name, module in self.modules.items()]
         try:
             with torch.inference_mode():
                 self.module(torch.zeros(2, 3, *self.input_size))
         except Exception as error:
             height, width = self.input_size
+            reason = " ".join(str(error).split())[:300]
             raise ModelError(
-                f"{type(self.module).__name__} can't take pictures of {height} × {width} ({error}); "
+                f"{type(self.module).__name__} can't take colour pictures of {height} × {width} ({reason}); "
                 "set --input-size to what it was built for"
             ) from error
         finally:
@@ -81,11 +89,13 @@ class Anatomy:
         return ran, inputs, outputs
 
     def _last_linear_map(self, ran: list[str], outputs: dict[str, Any]) -> str | None:
-        answer = outputs[""]
-        blocks = [name for name, _ in _blocks(self.module, "", None)]
+        answer = first_tensor(outputs[""])
+        blocks = {name for name, _ in _blocks(self.module, "", None)}
         for name in reversed(ran):
             module = self.modules[name]
-            if not _could_be_head(module) or any(_inside(name, block) for block in blocks):
+            if name in blocks and outputs[name] is not answer:  # one that is may be a classifier of its own class
+                return None
+            if not name or not _could_be_head(module):
                 continue
             width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             fits = isinstance(answer, Tensor) and answer.ndim == 2 and answer.shape[1] == width
@@ -101,13 +111,13 @@ class Anatomy:
 
 
 def candidates(module: nn.Module, head: str | None) -> list[str]:
-    """Names of the modules that rules 2 and 3 make layers, before any has run."""
+    """Names of the modules that rules 2 and 3 make layers, whether they run or not."""
     blocks = [name for name, _ in _blocks(module, "", head)]
     if len(blocks) > 1:
         return blocks
     small = [n for n, m in module.named_modules() if _is_small_sequence(m) and _linear_maps(m) == 1]
-    small = [name for name in small if not _inside(head, name)]
-    return small or [n for n, m in module.named_modules() if isinstance(m, LINEAR_MAPS) and n != head]
+    small = [name for name in small if name and not _inside(head, name)]
+    return small or [n for n, m in module.named_modules() if n and isinstance(m, LINEAR_MAPS) and n != head]
 
 
 def first_tensor(output: Any) -> Any:
@@ -115,22 +125,47 @@ def first_tensor(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
-def _blocks(module: nn.Module, prefix: str, head: str | None) -> Iterator[tuple[str, nn.Module]]:
+def _stand_in(output: Any) -> Any:
+    """What is looked at of an output: its first tensor, and of a large one no more than the shape."""
+    output = first_tensor(output)
+    return torch.empty_like(output, device="meta") if isinstance(output, Tensor) and output.ndim > 2 else output
+
+
+def _around_unreadable(names: list[str], modules: dict[str, nn.Module], outputs: dict[str, Any]) -> list[str]:
+    """The names, and around those that ran and can't be read the nearest module that can, unless it holds others."""
+    readable = [name for name in names if _readable(outputs.get(name))]
+    for name in names:
+        outer = name if name in outputs else ""
+        while outer and (not _readable(outputs.get(outer)) or isinstance(modules[outer], nn.Sequential)):
+            outer = outer.rpartition(".")[0]
+        if outer and not any(_inside(other, outer) for other in readable):
+            readable.append(outer)
+    return readable
+
+
+def _blocks(
+    module: nn.Module, prefix: str, head: str | None, stages: set[type[nn.Module]] | None = None
+) -> Iterator[tuple[str, nn.Module]]:
+    if stages is None:
+        stages = {type(m) for m in module.modules() if _is_stage(m)}
     for child_name, child in module.named_children():
         name = f"{prefix}.{child_name}" if prefix else child_name
         if name == head:
             continue
         listed = isinstance(child, (nn.Sequential, nn.ModuleList))
-        if _inside(head, name) or (listed and not _is_small_sequence(child)) or _is_stage(child):
-            yield from _blocks(child, name, head)
-        elif not listed and _linear_maps(child) >= 2:
+        inner: list[tuple[str, nn.Module]] = []
+        if _inside(head, name) or (listed and not _is_small_sequence(child)) or type(child) in stages:
+            inner = list(_blocks(child, name, head, stages))
+        if inner:
+            yield from inner
+        elif not listed and not _inside(head, name) and _linear_maps(child) >= 2:
             yield name, child
 
 
 def _is_stage(module: nn.Module) -> bool:
-    """Whether it repeats a block: in a list at any depth, or as two or more members of its own."""
+    """Whether it repeats a block: in a list at any depth, or as three or more members of its own."""
     lists = [m for m in module.modules() if isinstance(m, (nn.Sequential, nn.ModuleList)) and m is not module]
-    return any(_repeats_block(members, 1) for members in lists) or _repeats_block(module, 2)
+    return any(_repeats_block(members, 1) for members in lists) or _repeats_block(module, 3)
 
 
 def _repeats_block(module: nn.Module, at_least: int) -> bool:
@@ -158,11 +193,13 @@ def _declared_head(module: nn.Module) -> str | None:
     """The head that a timm network names: its module name, ``None`` for "no head", ``""`` for "not declared"."""
     if not hasattr(module, "get_classifier"):
         return ""
-    head: nn.Module = module.get_classifier()  # type: ignore[operator]
+    head: Any = module.get_classifier()  # type: ignore[operator]
+    if isinstance(head, (tuple, list, nn.ModuleList)):
+        head = head[0]
     if isinstance(head, nn.Identity):
         return None
-    names = [name for name, child in module.named_modules() if child is head and _could_be_head(child)]
-    return names[0] if names else ""
+    maps = [child for child in head.modules() if _could_be_head(child)] if isinstance(head, nn.Module) else []
+    return next((name for name, child in module.named_modules() if maps and child is maps[-1]), "")
 
 
 def _inside(name: str | None, outer: str | None) -> bool:

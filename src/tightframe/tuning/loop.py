@@ -25,7 +25,7 @@ from torch.nn import functional
 from tightframe.errors import MeasureError, TightframeError
 from tightframe.features.moments import ClassMoments
 from tightframe.features.precision import autocast
-from tightframe.measure.collapse import nc1
+from tightframe.metrics.collapse import nc1
 
 Row = dict[str, Any]
 

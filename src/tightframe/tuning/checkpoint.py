@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from tightframe.errors import SavedError, SettingsError
 from tightframe.protocols import Backbone
-from tightframe.tune.methods import method_named
-from tightframe.tune.surgery import TunableNetwork
+from tightframe.tuning.methods import method_named
+from tightframe.tuning.surgery import TunableNetwork
 
 FORMAT = 1
 DESCRIPTION, TENSORS = "tightframe.json", "tuned.safetensors"

@@ -27,12 +27,15 @@ class PixelInputs:
 
 @dataclass(frozen=True)
 class FeatureInputs:
-    """Features (n, d) that the head sees, computed before."""
+    """Features (n, d) that the head sees, computed before.
 
-    features: np.ndarray
+    A tensor and not an array: PyTorch aligns its memory, on which the last bits of a product depend.
+    """
+
+    features: Tensor
 
     def batches(self, order: np.ndarray | Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Indices and features (b, d) in the order given."""
         for start in range(0, len(order), size):
             indices = [int(i) for i in order[start : start + size]]
-            yield indices, torch.from_numpy(self.features[indices])
+            yield indices, self.features[indices]

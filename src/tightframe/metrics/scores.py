@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from tightframe.features.moments import ClassMoments
-from tightframe.measure.collapse import check_measurable, explained
+from tightframe.metrics.collapse import check_measurable, explained
 
 LOGME_TOLERANCE = 1e-8
 LOGME_ROUNDS = 1000
+USELESS = 1e12
+"""α/β over the largest eigenvalue of FᵀF from which on features no longer count."""
 
 
 def h_score(moments: ClassMoments) -> float:
@@ -31,7 +33,7 @@ def logme(moments: ClassMoments) -> float:
 
     Prior precision α and noise precision β are found anew for every class by MacKay's fixed point, run to
     convergence with no added ε; all classes at once. As published, features are not centred and there is no
-    intercept, so the value changes with their scale and offset.
+    intercept, so the value changes with their offset (not with their scale, which α takes up).
     """
     check_measurable(moments)
     problem = _one_hot_regression(moments)
@@ -81,7 +83,7 @@ def _solution(problem: _Regression, alpha: Tensor, beta: Tensor) -> tuple[Tensor
 
 def _evidence_fixed_point(problem: _Regression) -> tuple[Tensor, Tensor]:
     """α and β, each (K,), from the effective number of parameters γ of each class (MacKay 1992)."""
-    tiny = torch.finfo(torch.float64).tiny
+    largest = float(problem.values[-1]) or 1.0
     alpha = torch.ones_like(problem.outside)
     beta = torch.ones_like(problem.outside)
     floor = problem.samples * torch.finfo(torch.float64).eps  # a perfect fit has no noise: keep β finite
@@ -89,8 +91,9 @@ def _evidence_fixed_point(problem: _Regression) -> tuple[Tensor, Tensor]:
         before = alpha / beta
         effective = (problem.values / (before[:, None] + problem.values)).sum(1)
         misfit, size = _solution(problem, alpha, beta)
-        alpha = effective / size.clamp(min=tiny)
         beta = (problem.samples - effective).clamp(min=floor) / misfit.clamp(min=floor)
+        alpha = torch.where(size > 0, effective / size, torch.inf)
+        alpha = alpha.minimum(USELESS * largest * beta)  # features that say nothing want an infinite α
         if bool(((alpha / beta - before).abs() <= LOGME_TOLERANCE * before).all()):
             break
     return alpha, beta

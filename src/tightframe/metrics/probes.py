@@ -17,8 +17,8 @@ from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments, as_tensor
-from tightframe.measure.collapse import Head
+from tightframe.features.moments import ClassMoments, as_tensor, check_samples
+from tightframe.metrics.collapse import Head
 
 PENALTIES = tuple(10.0**power for power in range(-6, 4))
 """Ridge penalties, as multiples of the mean eigenvalue of the features' covariance: no unit to choose."""
@@ -52,7 +52,7 @@ def ridge(moments: ClassMoments, penalties: tuple[float, ...] = PENALTIES) -> li
     Each penalty is a multiple of the mean eigenvalue tr Σ_T / d, so results don't change with the features' scale.
     """
     spectrum, centre = moments.spectrum, moments.global_mean
-    share = moments.counts / moments.samples
+    share = moments.counts.double() / moments.samples
     target = (moments.means - centre).T * share  # covariance of features and one-hot targets, (d, K)
     rotated = spectrum.vectors.T @ target
     unit = float(spectrum.values.mean()) or 1.0
@@ -65,14 +65,15 @@ def ridge(moments: ClassMoments, penalties: tuple[float, ...] = PENALTIES) -> li
 
 
 def nearest_centre(moments: ClassMoments) -> Head:
-    """The classifier that picks the nearest class mean, as a linear head."""
+    """The classifier that picks the nearest mean of a class that has samples, as a linear head."""
     centre = moments.global_mean  # squared norms are taken around it: far offsets would cancel
     weight = moments.means - centre
-    return Head(weight, -weight.square().sum(1) / 2 - weight @ centre)
+    bias = -weight.square().sum(1) / 2 - weight @ centre
+    return Head(weight, torch.where(moments.counts > 0, bias, -torch.inf))
 
 
 def logistic(features: Any, labels: Any, classes: int, strength: float = 1.0) -> Head:
-    """Multinomial logistic regression by scikit-learn, features scaled by one number to unit mean variance.
+    """Multinomial logistic regression by scikit-learn, features scaled by one number to unit mean deviation.
 
     Args:
         features: shape (n, d).
@@ -83,6 +84,7 @@ def logistic(features: Any, labels: Any, classes: int, strength: float = 1.0) ->
     from sklearn.linear_model import LogisticRegression
 
     features, labels = np.asarray(features, dtype=np.float64), np.asarray(labels)
+    check_samples(as_tensor(features), as_tensor(labels), classes)
     present = np.unique(labels)
     if len(present) < 2:
         raise MeasureError(f"logistic regression needs samples of two classes or more, not {len(present)}")
@@ -120,8 +122,11 @@ def cross_validated_ridge(
         seed: of the split into folds.
         penalties: the grid, see ``ridge``.
     """
-    rows, basis = compact(as_tensor(features, dtype=torch.float64))
-    labels = as_tensor(labels).long()
+    features, labels = as_tensor(features, dtype=torch.float64), as_tensor(labels)
+    check_samples(features, labels, classes)
+    rows, basis = compact(features)
+    grid = tuple(penalty * rows.shape[1] / features.shape[1] for penalty in penalties)  # the mean is over d, not r
+    labels = labels.long()
     assigned = fold_of(labels.numpy(), folds, seed)
     in_fold = [torch.from_numpy(np.flatnonzero(assigned == fold)) for fold in np.unique(assigned)]
     parts = [ClassMoments.from_features(rows[held], labels[held], classes) for held in in_fold]
@@ -130,12 +135,12 @@ def cross_validated_ridge(
     targets = torch.eye(classes, dtype=torch.float64)[labels]
     for fold, held in enumerate(in_fold):
         rest = _merged([part for other, part in enumerate(parts) if other != fold])
-        for index, head in enumerate(ridge(rest, penalties)):
+        for index, head in enumerate(ridge(rest, grid)):
             predicted = head.logits(rows[held])
             errors[index] += (targets[held] - predicted).square().sum()
             correct[index, held] = predicted.argmax(1) == labels[held]
     best = int(errors.argmin())
-    head = ridge(_merged(parts), (penalties[best],))[0]
+    head = ridge(_merged(parts), (grid[best],))[0]
     right = int(correct[best].sum())
     return ProbeResult(
         right / len(rows),
@@ -157,7 +162,9 @@ def interval(right: int, total: int, level: float = 0.95) -> tuple[float, float]
 
 def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Fold (n,) of each sample: every class is dealt out in turn, after shuffling, so folds are stratified."""
-    smallest = int(np.bincount(labels)[np.unique(labels)].min())
+    if folds < 2:
+        raise MeasureError(f"cross-validation needs two folds or more, not {folds}")
+    smallest = int(np.unique(labels, return_counts=True)[1].min(initial=len(labels)))
     folds = min(folds, smallest)
     if folds < 2:
         raise MeasureError("cross-validation needs at least two samples of every class; give more pictures")

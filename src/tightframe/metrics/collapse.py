@@ -88,7 +88,7 @@ def collapse_metrics(
     Returns:
         ``nc1``, ``nc1_ratio``, ``cdnv``, ``numerical_rank``, ``vci``, ``nc2_norm``, ``nc2_angle``, ``nc2_etf`` and,
         where asked for, ``nc3`` and ``nc4``. Where all class means coincide, ``nc1``, ``nc1_ratio`` and ``cdnv`` are
-        infinite, ``vci`` is 1 and the NC2 values are NaN.
+        infinite, ``vci`` is 1 and the NC2 values and ``nc3`` are NaN; where two of them do, ``cdnv`` is infinite.
 
     Raises:
         MeasureError: fewer than two classes, an empty class, no class with two samples, or a head that does not fit.
@@ -157,8 +157,7 @@ def between_factor(moments: ClassMoments, weighting: Weighting = "class") -> Bet
     let noise through.
     """
     directions, singular, _ = torch.linalg.svd(moments.between(weighting), full_matrices=False)
-    scale = float(torch.linalg.matrix_norm(moments.means, 2)) / moments.classes**0.5
-    cutoff = max(moments.means.shape) * torch.finfo(torch.float64).eps * scale
+    cutoff = _rounding(moments.means)
     rank = min(int((singular > cutoff).sum()), moments.classes - 1)
     return BetweenFactor(directions[:, :rank], singular[:rank], cutoff)
 
@@ -184,15 +183,10 @@ def nc1_ratio(moments: ClassMoments, weighting: Weighting = "class") -> float:
 
 def cdnv(moments: ClassMoments) -> float:
     """Class-distance normalised variance, mean over pairs of (v_i + v_j) / (2‖μ_i − μ_j‖²) (Galanti et al. 2021)."""
-    centred = moments.means - moments.means.mean(0)
-    gram = centred @ centred.T
-    lengths = gram.diagonal()
-    distances = lengths[:, None] + lengths[None, :] - 2 * gram
+    apart = torch.pdist(moments.means)  # from differences: a Gram matrix would cancel for classes close together
     first, second = torch.triu_indices(moments.classes, moments.classes, offset=1)
-    apart = distances[first, second]
-    noise = torch.finfo(torch.float64).eps * max(moments.means.shape) * moments.means.square().sum(1).max()
     spread = (moments.class_variances[first] + moments.class_variances[second]) / 2
-    return float(torch.where(apart > noise, spread / apart, torch.inf).mean())
+    return float(torch.where(apart > _rounding(moments.means), spread / apart.square(), torch.inf).mean())
 
 
 def numerical_rank(moments: ClassMoments) -> float:
@@ -207,7 +201,7 @@ def vci(moments: ClassMoments, weighting: Weighting = "class") -> float:
     Unchanged by any invertible linear map of the features. 0 when collapsed, 1 when class means coincide.
     """
     rank = between_factor(moments, weighting).rank
-    return 1 - explained(moments, weighting) / rank if rank else 1.0
+    return max(0.0, 1 - explained(moments, weighting) / rank) if rank else 1.0  # rounding goes below zero
 
 
 def explained(moments: ClassMoments, weighting: Weighting) -> float:
@@ -250,16 +244,25 @@ def nc3(moments: ClassMoments, head: Head, weighting: Weighting = "class") -> fl
 def nc4(moments: ClassMoments, head: Head, features: Any) -> float:
     """Share of features (n, d) on which the classifier and the nearest class mean disagree (Papyan et al. 2020)."""
     _check_head(moments, head)
-    rows = as_tensor(features, dtype=torch.float64, device=moments.means.device)
-    by_head = (rows @ as_tensor(head.weight).double().T + as_tensor(head.bias).double()).argmax(1)
+    wide: dict[str, Any] = {"dtype": torch.float64, "device": moments.means.device}
+    rows = as_tensor(features, **wide)
+    by_head = Head(as_tensor(head.weight, **wide), as_tensor(head.bias, **wide)).logits(rows).argmax(1)
     centre = moments.global_mean  # distances are taken around it: far offsets would cancel
     by_mean = torch.cdist(rows - centre, moments.means - centre).argmin(1)
     return float((by_head != by_mean).double().mean())
 
 
 def _centred_means(moments: ClassMoments, weighting: Weighting) -> Float64[Tensor, "k d"]:
+    """Class means around their centre; NaN where they coincide, lest rounding be read as a shape."""
     centre = moments.means.mean(0) if weighting == "class" else moments.global_mean
-    return moments.means - centre
+    centred = moments.means - centre
+    return centred if between_factor(moments, weighting).rank else torch.full_like(centred, torch.nan)
+
+
+def _rounding(means: Float64[Tensor, "k d"]) -> float:
+    """How far apart rounding can put class means (k, d) that coincide."""
+    scale = float(torch.linalg.matrix_norm(means, 2)) / len(means) ** 0.5
+    return max(means.shape) * torch.finfo(torch.float64).eps * scale
 
 
 def _from_simplex(gram: Float64[Tensor, "k k"]) -> float:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from tightframe.errors import SettingsError
 from tightframe.features.taps import Pool, submodule, tapped
 from tightframe.protocols import PENULTIMATE, Backbone
-from tightframe.tune.methods import Method
+from tightframe.tuning.methods import Method
 
 
 class TunableNetwork(nn.Module):

@@ -1,0 +1,7 @@
+"""``python -m tightframe`` is the ``tightframe`` command."""
+
+import sys
+
+from tightframe.cli import main
+
+sys.exit(main())

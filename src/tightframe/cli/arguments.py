@@ -1,0 +1,223 @@
+"""The arguments of every command, and their help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich_argparse import RawDescriptionRichHelpFormatter
+
+from tightframe.cli import commands as run
+
+DATA_HELP = "a folder with train/CLASS/* and test/CLASS/*, or with CLASS/* only, or the built-in digits"
+MODEL_HELP = """\
+timm/NAME or torchvision/NAME (weights from the hub), local-dir:PATH (timm's config.json and model.safetensors), or
+PATH.py:FUNCTION[:ARGUMENT], your own function that returns an nn.Module; this last form RUNS THE FILE, so name only
+files you trust."""
+RATES = "(default: 0.1 0.05 0.01 0.002; for transformers 0.01 0.001 0.0002)"
+DECAYS = "(default: 0.0001 0.0005; for transformers 0.0001 0)"
+BY_HELP = "order by probe_accuracy (default), nc1, h_score or logme"
+Command = Callable[[argparse.Namespace], None]
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        "tightframe",
+        allow_abbrev=False,
+        description="Which pretrained network, which layer, and how to fine-tune it, answered from neural collapse on\n"
+        "your own pictures.",
+        epilog="Start with `tightframe transfer`: the whole job, offline, on built-in digits, in about a minute.",
+        formatter_class=RawDescriptionRichHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"tightframe {version('tightframe')}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _transfer(commands)
+    _measure(commands)
+    _rank(commands)
+    _tune(commands)
+    _predict(commands)
+    return top
+
+
+def _command(commands: Any, name: str, run: Command, summary: str, example: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"Example: {example}",
+        allow_abbrev=False,
+        formatter_class=RawDescriptionRichHelpFormatter,
+    )
+    made.set_defaults(command=run)
+    made.add_argument(
+        "--json", metavar="FILE", type=_writable, help="also write the rows, settings and versions to FILE"
+    )
+    return made
+
+
+def _writable(name: str) -> Path:
+    """A file that can be made: said at once, not after an hour's work."""
+    path = Path(name)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{name} can't be written; name a file in a folder that exists")
+    return path
+
+
+def _transfer(commands: Any) -> None:
+    command = _command(
+        commands,
+        "transfer",
+        run.transfer,
+        "the main job: rank networks, choose one and a layer, tune, save, report",
+        "tightframe transfer flowers --models timm/resnet18 timm/mobilenetv3_small_100 --out runs/flowers",
+    )
+    command.add_argument("data", metavar="DATA", nargs="?", default="digits", help=DATA_HELP + " (default)")
+    command.add_argument("--models", metavar="M", nargs="+", help=MODEL_HELP + " The digits bring their own.")
+    command.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/transfer"),
+        help="folder for all of it (default: %(default)s)",
+    )
+    command.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        default=["linear", "layer", "scl", "full"],
+        help="of linear, layer, scl and full (default: all)",
+    )
+    command.add_argument("--layer", default="auto", metavar="NAME", help="the block to tune (default: %(default)s)")
+    command.add_argument("--by", metavar="SCORE", default="probe_accuracy", help=BY_HELP)
+    _plan_options(command)
+    _data_options(command)
+    _model_options(command)
+    _pass_options(command, cache=False)
+
+
+def _measure(commands: Any) -> None:
+    command = _command(
+        commands,
+        "measure",
+        run.measure,
+        "how collapsed every layer of a network is on your pictures",
+        "tightframe measure flowers --model timm/resnet18",
+    )
+    command.add_argument("data", metavar="DATA", help=DATA_HELP)
+    command.add_argument("--model", metavar="M", required=True, help=MODEL_HELP)
+    command.add_argument(
+        "--weighting",
+        default="class",
+        choices=("class", "sample"),
+        help="of classes in the spread between them (default: class)",
+    )
+    _data_options(command)
+    _model_options(command)
+    _pass_options(command)
+
+
+def _rank(commands: Any) -> None:
+    command = _command(
+        commands,
+        "rank",
+        run.rank,
+        "which network suits your pictures",
+        "tightframe rank flowers --models timm/resnet18 torchvision/densenet121 local-dir:mine",
+    )
+    command.add_argument("data", metavar="DATA", help=DATA_HELP)
+    command.add_argument("--models", metavar="M", nargs="+", required=True, help=MODEL_HELP)
+    command.add_argument("--by", metavar="SCORE", default="probe_accuracy", help=BY_HELP)
+    _data_options(command)
+    _model_options(command)
+    _pass_options(command)
+
+
+def _tune(commands: Any) -> None:
+    command = _command(
+        commands,
+        "tune",
+        run.tune,
+        "fine-tune a network and save what was trained",
+        "tightframe tune flowers --model timm/resnet18 --out runs/flowers-scl",
+    )
+    command.add_argument("data", metavar="DATA", help=DATA_HELP)
+    command.add_argument("--model", metavar="M", required=True, help=MODEL_HELP)
+    command.add_argument(
+        "--method", metavar="NAME", default="scl", help="linear, layer, scl or full (default: %(default)s)"
+    )
+    command.add_argument("--layer", default="auto", metavar="NAME", help="the block to tune (default: %(default)s)")
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the tuned network")
+    command.add_argument("--resume", action="store_true", help="go on with what an earlier run left in DIR")
+    _plan_options(command)
+    _data_options(command)
+    _model_options(command)
+    _pass_options(command)
+
+
+def _predict(commands: Any) -> None:
+    command = _command(
+        commands,
+        "predict",
+        run.predict,
+        "what a tuned network says of pictures",
+        "tightframe predict runs/flowers-scl new/*.jpg",
+    )
+    command.add_argument("folder", metavar="DIR", type=Path, help="what `tightframe tune --out DIR` wrote")
+    command.add_argument("pictures", metavar="PICTURE", nargs="+", help="picture files")
+    command.add_argument("--model", metavar="M", help="the base network, if its files moved or it is your own builder")
+
+
+def _data_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("pictures")
+    group.add_argument("--shots", type=int, metavar="N", help="at most N training pictures a class (default: all)")
+    group.add_argument(
+        "--test-share",
+        type=float,
+        metavar="S",
+        default=0.25,
+        help="held out where there is no test folder (default: 0.25)",
+    )
+    group.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read, and count them")
+    group.add_argument("--seed", type=int, metavar="N", default=0, help="of every random choice (default: %(default)s)")
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("networks")
+    group.add_argument("--no-pretrained", action="store_true", help="random weights in place of pretrained ones")
+    group.add_argument("--layers", nargs="+", metavar="NAME", help="modules to read, in place of the blocks found")
+    group.add_argument("--input-size", type=int, nargs="+", metavar="PX", help="side, or height and width")
+    group.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of the colours, in 0 … 1")
+    group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of the colours, in 0 … 1")
+
+
+def _pass_options(command: argparse.ArgumentParser, cache: bool = True) -> None:
+    group = command.add_argument_group("running")
+    group.add_argument(
+        "--pool", metavar="NAME", default="auto", help="tokens: auto (as the network's head, default), mean or cls"
+    )
+    group.add_argument("--precision", metavar="NAME", default="auto", help="auto (default), float32 or bfloat16")
+    group.add_argument("--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    if cache:
+        group.add_argument(
+            "--cache",
+            metavar="DIR",
+            type=Path,
+            default=os.environ.get("TIGHTFRAME_CACHE"),
+            help="keep features in DIR and reuse them (default: $TIGHTFRAME_CACHE, else not kept)",
+        )
+
+
+def _plan_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("training")
+    group.add_argument(
+        "--epochs", type=int, metavar="N", default=30, help="of the final training (default: %(default)s)"
+    )
+    group.add_argument("--search-epochs", type=int, metavar="N", help="of each trial (default: a third of --epochs)")
+    group.add_argument("--rates", type=float, nargs="+", metavar="R", help="start rates to try " + RATES)
+    group.add_argument("--decays", type=float, nargs="+", metavar="D", help="weight decays to try " + DECAYS)
+    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures a step (default: %(default)s)")

@@ -1,0 +1,163 @@
+"""What each command does with its arguments: load, run one job, show what came of it.
+
+Imports are inside the functions: ``tightframe --help`` need not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tightframe.cli import terminal
+from tightframe.errors import SettingsError
+
+
+def transfer(options: argparse.Namespace) -> None:
+    """``tightframe transfer``."""
+    from tightframe.jobs import demo
+    from tightframe.jobs.transfer import transfer
+    from tightframe.report.columns import METHODS, RANKING, SAMPLES
+
+    with terminal.progress() as progress:
+        if options.models:
+            data, models = _images(options, progress), options.models
+        elif options.data in ("digits", demo.DOWNSTREAM):
+            data = demo.downstream(options.shots, options.seed)
+            models = demo.candidates(options.out.with_name(options.out.name + "-networks"), progress)
+        else:
+            raise SettingsError(f"no networks to choose from for {options.data}; name some with --models")
+        run = transfer(
+            data,
+            models,
+            out=options.out,
+            methods=options.methods,
+            layer=options.layer,
+            by=options.by,
+            plan=_plan(options),
+            model_options=_network(options),
+            **_running(options, cache=False),
+            progress=progress,
+        )
+    terminal.show("Networks", RANKING, run.ranking.rows, "probe_low", "probe_high")
+    terminal.show(f"Methods on {run.tuned.backbone.name}", METHODS, run.methods, "test_low", "test_high")
+    if run.samples:
+        terminal.show(f"What {run.tuned.network.method.name} says of test pictures", SAMPLES, run.samples[::3])
+    terminal.close(run.result, options.json)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """``tightframe measure``."""
+    from tightframe.jobs.measure import measure
+    from tightframe.report.columns import LAYERS
+    from tightframe.sources.backbones import load_backbone
+
+    with terminal.progress() as progress:
+        data = _images(options, progress)
+        backbone = load_backbone(options.model, **_network(options))
+        found = measure(
+            data, backbone, weighting=options.weighting, seed=options.seed, **_running(options), progress=progress
+        )
+    terminal.show(f"{backbone.name} on {data.train.name}", LAYERS, found.rows, "probe_low", "probe_high")
+    terminal.close(found, options.json, options.data)
+
+
+def rank(options: argparse.Namespace) -> None:
+    """``tightframe rank``."""
+    from tightframe.jobs.rank import rank
+    from tightframe.report.columns import RANKING
+
+    with terminal.progress() as progress:
+        data = _images(options, progress)
+        found = rank(
+            data,
+            options.models,
+            by=options.by,
+            model_options=_network(options),
+            seed=options.seed,
+            **_running(options),
+            progress=progress,
+        )
+    terminal.show(f"Networks on {data.train.name}", RANKING, found.rows, "probe_low", "probe_high")
+    terminal.close(found, options.json, options.data)
+
+
+def tune(options: argparse.Namespace) -> None:
+    """``tightframe tune``."""
+    from tightframe.jobs.tune import tune
+    from tightframe.report.columns import METHODS
+    from tightframe.sources.backbones import load_backbone
+
+    with terminal.progress() as progress:
+        data = _images(options, progress)
+        tuned = tune(
+            data,
+            load_backbone(options.model, **_network(options)),
+            method=options.method,
+            layer=options.layer,
+            plan=_plan(options),
+            out=options.out,
+            resume=options.resume,
+            **_running(options),
+            progress=progress,
+        )
+    terminal.show(f"{tuned.backbone.name} on {data.name}", METHODS, [tuned.metrics], "test_low", "test_high")
+    terminal.close(tuned.result(options.out), options.json)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """``tightframe predict``."""
+    from tightframe.jobs.run import Result
+    from tightframe.jobs.tuned import load_tuned
+    from tightframe.report.columns import PREDICTIONS
+
+    rows = load_tuned(options.folder, options.model).predict(options.pictures)
+    terminal.show("Predictions", PREDICTIONS, rows)
+    terminal.close(Result("predict", rows, {"folder": str(options.folder)}), options.json)
+
+
+def _images(options: argparse.Namespace, progress: Any) -> Any:
+    from tightframe.sources.images import load_images
+
+    return load_images(
+        options.data,
+        test_share=options.test_share,
+        seed=options.seed,
+        shots=options.shots,
+        skip_bad=options.skip_bad,
+        progress=progress,
+    )
+
+
+def _network(options: argparse.Namespace) -> dict[str, Any]:
+    size = options.input_size
+    if size and len(size) > 2:
+        raise SettingsError("--input-size takes one number, or height and width")
+    given = {
+        "layers": options.layers,
+        "input_size": (size[0], size[-1]) if size else None,
+        "mean": options.mean,
+        "std": options.std,
+    }
+    return {key: value for key, value in given.items() if value} | (
+        {"pretrained": False} if options.no_pretrained else {}
+    )
+
+
+def _running(options: argparse.Namespace, cache: bool = True) -> dict[str, Any]:
+    from tightframe.features.store import FeatureStore
+
+    given = {"pool": options.pool, "precision": options.precision, "device": options.device}
+    return given | ({"store": FeatureStore(options.cache) if options.cache else None} if cache else {})
+
+
+def _plan(options: argparse.Namespace) -> Any:
+    from tightframe.jobs.tune import Plan
+
+    return Plan(
+        epochs=options.epochs,
+        search_epochs=options.search_epochs,
+        rates=tuple(options.rates) if options.rates else None,
+        decays=tuple(options.decays) if options.decays else None,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )

@@ -1,0 +1,81 @@
+"""What the command line shows: tables, notes, progress and failures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from tightframe.jobs.run import Result, Row
+from tightframe.report.columns import with_interval
+from tightframe.report.tables import Column, table
+
+out = Console()
+err = Console(stderr=True)
+
+
+def show(title: str, columns: Sequence[Column], rows: list[Row], low: str = "", high: str = "") -> None:
+    """Print a table; ``low`` and ``high`` name the ends of an interval column."""
+    out.print(table(title, columns, with_interval(rows, low, high) if low else rows))
+    out.print()
+
+
+def close(result: Result, json_file: Path | None, data: str = "DATA") -> None:
+    """Notes, the JSON file, and what to do next with the pictures in ``data``."""
+    for note in result.notes:
+        out.print(Text.assemble(("• ", "dim"), note))
+    if json_file:
+        result.save(json_file)
+        out.print(Text(f"rows, settings and versions: {json_file}"), soft_wrap=True)
+    for command in result.following:
+        command = command.replace(" DATA ", f" {shlex.quote(data)} ")
+        out.print(Text.assemble(("next: ", "dim"), (command, "green")), soft_wrap=True)
+
+
+def failure(message: str) -> None:
+    """Say on standard error why a command could not be done."""
+    err.print(Text.assemble(("✗ ", "bold red"), message))
+
+
+def interrupted() -> None:
+    """Say on standard error that the user stopped it, and what is kept."""
+    err.print("stopped. What was finished is kept in --out and --cache: run the same command again to go on.")
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """Progress on standard error: bars on a terminal, one line a step elsewhere."""
+    if not err.is_terminal:
+        yield _announced
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+
+        def track(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+            task = bars.add_task(escape(description), total=total)
+            try:
+                for item in items:
+                    yield item
+                    bars.advance(task)
+            finally:
+                bars.remove_task(task)
+
+        yield track
+
+
+def _announced(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+    err.print(Text(f"{description} …"), soft_wrap=True)
+    yield from items

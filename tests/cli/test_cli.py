@@ -1,0 +1,198 @@
+"""The command line as a person meets it: tables, files, hints, failures in one line, and help that is quick."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from tightframe import load_images
+from tightframe.cli import main, terminal
+
+COMMANDS = ("transfer", "measure", "rank", "tune", "predict")
+SHORT = ("--epochs", "2", "--rates", "0.05", "--decays", "0.0001")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command as typed; gives its status, what it printed, and what it said on standard error."""
+    monkeypatch.setattr(terminal.out, "width", 80)
+    monkeypatch.setattr(terminal.err, "width", 80)
+
+    def run(*arguments):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            status = stopped.code
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Digits as a person would have them: PNG files in class folders."""
+    root = tmp_path_factory.mktemp("pictures") / "my digits"
+    data = load_images("digits:5-9", shots=8).train
+    for index, label in enumerate(data.labels):
+        folder = root / f"digit {data.classes[label]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        data[index].save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tuned(pictures, names, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "net"
+    assert main(["tune", str(pictures), "--model", names["wide"], "--out", str(folder), *SHORT]) == 0
+    return folder
+
+
+def test_measure_shows_a_row_a_layer_and_says_what_next(run, pictures, names, tmp_path):
+    status, out, _ = run("measure", pictures, "--model", names["wide"], "--json", tmp_path / "rows.json")
+    assert status == 0
+    assert re.search(r"layer1\.0 .*\nlayer2\.0 .*\nlayer3\.0 .*\nlayer4\.0 .*\npenultimate", out)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["layer"] for row in rows["rows"]] == ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "penultimate"]
+    assert rows["settings"]["model"]["uri"] == names["wide"]
+    assert "torch" in rows["versions"]
+    following = re.search(r"next: (.*)", out)
+    assert following is not None
+    assert str(pictures) in shlex.split(following[1])
+    assert names["wide"] in shlex.split(following[1])
+
+
+def test_rank_shows_the_best_first_and_failures_in_words(run, pictures, names):
+    status, out, _ = run("rank", pictures, "--models", *names.values(), "timm/resnett18", "--by", "nc1")
+    assert status == 0
+    assert "✗ resnett18" in out
+    assert "resnet18" in out
+    assert max(map(len, out.split("next:")[0].splitlines())) <= 80
+
+
+def test_tune_saves_and_predict_reads(run, pictures, tuned):
+    shown = sorted(pictures.rglob("*.png"))[:3]
+    status, out, _ = run("predict", tuned, *shown)
+    assert status == 0
+    assert len(re.findall(r"digit \d +\d+\.\d %", out)) == 3
+
+
+def test_predictions_as_json(run, pictures, tuned, tmp_path):
+    picture = next(pictures.rglob("*.png"))
+    run("predict", tuned, picture, "--json", tmp_path / "said.json")
+    (row,) = json.loads((tmp_path / "said.json").read_text())["rows"]
+    assert row["path"] == str(picture)
+    assert row["predicted"] == max(row["probabilities"], key=row["probabilities"].get)
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_tune_into_a_folder_in_use_is_refused_and_resume_loads_it(run, pictures, names, tuned):
+    command = ("tune", pictures, "--model", names["wide"], "--out", tuned, *SHORT)
+    status, _, err = run(*command)
+    assert status == 1
+    assert "--resume" in err
+    status, out, _ = run(*command, "--resume")
+    assert status == 0
+    assert "scl" in out
+
+
+def test_transfer_on_folders(run, pictures, names, tmp_path):
+    command = ("transfer", pictures, "--models", *names.values(), "--out", tmp_path / "run", *SHORT)
+    status, out, err = run(*command, "--methods", "linear", "scl")
+    assert status == 0
+    assert "tuning scl" in err  # progress
+    assert "Trained" in out
+    assert "report.html" in out
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_transfer_of_other_pictures_needs_networks(run, pictures):
+    status, _, err = run("transfer", pictures)
+    assert status == 1
+    assert "--models" in err
+
+
+def test_bad_files_stop_it_by_name_or_are_skipped_and_counted(run, pictures, names, tmp_path):
+    import shutil
+
+    root = tmp_path / "with bad"
+    shutil.copytree(pictures, root)
+    (root / "digit 5" / "broken.png").write_bytes(b"\x89PNG nothing more")
+    status, _, err = run("measure", root, "--model", names["narrow"])
+    assert status == 1
+    assert "broken.png" in err.replace("\n", "")
+    for command in (("measure", "--model"), ("rank", "--models")):
+        status, out, _ = run(command[0], root, command[1], names["narrow"], "--skip-bad")
+        assert status == 0
+        assert "1 file was left out" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("measure", "nowhere", "--model", "timm/resnet18"), "no such folder"),
+        (("measure", "digits", "--model", "resnet18"), "timm/NAME"),
+        (("measure", "digits", "--model", "timm/resnet18", "--no-pretrained", "--layers", "layer9"), "nearest"),
+        (("rank", "digits", "--models", "timm/resnet18", "--no-pretrained", "--by", "beauty"), "choose"),
+        (("tune", "digits", "--model", "x", "--out", "o", "--method", "magic"), "timm/NAME"),
+        (("measure", "digits", "--model", "x", "--input-size", "1", "2", "3"), "--input-size"),
+        (("measure", "digits", "--shots", "0", "--model", "x"), "ask for 1 or more"),
+        (("predict", "nowhere", "a.png"), "tightframe.json"),
+    ],
+)
+def test_what_can_not_be_done_is_said_in_words(run, arguments, says):
+    status, out, err = run(*arguments)
+    assert status == 1
+    assert says in err.replace("\n", " ")
+    assert "Traceback" not in out + err
+
+
+def test_a_json_file_that_can_not_be_written_is_said_before_the_work(run):
+    status, _, err = run("measure", "nowhere", "--model", "x", "--json", "/nonexistent/rows.json")
+    assert status == 2
+    assert "can't be written" in err
+
+
+def test_names_are_never_read_as_markup(run):
+    status, _, err = run("measure", "[red]nowhere[/red]", "--model", "x")
+    assert status == 1
+    assert "[red]nowhere[/red]" in err
+
+
+def test_an_interrupt_is_no_traceback(run, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tightframe.sources.images.load_images", interrupted)
+    status, _, err = run("measure", "digits", "--model", "x")
+    assert status == 130
+    assert "run the same command again" in err.replace("\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "Example: tightframe " + command in out
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    for option in set(re.findall(r"^  (--[a-z-]+)", plain, flags=re.M)):
+        assert re.search(rf"^  {option}\b[^\n]*(\n {{20,}}|  )\S", plain, flags=re.M), option
+
+
+def test_help_does_not_wait_for_pytorch():
+    code = "import sys; from tightframe.cli import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines()[-1] == "False"
+
+
+def test_predict_takes_any_picture_format(run, tuned, tmp_path):
+    for mode, suffix in (("CMYK", "jpg"), ("P", "gif"), ("RGBA", "png"), ("I;16", "png"), ("1", "bmp")):
+        picture = tmp_path / f"{suffix}-{mode.replace(';', '')}.{suffix}"
+        Image.new(mode, (20, 14)).save(picture)
+        assert run("predict", tuned, picture)[0] == 0, mode

@@ -1,0 +1,51 @@
+"""What all tests share: the optional real networks and pictures that lie beside the project."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+torch.set_num_threads(1)  # networks here are tiny; threads would only wait for each other
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real networks (``zoo``) and picture sets (``data``); the test is skipped without it."""
+    project = Path(__file__).parents[1]
+    folder = (project / os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
+    if not (folder / "zoo" / "zoo.py").is_file() or not (folder / "data").is_dir():
+        pytest.skip(f"real networks and pictures are not at {folder}; point TIGHTFRAME_SHARED at them to run this")
+    return folder
+
+
+@pytest.fixture
+def zoo(shared: Path) -> str:
+    """Prefix of the real networks' names: ``zoo + "mobilenetv2_100"``."""
+    return f"{shared / 'zoo' / 'zoo.py'}:build:"
+
+
+@pytest.fixture(scope="session")
+def network_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two small random networks in timm's own layout: ``wide`` and ``narrow``."""
+    folders = {}
+    for name, channels in {"wide": (8, 8, 16, 16), "narrow": (4, 4, 8, 8)}.items():
+        folder = folders[name] = tmp_path_factory.mktemp("networks") / name
+        folder.mkdir()
+        torch.manual_seed(channels[0])
+        model_args = {"layers": [1, 1, 1, 1], "channels": list(channels)}
+        module = timm.create_model("resnet18", num_classes=3, **model_args)
+        config = {"architecture": "resnet18", "num_classes": 3, "model_args": model_args}
+        config["pretrained_cfg"] = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(module.state_dict(), str(folder / "model.safetensors"))
+    return folders
+
+
+@pytest.fixture(scope="session")
+def names(network_folders: dict[str, Path]) -> dict[str, str]:
+    """Their names, as ``load_backbone`` and ``--model`` take them."""
+    return {name: f"local-dir:{folder}" for name, folder in network_folders.items()}

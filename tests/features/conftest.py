@@ -1,0 +1,73 @@
+"""A network of two blocks that counts its passes, and pictures that count how often they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tightframe.errors import BadPicture
+from tightframe.protocols import PENULTIMATE, Backbone, Layer, Preprocessing
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, stride=2)
+        self.second = nn.Conv2d(4, 6, 3)
+        self.head = nn.Linear(6, 5)
+        self.passes = 0
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        self.passes += 1
+        return self.head(torch.relu(self.second(torch.relu(self.first(pictures)))).mean((2, 3)))
+
+
+class Noise:
+    """Labelled pictures of noise; ``bad`` ones can't be decoded."""
+
+    def __init__(self, count: int, seed: int, bad: tuple[int, ...]):
+        self.name, self.classes = "noise/train", ("a", "b", "c")
+        self.labels = np.arange(count, dtype=np.int64) % 3
+        self.identifiers = tuple(f"noise{index}.png" for index in range(count))
+        self.fingerprint = f"noise {count} {seed}"
+        self.seed, self.bad = seed, bad
+        self.decoded: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        self.decoded.append(index)
+        if index in self.bad:
+            raise BadPicture(self.identifiers[index], "it is noise")
+        generator = np.random.default_rng((self.seed, index))
+        return Image.fromarray(generator.integers(0, 256, (14, 12, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def noise() -> Callable[..., Noise]:
+    def make(count: int = 11, seed: int = 0, bad: tuple[int, ...] = ()) -> Noise:
+        return Noise(count, seed, bad)
+
+    return make
+
+
+@pytest.fixture
+def network() -> Callable[..., Backbone]:
+    def make(seed: int = 0, crop_pct: float = 1.0, layers: tuple[Layer, ...] = ()) -> Backbone:
+        torch.manual_seed(seed)
+        return Backbone(
+            name="net",
+            module=Net().eval().requires_grad_(False),
+            preprocessing=Preprocessing((10, 10), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct),
+            layers=layers or (Layer("first", "map", 4, 112), Layer("second", "map", 6, 222)),
+            penultimate=Layer(PENULTIMATE, "vector", 6, 0),
+            head="head",
+        )
+
+    return make

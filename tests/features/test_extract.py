@@ -1,0 +1,390 @@
+"""The one pass, and the store that spares it: what is a hit, what is a miss, and what is left on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from tightframe.errors import BadPicture, LayerNotFound, SettingsError
+from tightframe.features import extract as extraction
+from tightframe.features import store as storage
+from tightframe.features.extract import Features, extract
+from tightframe.features.moments import ClassMoments
+from tightframe.features.store import FeatureStore
+from tightframe.protocols import PENULTIMATE, Backbone, Layer
+
+Make = Callable[..., Any]
+LAYERS = ("first", "second", PENULTIMATE)
+
+
+def made(net: Backbone, data: Any, **changes: Any) -> Features:
+    return extract(net, data, **{"precision": "float32", "device": "cpu", "batch_size": 4} | changes)
+
+
+def by_hand(net: Backbone, data: Any) -> dict[str, np.ndarray]:
+    """Picture by picture, in order."""
+    module: Any = net.module
+    rows: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
+    with torch.inference_mode():
+        for index in range(len(data)):
+            bytes_ = torch.tensor(np.asarray(net.preprocessing.pixels(data[index])))
+            mean, std = torch.tensor(net.preprocessing.mean), torch.tensor(net.preprocessing.std)
+            given = (bytes_ / 255 - mean[:, None, None]) / std[:, None, None]
+            first = module.first(given[None])
+            second = module.second(first.relu())
+            rows["first"].append(first.mean((2, 3)))
+            rows["second"].append(second.mean((2, 3)))
+            rows[PENULTIMATE].append(second.relu().mean((2, 3)))
+    return {layer: torch.cat(parts).numpy() for layer, parts in rows.items()}
+
+
+def assert_same(found: Features, expected: Any) -> None:
+    assert tuple(found) == tuple(expected)
+    for layer in expected:
+        assert found[layer].dtype == np.float32
+        np.testing.assert_array_equal(found[layer], expected[layer], err_msg=layer)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "features")
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
+def test_features_of_every_layer_in_the_order_of_the_data(
+    network: Make, noise: Make, store: FeatureStore, batch_size: int, stored: bool
+) -> None:
+    net, data = network(), noise()
+    found = made(net, data, batch_size=batch_size, store=store if stored else None)
+    assert tuple(found) == LAYERS
+    assert len(found) == 3
+    for layer, expected in by_hand(net, data).items():
+        assert found[layer].dtype == np.float32
+        np.testing.assert_allclose(found[layer], expected, rtol=1e-4, atol=1e-5, err_msg=layer)
+    assert found.labels is data.labels
+    assert (found.classes, found.precision, found.pool) == (data.classes, "float32", "mean")
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize(("batch_size", "passes"), [(64, 1), (4, 3), (11, 1), (10, 2)])
+def test_one_pass_serves_all_layers(network: Make, noise: Make, batch_size: int, passes: int) -> None:
+    net, data = network(), noise()
+    shown: list[tuple[str, int]] = []
+
+    def progress(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+        shown.append((description, total))
+        yield from items
+
+    made(net, data, batch_size=batch_size, progress=progress)
+    assert net.module.passes == passes
+    assert sorted(data.decoded) == list(range(11))
+    assert shown == [("net on noise/train", passes)]
+
+
+def test_layers_named_come_in_that_order_and_no_others(network: Make, noise: Make) -> None:
+    net, data = network(), noise()
+    found = made(net, data, layers=[PENULTIMATE, "first"])
+    assert_same(found, {layer: made(net, data)[layer] for layer in (PENULTIMATE, "first")})
+    with pytest.raises(LayerNotFound, match='no layer "third"'):
+        made(net, data, layers=["first", "third"])
+
+
+def test_moments_are_computed_once(network: Make, noise: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = made(network(), noise())
+    moments = found.moments("second")
+    expected = ClassMoments.from_features(found["second"], found.labels, 3)
+    assert torch.equal(moments.scatter, expected.scatter)
+    assert moments.counts.tolist() == [4, 4, 3]
+    assert found.moments("second") is moments
+    assert found.moments("first") is not moments
+
+
+def test_a_hit_runs_nothing_and_is_the_same_to_the_last_bit(network: Make, noise: Make, store: FeatureStore) -> None:
+    net, data = network(), noise()
+    before = made(net, data, store=store)
+    passes, decoded = net.module.passes, len(data.decoded)
+    again, other_object = made(net, data, store=store, batch_size=5), network()
+    assert_same(again, before)
+    assert_same(made(other_object, data, store=FeatureStore(str(store.folder))), before)
+    assert (net.module.passes, other_object.module.passes, len(data.decoded)) == (passes, 0, decoded)
+    assert again.seconds == before.seconds
+
+
+def test_layers_are_kept_apart(network: Make, noise: Make, store: FeatureStore) -> None:
+    net, data = network(), noise()
+    before = made(net, data, store=store, layers=["first", "second"])
+    passes = net.module.passes
+    assert_same(made(net, data, store=store, layers=["second"]), {"second": before["second"]})
+    assert net.module.passes == passes
+    assert_same(made(net, data, store=store), made(net, data))  # one is missing: all are made anew
+    assert net.module.passes > passes
+
+
+def nudged(net: Backbone) -> Backbone:
+    with torch.no_grad():
+        net.module.get_parameter("second.bias")[3] += 1e-6
+    return net
+
+
+CHANGES: dict[str, Callable[[Make, Make], tuple[Backbone, Any, dict[str, Any]]]] = {
+    "weights": lambda network, noise: (network(seed=1), noise(), {}),
+    "one weight": lambda network, noise: (nudged(network()), noise(), {}),
+    "crop": lambda network, noise: (network(crop_pct=0.8), noise(), {}),
+    "precision": lambda network, noise: (network(), noise(), {"precision": "bfloat16"}),
+    "pictures": lambda network, noise: (network(), noise(seed=1), {}),
+    "fewer pictures": lambda network, noise: (network(), noise(count=10), {}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_anything_else_is_a_miss(network: Make, noise: Make, store: FeatureStore, change: str) -> None:
+    before = made(network(), noise(), store=store)
+    net, data, settings = CHANGES[change](network, noise)
+    found = made(net, data, store=store, **settings)
+    assert net.module.passes == 3
+    assert_same(found, made(net, data, **settings))
+    assert not np.array_equal(found["second"], before["second"])
+
+
+@pytest.mark.parametrize("field", ["mean", "std", "interpolation", "crop_mode", "input_size"])
+def test_every_field_of_the_preprocessing_counts(network: Make, noise: Make, store: FeatureStore, field: str) -> None:
+    net, data = network(), noise()
+    made(net, data, store=store)
+    value: Any = {"interpolation": "bicubic", "crop_mode": "squash", "input_size": (9, 10)}.get(field, (0.1, 0.2, 0.3))
+    other = replace(net, preprocessing=replace(net.preprocessing, **{field: value}))
+    passes = net.module.passes
+    found = made(other, data, store=store)
+    assert net.module.passes > passes
+    assert_same(found, made(other, data))
+
+
+class Tokens(nn.Module):
+    """A class token, all of one, before the patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Identity()
+        self.passes = 0
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        self.passes += 1
+        patches = pictures.flatten(2)[:, :, :7].transpose(1, 2)
+        return self.block(torch.cat([torch.ones_like(patches[:, :1]), patches], 1))
+
+
+def test_another_pooling_is_a_miss(network: Make, noise: Make, store: FeatureStore) -> None:
+    layers = (Layer("block", "tokens", 3, 0, 1),)
+    net = replace(network(), module=Tokens(), layers=layers, penultimate=Layer(PENULTIMATE, "tokens", 3, 0, 1))
+    net, data = replace(net, head=None), noise()
+    for pool, passes in (("mean", 3), ("cls", 6), ("auto", 6), ("cls", 6)):  # auto is this network's mean
+        found = made(net, data, store=store, pool=pool)
+        assert net.module.passes == passes
+        assert found.pool == ("cls" if pool == "cls" else "mean")
+        assert (found["block"] == 1).all() == (pool == "cls")
+
+
+def entries(store: FeatureStore) -> list[Path]:
+    return sorted(store.folder.iterdir()) if store.folder.exists() else []
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(manifest | changes), encoding="utf-8")
+
+
+def reshape(entry: Path, *shape: int) -> None:
+    features = np.zeros(shape, dtype=np.float32)
+    save_file({"features": features}, str(entry / "00000.safetensors"))
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "no manifest": lambda entry: (entry / "manifest.json").unlink(),
+    "truncated manifest": lambda entry: truncate(entry / "manifest.json"),
+    "empty manifest": lambda entry: (entry / "manifest.json").write_bytes(b""),
+    "manifest in no encoding": lambda entry: (entry / "manifest.json").write_bytes(b"\xff\xfe{}"),
+    "manifest of nothing": lambda entry: (entry / "manifest.json").write_text("null"),
+    "manifest of a list": lambda entry: (entry / "manifest.json").write_text("[1]"),
+    "manifest without shards": lambda entry: rewrite(entry / "manifest.json", shards=[]),
+    "shards no list": lambda entry: rewrite(entry / "manifest.json", shards=3),
+    "shards nowhere": lambda entry: rewrite(entry / "manifest.json", shards=["00001.safetensors"]),
+    "shards that are folders": lambda entry: rewrite(entry / "manifest.json", shards=["..", ".", ""]),
+    "shards with a null byte": lambda entry: rewrite(entry / "manifest.json", shards=["\0"]),
+    "another format": lambda entry: rewrite(entry / "manifest.json", format=0),
+    "another key": lambda entry: rewrite(entry / "manifest.json", key={}),
+    "other rows": lambda entry: rewrite(entry / "manifest.json", rows=12),
+    "no time": lambda entry: rewrite(entry / "manifest.json", seconds=None),
+    "no shard": lambda entry: (entry / "00000.safetensors").unlink(),
+    "truncated shard": lambda entry: truncate(entry / "00000.safetensors"),
+    "empty shard": lambda entry: (entry / "00000.safetensors").write_bytes(b""),
+    "shard of fewer rows": lambda entry: reshape(entry, 10, 4),
+    "shard of one number": lambda entry: reshape(entry),
+    "shard of one axis": lambda entry: reshape(entry, 11),
+    "shard of other things": lambda entry: save_file({"x": np.zeros(3)}, str(entry / "00000.safetensors")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_entry_is_made_anew(network: Make, noise: Make, store: FeatureStore, damage: str) -> None:
+    net, data = network(), noise()
+    expected = made(net, data)
+    made(net, data, store=store)
+    passes, before = net.module.passes, entries(store)
+    for entry in before:
+        DAMAGE[damage](entry)
+    assert_same(made(net, data, store=store), expected)
+    assert net.module.passes == passes + 3
+    assert entries(store) == before
+    assert_same(made(net, data, store=store), expected)
+    assert net.module.passes == passes + 3, "made anew once"
+
+
+def test_a_manifest_reads_nothing_outside_its_folder(
+    network: Make, noise: Make, store: FeatureStore, tmp_path: Path
+) -> None:
+    net, data = network(), noise()
+    expected = made(net, data, store=store)
+    rows = {layer: expected[layer].copy() for layer in expected}
+    outside = tmp_path / "outside.safetensors"
+    save_file({"features": np.full((11, 4), 7, dtype=np.float32)}, str(outside))
+    for name in (str(outside), "../../outside.safetensors", "../outside.safetensors"):
+        shutil.copy(outside, store.folder)
+        for entry in store.folder.iterdir():
+            if entry.is_dir():
+                rewrite(entry / "manifest.json", shards=[name])
+        assert_same(made(net, data, store=store), rows)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+    for count, item in enumerate(items):
+        if count == 2:
+            raise Interrupted
+        yield item
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 2**20])
+def test_an_interrupted_pass_leaves_nothing(
+    network: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch, shard_bytes: int
+) -> None:
+    monkeypatch.setattr(storage, "SHARD_BYTES", shard_bytes)
+    net = network()
+    with pytest.raises(Interrupted):
+        made(net, noise(), store=store, progress=interrupted)
+    with pytest.raises(BadPicture, match="noise10"):
+        made(net, noise(bad=(10,)), store=store)
+    assert entries(store) == []
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in net.module.modules())
+
+
+def test_an_interrupted_pass_leaves_what_was_there(network: Make, noise: Make, store: FeatureStore) -> None:
+    net, data = network(), noise()
+    before = made(net, data, store=store, layers=["first"])
+    with pytest.raises(Interrupted):
+        made(net, data, store=store, progress=interrupted)
+    assert len(entries(store)) == 1
+    passes = net.module.passes
+    assert_same(made(net, data, store=store, layers=["first"]), before)
+    assert net.module.passes == passes
+
+
+def test_a_write_that_fails_at_the_end_leaves_whole_entries_only(
+    network: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, data = network(), noise()
+    replace_, moved = Path.replace, []
+
+    def full_disk(self: Path, target: Path) -> Path:
+        if moved:
+            raise OSError("no space left on device")
+        moved.append(target)
+        return replace_(self, target)
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        made(net, data, store=store)
+    monkeypatch.undo()
+    assert entries(store) == moved
+    assert_same(made(net, data, store=store), made(net, data))
+
+
+def test_large_features_are_split_into_shards(
+    network: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "SHARD_BYTES", 8 * 6 * 4)  # eight rows of the widest layers, two batches
+    net, data = network(), noise()
+    found, expected = made(net, data, store=store), made(net, data)
+    assert_same(found, expected)
+    rows = {}
+    for entry in entries(store):
+        manifest = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
+        assert sorted(path.name for path in entry.iterdir()) == [*manifest["shards"], "manifest.json"]
+        shards = [load_file(str(entry / name))["features"] for name in manifest["shards"]]
+        rows[manifest["key"]["layer"]] = [len(shard) for shard in shards]
+    assert rows == {"first": [11], "second": [8, 3], PENULTIMATE: [8, 3]}
+    passes = net.module.passes
+    assert_same(made(net, data, store=store), expected)
+    assert net.module.passes == passes
+
+
+def test_shards_that_do_not_fit_together_are_made_anew(
+    network: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "SHARD_BYTES", 1)
+    net, data = network(), noise()
+    made(net, data, store=store)
+    for entry in entries(store):
+        reshape(entry, 4, 2)
+    assert_same(made(net, data, store=store), made(net, data))
+
+
+@pytest.mark.parametrize(("safe", "chosen"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_precision_is_what_a_trial_shows(
+    network: Make, noise: Make, monkeypatch: pytest.MonkeyPatch, safe: bool, chosen: str
+) -> None:
+    compared: list[Tensor] = []
+    monkeypatch.setattr(
+        extraction, "likely_precision", lambda _, __, wanted: "bfloat16" if wanted == "auto" else wanted
+    )
+    monkeypatch.setattr(extraction, "is_safe", lambda *features: compared.extend(features) or safe)
+    net, data = network(), noise(count=40)
+    found = made(net, data, precision="auto")
+    assert found.precision == chosen
+    exact, rounded = compared
+    assert exact.shape == (32, 6)
+    torch.testing.assert_close(exact, torch.from_numpy(made(net, data)[PENULTIMATE][:32]), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(exact, rounded)
+    assert_same(found, made(net, data, precision=chosen))
+
+
+def test_auto_precision_without_bfloat16_needs_no_trial(
+    network: Make, noise: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "likely_precision", lambda module, device, wanted: "float32")
+    net = network()
+    assert made(net, noise(), precision="auto").precision == "float32"
+    assert net.module.passes == 3
+
+
+def test_settings_that_cannot_be(network: Make, noise: Make, store: FeatureStore) -> None:
+    for setting, message in (({"device": "gpu"}, "device"), ({"pool": "cls"}, "no class token")):
+        with pytest.raises(SettingsError, match=message):
+            made(network(), noise(), store=store, **setting)
+    assert entries(store) == []

@@ -1,0 +1,59 @@
+"""Measuring: a row a layer in order of depth, from one pass, agreeing with the functions that it is made of."""
+
+from __future__ import annotations
+
+import pytest
+
+from tightframe import collapse_metrics, extract, load_backbone, load_images, measure
+from tightframe.errors import MeasureError
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_images("digits:5-9", shots=12, test_share=0.5)
+
+
+def test_a_row_for_every_block_and_the_penultimate_features(data, names):
+    backbone = load_backbone(names["wide"])
+    rows = measure(data, backbone).rows
+    assert [row["layer"] for row in rows] == ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "penultimate"]
+    assert [row["dimension"] for row in rows] == [8, 8, 16, 16, 16]
+    assert [row["position"] for row in rows] == [1, 2, 3, 4, 5]
+    features = extract(backbone, data.train)
+    for row in rows:
+        expected = collapse_metrics(features.moments(row["layer"]))
+        assert {name: row[name] for name in expected} == pytest.approx(dict(expected))
+        assert row["probe_low"] <= row["probe_accuracy"] <= row["probe_high"]
+
+
+def test_the_network_runs_over_the_training_pictures_once(data, names):
+    backbone = load_backbone(names["wide"])
+    seen = []
+    backbone.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    measure(data, backbone, batch_size=16, precision="float32")
+    assert sum(seen) == len(data.train)
+
+
+def test_one_split_is_enough(data, names):
+    backbone = load_backbone(names["wide"])
+    assert measure(data.train, backbone).rows == measure(data, backbone).rows
+
+
+def test_the_weighting_is_passed_on_and_told(data, names):
+    uneven = load_images("digits:5-9")
+    backbone = load_backbone(names["narrow"])
+    by_class, by_sample = measure(uneven, backbone), measure(uneven, backbone, weighting="sample")
+    assert by_class.rows[-1]["nc1"] != by_sample.rows[-1]["nc1"]
+    assert by_sample.settings["weighting"] == "sample"
+
+
+def test_notes_read_the_numbers(data, names):
+    rows = measure(data, load_backbone(names["wide"])).rows
+    lowest = min(rows, key=lambda row: row["nc1"])
+    notes = measure(data, load_backbone(names["wide"])).notes
+    assert lowest["layer"] in notes[0] or "where the head sees them" in notes[0]
+
+
+def test_one_picture_a_class_can_not_be_measured(names):
+    with pytest.raises(MeasureError):
+        measure(load_images("digits:5-9", shots=1), load_backbone(names["wide"]))

@@ -1,0 +1,175 @@
+"""The main job: everything is there at the end, and stopping it anywhere changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tightframe import Plan, load_images, load_tuned, transfer
+from tightframe.errors import ModelError, SettingsError
+from tightframe.jobs.transfer import Transfer
+from tightframe.metrics.collapse import nc1
+
+PLAN = Plan(epochs=3, search_epochs=1, rates=(0.05, 0.01), decays=(1e-4,))
+TIMES = ("seconds",)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_images("digits:5-9", shots=6, test_share=0.2)
+
+
+@pytest.fixture(scope="module")
+def finished(data, names, tmp_path_factory) -> Transfer:
+    return transfer(data, list(names.values()), out=tmp_path_factory.mktemp("runs") / "one", plan=PLAN)
+
+
+def untimed(value):
+    if isinstance(value, dict):
+        return {key: untimed(entry) for key, entry in value.items() if key not in TIMES}
+    return [untimed(entry) for entry in value] if isinstance(value, list) else value
+
+
+def outcome(folder: Path):
+    """Everything that a run leaves, but for times and the folder's own name."""
+    text = (folder / "result.json").read_text().replace(str(folder), "DIR")
+    result = untimed(json.loads(text))
+    weights = {method: (folder / method / "tuned.safetensors").read_bytes() for method in result["settings"]["methods"]}
+    histories = {m: untimed(json.loads((folder / m / "history.json").read_text())) for m in weights}
+    return result, weights, histories
+
+
+def test_everything_is_there_at_the_end(data, finished):
+    assert [row["method"] for row in finished.methods] == ["linear", "layer", "scl", "full"]
+    assert sum(row["chosen"] for row in finished.layers) == 1
+    chosen = next(row["layer"] for row in finished.layers if row["chosen"])
+    assert {row["layer"] for row in finished.methods} == {None, chosen}
+    assert finished.ranking.rows[0]["network"] == finished.tuned.backbone.name
+    assert finished.tuned.network.method.name == "scl"
+    report = (finished.folder / "report.html").read_text()
+    assert all(cls in report for cls in data.classes)
+    assert {path.name for path in finished.folder.iterdir()} == {
+        *("run.txt", "features", "stages", "report.html", "result.json"),
+        *("linear", "layer", "scl", "full"),
+    }
+
+
+def test_what_was_saved_predicts_as_it_was_judged(data, finished):
+    for row in finished.methods:
+        tuned = load_tuned(finished.folder / row["method"])
+        logits, features = tuned.logits_and_features(data.test)
+        assert (logits.argmax(1).numpy() == data.test.labels).mean() == row["test_accuracy"]
+        assert row["test_low"] <= row["test_accuracy"] <= row["test_high"]
+        assert features.shape[1] == tuned.network.width
+
+
+def test_samples_are_told_as_the_network_sees_them(data, finished):
+    probabilities = finished.tuned.probabilities(data.test)
+    assert len({row["index"] for row in finished.samples}) == len(finished.samples) > 3
+    for row in finished.samples:
+        assert row["actual"] == data.classes[data.test.labels[row["index"]]]
+        assert row["predicted"] == data.classes[probabilities[row["index"]].argmax()]
+        assert row["probability"] == pytest.approx(probabilities[row["index"]].max())
+
+
+def test_the_layer_rule_is_the_one_stated(data, finished):
+    from tightframe import extract
+
+    backbone = finished.tuned.backbone
+    features = extract(backbone, data.train)
+    total = backbone.parameters - backbone.module.fc.weight.numel() - 3 + (16 + 1) * 5
+    allowed = [b for b in backbone.layers if b.parameters + 85 <= total / 10]
+    expected = (
+        min(allowed, key=lambda block: nc1(features.moments(block.name)))
+        if allowed
+        else min(backbone.layers, key=lambda block: block.parameters)
+    )
+    assert expected.name == next(row["layer"] for row in finished.layers if row["chosen"])
+
+
+def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finished, monkeypatch):
+    before = outcome(finished.folder)
+    monkeypatch.setattr("tightframe.jobs.tune.fit", None)
+    again = transfer(data, list(names.values()), out=finished.folder, plan=PLAN)
+    assert outcome(finished.folder) == before
+    assert again.methods == finished.methods  # times included: they are those of the first run
+
+
+@pytest.mark.parametrize("moment", [1, 3, 6, 9, 14, 20, 25, 29])
+def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finished, tmp_path, moment):
+    ticks = 0
+
+    def interrupting(items, description, total):
+        nonlocal ticks
+        for item in items:
+            ticks += 1
+            if ticks == moment:
+                raise KeyboardInterrupt
+            yield item
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        transfer(data, list(names.values()), out=folder, plan=PLAN, progress=interrupting)
+    transfer(data, list(names.values()), out=folder, plan=PLAN)
+    assert outcome(folder) == outcome(finished.folder)
+    assert not list(folder.rglob("*unfinished*"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system can't kill a process outright")
+def test_killed_outright_it_goes_on_to_the_same_result(names, tmp_path):
+    def command(folder):
+        pictures = ["digits:5-9", "--shots", "6", "--test-share", "0.2", "--models", *names.values()]
+        training = ["--epochs", "3", "--rates", "0.05", "--decays", "1e-4", "--out", str(folder)]
+        return [sys.executable, "-m", "tightframe", "transfer", *pictures, *training]
+
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    subprocess.run(command(tmp_path / "whole"), check=True, **quiet)
+    killed = subprocess.Popen(command(tmp_path / "killed"), **quiet)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("*/unfinished/*.safetensors")) and time.monotonic() < deadline:
+        assert killed.poll() is None, "it finished before it could be killed"
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    subprocess.run(command(tmp_path / "killed"), check=True, **quiet)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def test_a_folder_is_one_runs_own(data, names, finished, tmp_path):
+    with pytest.raises(SettingsError, match="other settings"):
+        transfer(data, [names["wide"]], out=finished.folder, plan=PLAN)
+    (tmp_path / "thesis.tex").write_text("do not lose me")
+    with pytest.raises(SettingsError, match="not empty"):
+        transfer(data, [names["wide"]], out=tmp_path, plan=PLAN)
+    with pytest.raises(SettingsError, match="is a file"):
+        transfer(data, [names["wide"]], out=tmp_path / "thesis.tex", plan=PLAN)
+    assert (tmp_path / "thesis.tex").read_text() == "do not lose me"
+
+
+def test_no_network_that_can_be_used(data, tmp_path):
+    with pytest.raises(ModelError, match="none of the networks"):
+        transfer(data, ["timm/nope", "local-dir:nowhere"], out=tmp_path / "run", plan=PLAN)
+
+
+def test_without_test_pictures_there_is_a_report_all_the_same(names, tmp_path):
+    data = load_images("digits:5-9", shots=6, test_share=0.0)
+    run = transfer(data, [names["narrow"]], out=tmp_path / "run", plan=PLAN, methods=["linear"])
+    assert run.samples == []
+    assert "test_accuracy" not in run.methods[0]
+    assert "Where it errs" not in (run.folder / "report.html").read_text()
+
+
+def test_a_named_layer_and_chosen_methods(data, names, tmp_path):
+    run = transfer(data, [names["wide"]], out=tmp_path / "run", plan=PLAN, methods=["layer", "layer"], layer="layer2.0")
+    assert [(row["method"], row["layer"]) for row in run.methods] == [("layer", "layer2.0")]
+    assert run.tuned.network.method.name == "layer"
+    np.testing.assert_array_equal([row["chosen"] for row in run.layers], [False, True, False, False, False])

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from tightframe.errors import MeasureError
+from tightframe.metrics.choice import Reading, recommend_layer
+
+# Blocks of 100, 80, 0, 60, 60 and 150 parameters and 50 of stem and norms: 500; a head of 20. A tenth of 520 is 52.
+DEEP = [
+    Reading("a", 5.0, 30),
+    Reading("b", 3.0, 32),
+    Reading("act", 0.1, 0),
+    Reading("c", 2.0, 33),
+    Reading("d", 0.5, 355),
+]
+
+
+def test_the_most_collapsed_block_within_the_allowance() -> None:
+    assert recommend_layer(DEEP, head_parameters=20, other_parameters=500) == "b"
+
+
+def test_the_allowance_is_a_tenth_of_all_parameters_head_included_and_may_be_used_up() -> None:
+    assert recommend_layer(DEEP, head_parameters=20, other_parameters=510) == "c"  # (33 + 20) / 530
+    assert recommend_layer(DEEP, head_parameters=20, other_parameters=509) == "b"
+    assert recommend_layer(DEEP, head_parameters=20, other_parameters=3730) == "d"  # (355 + 20) / 3750
+    assert recommend_layer(DEEP, head_parameters=20, other_parameters=3729) == "c"
+
+
+def test_the_deeper_of_two_alike() -> None:
+    alike = [Reading("a", 1.0, 3), Reading("b", 1.0, 3), Reading("c", 2.0, 3)]
+    assert recommend_layer(alike, 1, 100) == "b"
+    assert recommend_layer([Reading(r.layer, float("inf"), 3) for r in alike], 1, 100) == "c"
+
+
+def test_the_smallest_where_none_is_small() -> None:
+    assert recommend_layer(DEEP, head_parameters=20, other_parameters=400) == "a"
+    assert recommend_layer(list(reversed(DEEP)), head_parameters=400, other_parameters=500) == "a"
+
+
+@pytest.mark.parametrize("readings", [[], [Reading("act", 0.1, 0)]])
+def test_nothing_to_tune(readings: list[Reading]) -> None:
+    with pytest.raises(MeasureError, match="no layer has parameters to tune; name some with --layers"):
+        recommend_layer(readings, 20, 500)

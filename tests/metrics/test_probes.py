@@ -1,0 +1,275 @@
+"""Probes against scikit-learn and SciPy, and cross-validation against a loop over its folds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import NearestCentroid
+
+from tightframe.errors import MeasureError
+from tightframe.features.moments import ClassMoments
+from tightframe.metrics.collapse import Head
+from tightframe.metrics.probes import (
+    PENALTIES,
+    compact,
+    cross_validated_ridge,
+    fold_of,
+    interval,
+    logistic,
+    nearest_centre,
+    ridge,
+)
+
+SHAPES = {"n > d": (60, 7), "n < d": (30, 50), "n = d": (24, 24)}
+
+
+def sample(samples: int, dimension: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping classes of unequal size, features of unequal spread, far from zero."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.minimum(np.arange(samples) % (classes + 1), classes - 1))
+    means = generator.normal(size=(classes, dimension))
+    noise = generator.normal(size=(samples, dimension))
+    return (0.7 * means[labels] + noise) * np.geomspace(0.2, 3, dimension) + 10, labels
+
+
+def sklearn_ridge(features: np.ndarray, labels: np.ndarray, penalty: float, dimension: int) -> Ridge:
+    """At the penalty's own scale: a multiple of the covariance's mean eigenvalue, of a squared error summed."""
+    unit = features.var(0).sum() / dimension
+    return Ridge(alpha=penalty * unit * len(features), fit_intercept=True, solver="svd").fit(
+        features, np.eye(3)[labels]
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ridge_is_sklearns(shape: str) -> None:
+    features, labels = sample(*SHAPES[shape])
+    heads = ridge(ClassMoments.from_features(features, labels, 3))
+    unseen, _ = sample(*SHAPES[shape], seed=1)
+    assert len(heads) == len(PENALTIES)
+    for penalty, head in zip(PENALTIES, heads, strict=True):
+        model = sklearn_ridge(features, labels, penalty, features.shape[1])
+        np.testing.assert_allclose(head.logits(features), model.predict(features), rtol=0, atol=1e-7)
+        np.testing.assert_allclose(head.logits(unseen), model.predict(unseen), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(head.weight, model.coef_, rtol=1e-6, atol=1e-9)
+
+
+def test_ridge_does_not_see_the_scale_or_place_of_features() -> None:
+    features, labels = sample(60, 7)
+    moved = 1e3 * features - 5e4
+    for one, other in zip(
+        ridge(ClassMoments.from_features(features, labels, 3)),
+        ridge(ClassMoments.from_features(moved, labels, 3)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.logits(features), other.logits(moved), rtol=1e-7, atol=1e-9)
+
+
+def test_ridge_of_features_that_say_nothing_answers_with_shares() -> None:
+    for head in ridge(ClassMoments.from_features(np.ones((4, 2)), np.array([0, 0, 0, 1]), 3)):
+        torch.testing.assert_close(head.logits(np.ones((1, 2)))[0], torch.tensor([0.75, 0.25, 0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("folds", "seed"), [(5, 0), (3, 7)])
+def test_cross_validation_is_a_loop_over_folds(shape: str, folds: int, seed: int) -> None:
+    features, labels = sample(*SHAPES[shape])
+    found = cross_validated_ridge(features.astype(np.float32), labels, 3, folds=folds, seed=seed)
+    features = features.astype(np.float32).astype(float)
+    assigned = fold_of(labels, folds, seed)
+    held_out = np.zeros((len(PENALTIES), len(labels), 3))
+    for fold in range(folds):
+        seen = assigned != fold
+        for index, penalty in enumerate(PENALTIES):
+            model = sklearn_ridge(features[seen], labels[seen], penalty, features.shape[1])
+            held_out[index, ~seen] = model.predict(features[~seen])
+    errors = ((held_out - np.eye(3)[labels]) ** 2).sum(2).mean(1)
+    best = int(errors.argmin())
+    assert 0 < best < len(PENALTIES) - 1, "a sample on which the penalty matters"
+    assert found.penalty == PENALTIES[best]
+    assert found.squared_error == pytest.approx(errors[best], rel=1e-7)
+    np.testing.assert_array_equal(found.correct, held_out[best].argmax(1) == labels)
+    assert found.accuracy == found.correct.mean()
+    assert (found.low, found.high) == interval(int(found.correct.sum()), len(labels))
+    whole = sklearn_ridge(features, labels, found.penalty, features.shape[1])
+    np.testing.assert_allclose(found.head.logits(features), whole.predict(features), rtol=0, atol=1e-7)
+    assert found.head.weight.shape == (3, features.shape[1])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_head_of_a_result_is_ridge_at_the_penalty_it_names(shape: str) -> None:
+    features, labels = sample(*SHAPES[shape])
+    found = cross_validated_ridge(features, labels, 3)
+    head = ridge(ClassMoments.from_features(features, labels, 3), (found.penalty,))[0]
+    torch.testing.assert_close(found.head.weight, head.weight, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found.head.bias, head.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_accuracy_on_noise_is_chance() -> None:
+    """Held-out means held out: with d ≫ n any leak would show as a high accuracy."""
+    generator = np.random.default_rng(3)
+    labels = np.arange(120) % 3
+    found = cross_validated_ridge(generator.normal(size=(120, 300)), labels, 3)
+    assert found.accuracy < 0.5
+    assert found.low < 1 / 3
+    assert found.squared_error > 0.6  # 2/3 for those who answer with the shares
+
+
+@pytest.mark.parametrize("penalties", [(1e-3,), (1.0, 1e-3, 1e2)])
+def test_the_penalty_comes_from_the_grid_given(penalties: tuple[float, ...]) -> None:
+    assert cross_validated_ridge(*sample(30, 50), 3, penalties=penalties).penalty in penalties
+
+
+def test_a_class_without_samples_is_never_right_nor_in_the_way() -> None:
+    features, labels = sample(60, 7)
+    without = cross_validated_ridge(features, labels, 3)
+    beside = cross_validated_ridge(features, labels + (labels > 0), 5)
+    assert (beside.accuracy, beside.penalty) == (without.accuracy, without.penalty)
+    assert beside.squared_error == pytest.approx(without.squared_error)
+
+
+@pytest.mark.parametrize("probe", [cross_validated_ridge, logistic])
+@pytest.mark.parametrize("dimension", [3, 30])
+@pytest.mark.parametrize(
+    ("labels", "broken", "message"),
+    [
+        ([0, 1] * 4, None, "10 features need as many labels"),
+        ([0, 1] * 6, None, "10 features need as many labels"),
+        ([0, 2] * 5, None, "must be 0 to 1"),
+        ([0, -1] * 5, None, "must be 0 to 1"),
+        ([0.0, 1.0] * 5, None, "integers"),
+        ([0, 1] * 5, np.nan, r"1 of 10 feature rows hold NaN or infinity \(first: row 4\)"),
+    ],
+)
+def test_what_probes_refuse(probe: Any, dimension: int, labels: list[Any], broken: float | None, message: str) -> None:
+    features = np.random.default_rng(4).normal(size=(10, dimension))
+    if broken:
+        features[4, 1] = broken
+    with pytest.raises(MeasureError, match=message):
+        probe(features, np.array(labels), 2)
+
+
+@pytest.mark.parametrize("labels", [[], [0], [0, 1], [0, 0, 0, 1]])
+def test_too_few_samples_for_two_folds(labels: list[int]) -> None:
+    with pytest.raises(MeasureError, match="at least two samples of every class"):
+        cross_validated_ridge(np.zeros((len(labels), 2)), np.array(labels, dtype=int), 2)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 9), (9, 4)])
+def test_compact_keeps_every_inner_product(shape: tuple[int, int]) -> None:
+    features = torch.from_numpy(np.random.default_rng(5).normal(size=shape)) + 100
+    rows, basis = compact(features)
+    assert rows.shape == (shape[0], min(shape))
+    torch.testing.assert_close(rows @ basis.T, features, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(min(shape), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_nearest_centre_is_sklearns() -> None:
+    features, labels = sample(60, 7)
+    unseen, _ = sample(200, 7, seed=1)
+    head = nearest_centre(ClassMoments.from_features(features + 1e4, labels, 3))
+    expected = NearestCentroid().fit(features, labels).predict(unseen)
+    np.testing.assert_array_equal(head.logits(unseen + 1e4).argmax(1), expected)
+    distances = np.stack([((unseen - features[labels == k].mean(0)) ** 2).sum(1) for k in range(3)], axis=1)
+    logits = head.logits(unseen + 1e4).numpy()
+    np.testing.assert_allclose(
+        logits - logits[:, :1], (distances[:, :1] - distances) / 2, rtol=1e-6, atol=1e-5
+    )  # how much nearer, not only which
+
+
+def test_nearest_centre_never_picks_a_class_without_samples() -> None:
+    head = nearest_centre(ClassMoments.from_features(np.array([[1.0, 0], [3, 0]]), np.array([0, 2]), 3))
+    assert head.logits(np.array([[0.0, 0], [4, 0]])).argmax(1).tolist() == [0, 2]
+
+
+def scaled(features: np.ndarray) -> np.ndarray:
+    return (features - features.mean(0)) / features.std(0).mean()
+
+
+@pytest.mark.parametrize("strength", [0.05, 1.0])
+@pytest.mark.parametrize("present", [(0, 1, 2), (0, 1), (1, 2), (0, 2, 4)], ids=str)
+def test_logistic_is_sklearns(present: tuple[int, ...], strength: float) -> None:
+    features, labels = sample(80, 5, len(present))
+    labels = np.array(present)[labels]
+    head = logistic(features, labels, 5, strength)
+    model = LogisticRegression(C=strength, max_iter=2000).fit(scaled(features), labels)
+    expected = np.zeros((80, 5))
+    expected[:, list(present)] = model.predict_proba(scaled(features))
+    np.testing.assert_allclose(head.logits(features).softmax(1), expected, rtol=0, atol=1e-9)
+    assert isinstance(head, Head)
+    assert head.weight[[k for k in range(5) if k not in present]].abs().sum() == 0
+
+
+def test_logistic_of_constant_features_answers_with_shares() -> None:
+    shares = logistic(np.ones((8, 2)), np.array([0] * 6 + [1] * 2), 2).logits(np.ones((1, 2))).softmax(1)
+    np.testing.assert_allclose(shares[0], [0.75, 0.25], atol=1e-3)
+
+
+def test_logistic_of_one_class() -> None:
+    with pytest.raises(MeasureError, match="two classes or more, not 1"):
+        logistic(np.eye(3), np.zeros(3, dtype=int), 2)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.8])
+@pytest.mark.parametrize(("right", "total"), [(1, 10), (5, 10), (9, 10), (970, 1000)])
+def test_interval_ends_where_the_tails_are_spent(right: int, total: int, level: float) -> None:
+    low, high = interval(right, total, level)
+    assert 0 < low < right / total < high < 1
+    assert binom.sf(right - 1, total, low) == pytest.approx((1 - level) / 2, rel=1e-6)
+    assert binom.cdf(right, total, high) == pytest.approx((1 - level) / 2, rel=1e-6)
+
+
+def test_interval_at_the_ends() -> None:
+    assert interval(0, 20) == (0, pytest.approx(1 - 0.025 ** (1 / 20)))
+    assert interval(20, 20) == (pytest.approx(0.025 ** (1 / 20)), 1)
+
+
+@pytest.mark.parametrize("chance", [0.02, 0.3, 0.5, 0.97])
+def test_interval_covers_the_truth_as_often_as_it_says(chance: float) -> None:
+    outcomes = np.arange(31)
+    ends = np.array([interval(int(right), 30) for right in outcomes])
+    covers = (ends[:, 0] <= chance) & (chance <= ends[:, 1])
+    assert 0.95 <= binom.pmf(outcomes, 30, chance)[covers].sum() <= 1
+
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
+
+
+@settings(deadline=None)
+@given(LABELS, st.integers(2, 6), st.integers(0, 2**32))
+def test_folds_are_stratified_and_even(labels: np.ndarray, folds: int, seed: int) -> None:
+    counts = np.unique(labels, return_counts=True)[1]
+    if counts.min() < 2:
+        with pytest.raises(MeasureError, match="at least two samples of every class"):
+            fold_of(labels, folds, seed)
+        return
+    assigned = fold_of(labels, folds, seed)
+    expected = min(folds, counts.min())
+    sizes = np.bincount(assigned)
+    assert len(sizes) == expected
+    assert sizes.max() - sizes.min() <= 1
+    for label in np.unique(labels):
+        share = np.bincount(assigned[labels == label], minlength=expected)
+        assert share.min() >= 1
+        assert share.max() - share.min() <= 1
+    np.testing.assert_array_equal(assigned, fold_of(labels.copy(), folds, seed))
+
+
+def test_folds_depend_on_the_seed_alone() -> None:
+    labels = np.arange(40) % 2
+    assert len({fold_of(labels, 5, seed).tobytes() for seed in range(5)}) == 5
+    state = np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    fold_of(labels, 5, 0)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("folds", [1, 0])
+def test_one_fold_leaves_nothing_to_learn_from(folds: int) -> None:
+    with pytest.raises(MeasureError, match="folds"):
+        fold_of(np.arange(10) % 2, folds, 0)
