@@ -1,7 +1,8 @@
-"""What all tests share: the optional real networks and pictures that lie beside the project."""
+"""What all tests share: small networks, a browser, and the real networks and pictures that may lie beside."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,16 @@ def network_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 def names(network_folders: dict[str, Path]) -> dict[str, str]:
     """Their names, as ``load_backbone`` and ``--model`` take them."""
     return {name: f"local-dir:{folder}" for name, folder in network_folders.items()}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; the test is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium on the PATH")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=found)
+        yield chromium
+        chromium.close()

@@ -62,6 +62,30 @@ def test_everything_is_there_at_the_end(data, finished):
     }
 
 
+def test_the_report_opens_in_a_browser_that_reaches_nothing(browser, finished):
+    page = browser.new_context(offline=True).new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((finished.folder / "report.html").as_uri())
+    page.wait_for_function("[...document.querySelectorAll('.plot')].every(plot => plot.dataset.drawn)")
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert page.locator(".plot svg").count() >= 6
+    headings = page.locator("section h2").all_inner_texts()
+    assert headings == [
+        "Which network",
+        "Which layer",
+        "How it trained",
+        "How to tune it",
+        "Where it errs",
+        "What it says",
+    ]
+    assert page.locator(".samples img").count() == len(finished.samples)
+    assert finished.tuned.backbone.name in page.locator("body").inner_text()
+
+
 def test_what_was_saved_predicts_as_it_was_judged(data, finished):
     for row in finished.methods:
         tuned = load_tuned(finished.folder / row["method"])

@@ -1,9 +1,8 @@
-"""Rows as the jobs hand them over, and a browser that is cut off from the network."""
+"""Rows as the jobs hand them over."""
 
 from __future__ import annotations
 
 import math
-import shutil
 
 import pytest
 
@@ -107,15 +106,3 @@ def confusions():
         for actual in NASTY
         for predicted in NASTY
     ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on the PATH")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=found)
-        yield chromium
-        chromium.close()

@@ -169,6 +169,8 @@ def _predict(commands: Any) -> None:
     )
     command.add_argument("folder", metavar="DIR", type=Path, help="what `tightframe tune --out DIR` wrote")
     command.add_argument("pictures", metavar="PICTURE", nargs="+", help="picture files")
+    command.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read")
+    command.add_argument("--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     command.add_argument("--model", metavar="M", help="the base network, if its files moved or it is your own builder")
 
 

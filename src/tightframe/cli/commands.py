@@ -110,7 +110,9 @@ def predict(options: argparse.Namespace) -> None:
     from tightframe.jobs.tuned import load_tuned
     from tightframe.report.columns import PREDICTIONS
 
-    rows = load_tuned(options.folder, options.model).predict(options.pictures)
+    rows = load_tuned(options.folder, options.model).predict(
+        options.pictures, skip_bad=options.skip_bad, device=options.device
+    )
     terminal.show("Predictions", PREDICTIONS, rows)
     terminal.close(Result("predict", rows, {"folder": str(options.folder)}), options.json)
 

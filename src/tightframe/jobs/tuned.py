@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tightframe.errors import SavedError
+from tightframe.errors import BadPicture, SavedError
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
 from tightframe.jobs.run import Result, Row, versions
@@ -44,22 +44,34 @@ class Tuned:
     history: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def predict(self, pictures: Sequence[str | Path | Image.Image]) -> list[Row]:
+    def predict(
+        self, pictures: Sequence[str | Path | Image.Image], *, skip_bad: bool = False, device: str = "auto"
+    ) -> list[Row]:
         """One row a picture, in order: ``path``, ``predicted``, ``probability`` of it, and ``probabilities`` of all.
+
+        Args:
+            pictures: paths, or pictures already open.
+            skip_bad: a file that can't be read is a row with ``path`` and ``error`` instead of the end.
+            device: where to run.
 
         Raises:
             BadPicture: a file can't be read as a picture.
         """
         loose = _Loose(tuple(pictures), self.classes)
-        return [
-            {
+        faults = loose.faults() if skip_bad else {}
+        good = [index for index in range(len(loose)) if index not in faults]
+        rows: dict[int, Row] = {
+            index: {"path": loose.identifiers[index], "error": reason} for index, reason in faults.items()
+        }
+        readable = _Loose(tuple(loose.pictures[index] for index in good), self.classes)
+        for index, shares in zip(good, self.probabilities(readable, device=device), strict=True):
+            rows[index] = {
                 "path": loose.identifiers[index],
-                "predicted": self.classes[int(row.argmax())],
-                "probability": float(row.max()),
-                "probabilities": dict(zip(self.classes, map(float, row), strict=True)),
+                "predicted": self.classes[int(shares.argmax())],
+                "probability": float(shares.max()),
+                "probabilities": dict(zip(self.classes, map(float, shares), strict=True)),
             }
-            for index, row in enumerate(self.probabilities(loose))
-        ]
+        return [rows[index] for index in range(len(loose))]
 
     def probabilities(self, data: ImageData, batch_size: int = 64, device: str = "auto") -> np.ndarray:
         """Class probabilities, shape (n, K), of every picture in ``data``."""
@@ -149,6 +161,16 @@ class _Loose:
             f"picture {index}" if isinstance(picture, Image.Image) else str(picture)
             for index, picture in enumerate(self.pictures)
         )
+
+    def faults(self) -> dict[int, str]:
+        """Why pictures can't be read, by index."""
+        found = {}
+        for index in range(len(self)):
+            try:
+                self[index]
+            except BadPicture as error:
+                found[index] = error.reason
+        return found
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tightframe.errors import SavedError, SettingsError
+from tightframe.features.taps import Pool
 from tightframe.protocols import Backbone
 from tightframe.tuning.methods import method_named
 from tightframe.tuning.surgery import TunableNetwork
@@ -122,6 +123,8 @@ def _check_tensors(path: Path, file: Any, expected: dict[str, Any]) -> None:
         shape = tuple(file.get_slice(name).get_shape())
         if shape != tuple(tensor.shape):
             raise SavedError(f"{path}: {name!r} has shape {shape}, the network needs {tuple(tensor.shape)}")
+        if (kind := file.get_tensor(name).dtype) != tensor.dtype:
+            raise SavedError(f"{path}: {name!r} holds {kind}, the network needs {tensor.dtype}")
 
 
 def _check(path: Path, description: Description) -> None:
@@ -131,6 +134,7 @@ def _check(path: Path, description: Description) -> None:
         isinstance(backbone, dict)
         and isinstance(backbone.get("uri"), str)
         and all(isinstance(text, str) for text in texts)
+        and description.pool in get_args(Pool)
         and isinstance(description.layer, str | None)
         and isinstance(description.classes, list)
         and len(description.classes) > 1

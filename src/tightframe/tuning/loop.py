@@ -192,7 +192,8 @@ def _train_epoch(
                 loss = functional.cross_entropy(logits, target)
             if not torch.isfinite(loss.detach()):
                 raise Diverged(
-                    f"the loss became {float(loss.detach())} in epoch {epoch} at rate {recipe.rate}: try a lower rate"
+                    f"the loss became {float(loss.detach())} in epoch {epoch} at rate {recipe.rate:g}: "
+                    "give a lower one (--rates)"
                 )
             optimizer.zero_grad()
             loss.backward()

@@ -1,0 +1,194 @@
+"""Tuning: better than chance, chosen on validation pictures only, judged once, resumable, never overwriting."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tightframe import Plan, extract, load_backbone, load_images, tune
+from tightframe.errors import LayerNotFound, SettingsError
+from tightframe.jobs.tune import choose_layer
+from tightframe.sources.selection import Subset
+from tightframe.tuning.loop import Diverged
+
+PLAN = Plan(epochs=3, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_images("digits:5-9", shots=8, test_share=0.2)
+
+
+@pytest.fixture(scope="module")
+def wide(names):
+    return load_backbone(names["wide"])
+
+
+@pytest.fixture(scope="module")
+def finished(data, wide, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "scl"
+    return tune(data, wide, plan=PLAN, out=folder), folder
+
+
+def weights(tuned):
+    return {name: tensor.clone() for name, tensor in tuned.network.changed_state().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def untimed(row):
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+def test_a_pretrained_network_learns_new_classes(tmp_path, data):
+    from tightframe.jobs import demo
+
+    demo.pretrain(tmp_path / "net", (4, 8, 16, 16))
+    backbone = load_backbone(f"local-dir:{tmp_path / 'net'}")
+    for method in ("linear", "layer", "scl", "full"):
+        accuracy = tune(data, backbone, method=method, plan=Plan(epochs=8, rates=(0.02,), decays=(1e-4,))).metrics
+        assert accuracy["test_low"] > 0.25, method  # chance is 0.2
+        assert accuracy["train_accuracy"] > 0.4, method
+
+
+def test_metrics_are_what_they_say(data, finished):
+    tuned, _ = finished
+    metrics = tuned.metrics
+    logits, _ = tuned.logits_and_features(data.test)
+    assert metrics["test_accuracy"] == float((logits.argmax(1).numpy() == data.test.labels).mean())
+    assert metrics["test_low"] < metrics["test_accuracy"] < metrics["test_high"]
+    assert metrics["share"] == metrics["parameters"] / metrics["all_parameters"]
+    assert metrics["parameters"] == sum(p.numel() for p in tuned.network.parameters() if p.requires_grad)
+    assert metrics["nc1"] > 0
+    assert metrics["rate"] in PLAN.rates
+    assert metrics["decay"] in PLAN.decays
+    assert metrics["epochs"] == 3
+
+
+def test_rates_are_tried_first_then_decays_at_the_best_of_them(finished):
+    tuned, _ = finished
+    search = [row for row in tuned.history if row["phase"] == "search"]
+    last = {(row["start_rate"], row["decay"]): row for row in search if row["epoch"] == PLAN.search_epochs}
+    assert len(search) == PLAN.search_epochs * 3
+    assert set(last) == {(0.05, 1e-4), (0.01, 1e-4), (tuned.metrics["rate"], 1e-3)}
+
+    def merit(choice):
+        return last[choice]["validation_accuracy"], -last[choice]["validation_loss"]
+
+    assert (tuned.metrics["rate"], tuned.metrics["decay"]) == max(last, key=merit)
+    final = [row for row in tuned.history if row["phase"] == "final"]
+    assert [row["epoch"] for row in final] == [1, 2, 3]
+    assert {row["validation_accuracy"] for row in final} == {None}
+
+
+def test_test_pictures_decide_nothing(data, wide, finished):
+    blind = dataclasses.replace(data, test=None)
+    tuned = tune(blind, wide, plan=PLAN)
+    assert same(weights(tuned), weights(finished[0]))
+    assert "test_accuracy" not in tuned.metrics
+
+
+def test_auto_is_the_rule_stated(data, wide, finished):
+    assert finished[0].network.layer == choose_layer(wide, extract(wide, data.train))
+
+
+@pytest.mark.parametrize("moment", [1, 2, 4, 7, 9])
+def test_interrupted_anywhere_resume_gives_the_same(data, wide, finished, tmp_path, moment):
+    ticks = 0
+
+    def interrupting(items, description, total):
+        nonlocal ticks
+        for item in items:
+            ticks += 1
+            if ticks == moment:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(data, wide, plan=PLAN, out=tmp_path / "run", progress=interrupting)
+    tuned = tune(data, wide, plan=PLAN, out=tmp_path / "run", resume=True)
+    assert same(weights(tuned), weights(finished[0]))
+    assert untimed(tuned.metrics) == untimed(finished[0].metrics)
+    assert not (tmp_path / "run" / "unfinished").exists()
+
+
+def test_a_finished_run_is_loaded_not_repeated(data, wide, finished, monkeypatch):
+    tuned, folder = finished
+    monkeypatch.setattr("tightframe.jobs.tune.fit", None)
+    again = tune(data, wide, plan=PLAN, out=folder, resume=True)
+    assert same(weights(again), weights(tuned))
+    assert again.metrics == tuned.metrics
+    assert again.history == json.loads(json.dumps(tuned.history))
+
+
+def test_nothing_is_overwritten(data, wide, finished, tmp_path):
+    _, folder = finished
+    before = (folder / "tuned.safetensors").read_bytes()
+    with pytest.raises(SettingsError, match="--resume"):
+        tune(data, wide, plan=PLAN, out=folder)
+    with pytest.raises(SettingsError, match="other settings"):
+        tune(data, wide, plan=dataclasses.replace(PLAN, seed=1), out=folder, resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="is a file"):
+        tune(data, wide, plan=PLAN, out=tmp_path / "file")
+    assert (folder / "tuned.safetensors").read_bytes() == before
+
+
+def test_too_few_pictures_to_choose_with_is_said(data, wide):
+    two = np.concatenate([np.flatnonzero(data.train.labels == k)[:1] for k in range(5)])
+    few = dataclasses.replace(data, train=Subset(data.train, two))
+    tuned = tune(few, wide, method="full", plan=PLAN)
+    assert "too few" in tuned.notes[0]
+    assert {row["phase"] for row in tuned.history} == {"final"}
+
+
+def test_pictures_left_out_are_counted_in_the_notes(data, wide):
+    skipped = dataclasses.replace(data, skipped=("a.jpg: empty", "b.jpg: empty"))
+    plan = Plan(epochs=1, rates=(0.05,), decays=(0.0,))
+    assert tune(skipped, wide, method="linear", plan=plan).notes == ["2 files were left out; the first: a.jpg: empty"]
+
+
+def test_every_rate_too_high(data, wide):
+    plan = Plan(epochs=2, search_epochs=2, rates=(1e30, 1e31), decays=(1e-4,))
+    with pytest.raises(Diverged, match="--rates"):
+        tune(data, wide, method="full", plan=plan, precision="float32")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"search_epochs": -1},
+        {"batch_size": 0},
+        {"validation_share": 1.0},
+        {"rates": (0.0,)},
+        {"decays": (-1e-4,)},
+    ],
+    ids=str,
+)
+def test_plans_out_of_range(data, wide, wrong):
+    with pytest.raises(SettingsError):
+        tune(data, wide, plan=Plan(**wrong))
+
+
+def test_names_that_are_not_there(data, wide):
+    with pytest.raises(SettingsError, match="linear, layer, scl, full"):
+        tune(data, wide, method="magic", plan=PLAN)
+    with pytest.raises(LayerNotFound, match="nearest"):
+        tune(data, wide, layer="layer7", plan=PLAN)
+
+
+def test_the_papers_choices_by_kind_of_network(wide):
+    rates, decays = Plan().choices(wide.module)
+    assert {0.1, 0.05} <= set(rates)
+    assert decays == (1e-4, 5e-4)
+    rates, decays = Plan().choices(torch.nn.Sequential(torch.nn.LayerNorm(3)))
+    assert {1e-2, 1e-3} <= set(rates)
+    assert decays == (1e-4, 0.0)
+    assert Plan(rates=(3e-3,)).choices(wide.module) == ((3e-3,), (1e-4, 5e-4))

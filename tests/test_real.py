@@ -1,0 +1,39 @@
+"""Really pretrained networks on real pictures: a short run of every step. Skipped where they are not at hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from tightframe import Plan, load_backbone, load_images, load_tuned, measure, rank, tune
+
+PLAN = Plan(epochs=12, rates=(0.02,), decays=(1e-4,))
+
+
+def test_collapse_tells_a_trained_network_from_a_robust_one_on_its_own_classes(shared, zoo):
+    data = load_images(shared / "data" / "cifar10", shots=30)
+    trained, robust = (
+        measure(data.train, load_backbone(f"{zoo}{name}")).rows[-1]
+        for name in ("resnet20_cifar10", "resnet20_cifar10_robust")
+    )
+    assert trained["nc1"] < 0.5 * robust["nc1"]
+    assert trained["probe_accuracy"] > 0.85
+
+
+def test_ranking_on_textures(shared, zoo):
+    data = load_images(shared / "data" / "dtd10", shots=6)
+    names = ("mobilenetv1_025", "squeezenet1_1", "resnet20_cifar10_robust")
+    rows = rank(data, [f"{zoo}{name}" for name in names]).rows
+    assert rows[-1]["network"] == "resnet20_cifar10_robust"
+    assert all(row["test_accuracy"] > 0.1 for row in rows)
+
+
+@pytest.mark.parametrize("method", ["linear", "scl"])
+def test_tuning_on_new_classes(shared, zoo, method, tmp_path):
+    data = load_images(shared / "data" / "sign_digits", shots=15)
+    name = f"{zoo}resnet20_cifar10"
+    tuned = tune(data, load_backbone(name), method=method, plan=PLAN, out=tmp_path / "tuned")
+    assert tuned.metrics["test_low"] > 0.12  # chance is 0.1
+    assert tuned.metrics["share"] < 0.1
+    pictures = sorted((shared / "data" / "sign_digits" / "test").glob("*/*"))[:3]
+    again = load_tuned(tmp_path / "tuned", name)
+    assert again.predict(pictures) == tuned.predict(pictures)

@@ -1,0 +1,166 @@
+"""What each method trains, to the parameter; what the skip connection adds; what stays as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tightframe import load_backbone
+from tightframe.errors import LayerNotFound, SettingsError
+from tightframe.features.taps import pooled, submodule
+from tightframe.tuning.methods import METHODS, method_named
+from tightframe.tuning.surgery import HeadOnly, TunableNetwork, sum_padded
+
+BLOCK = "layer2.0"
+
+
+def network(backbone, method, layer=None, classes=5, **options):
+    return TunableNetwork(backbone, METHODS[method], layer, classes, **options)
+
+
+def state_of(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def changed(before, after):
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "whole", "share"),
+    [("resnet18", 924_170, 11_181_642, "8.27"), ("resnet50", 1_532_938, 23_528_522, "6.52")],
+)
+def test_parameters_of_the_papers_networks(name, trained, whole, share):
+    tuned = network(load_backbone(f"timm/{name}", pretrained=False), "scl", "layer3.0", 10)
+    assert (tuned.trained_parameters, tuned.all_parameters) == (trained, whole)
+    assert f"{100 * trained / whole:.2f}" == share
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_changes_what_the_method_trains_and_nothing_else(wide, method):
+    layer = BLOCK if METHODS[method].needs_layer else None
+    tuned = network(wide, method, layer)
+    with torch.no_grad():  # heads, and norms that end a block, start at zero: no gradient would pass them
+        for parameter in tuned.parameters():
+            parameter.add_(torch.randn_like(parameter) / 10)
+    tuned.train()
+    before, base = state_of(tuned), state_of(wide.module)
+    step = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
+    inputs = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    functional.cross_entropy(tuned(inputs), torch.arange(8) % 5).backward()
+    step.step()
+    moved = changed(before, state_of(tuned))
+    inside = {"linear": "head.", "full": ""}.get(method, f"base.{BLOCK}.")
+    assert {name for name in moved if not name.startswith(("head.", inside))} == set()
+    expected = {name for name in before if name.startswith(("head.", inside))}
+    assert moved == expected  # weights, and running statistics of the norms in what is trained
+    assert set(tuned.changed_state()) == expected
+    assert changed(base, state_of(wide.module)) == set()
+
+
+def test_eval_mode_changes_no_statistics(wide):
+    tuned = network(wide, "full").train(False)
+    before = state_of(tuned)
+    tuned(torch.randn(4, 3, 32, 32))
+    assert changed(before, state_of(tuned)) == set()
+
+
+def test_frozen_blocks_run_in_eval_mode_while_training(wide):
+    tuned = network(wide, "scl", BLOCK).train()
+    modes = {name: module.training for name, module in tuned.base.named_modules() if not list(module.children())}
+    assert {name for name, training in modes.items() if training} == {
+        name for name in modes if name.startswith(f"{BLOCK}.")
+    }
+
+
+def read_by_hand(backbone, tuned, layer, inputs):
+    """φ and z from hooks of the test's own."""
+    seen = {}
+    base = copy.deepcopy(tuned.base)
+    submodule(base, layer).register_forward_hook(lambda m, i, o: seen.update(z=o))
+    submodule(base, backbone.head).register_forward_pre_hook(lambda m, i: seen.update(phi=i[0]))
+    base(inputs)
+    return seen["phi"], pooled(seen["z"], backbone.layer(layer), backbone.token_pool)
+
+
+def test_a_narrower_block_is_padded_to_the_features(wide):
+    tuned = network(wide, "scl", BLOCK).train(False)
+    inputs = torch.randn(3, 3, 32, 32)
+    phi, z = read_by_hand(wide, tuned, BLOCK, inputs)
+    assert (phi.shape[1], z.shape[1], tuned.width) == (16, 8, 16)
+    torch.testing.assert_close(tuned.features(inputs), phi + torch.cat([z, torch.zeros(3, 8)], 1))
+
+
+def test_wider_blocks_pad_the_features():
+    backbone = load_backbone("timm/test_efficientnet", pretrained=False, input_size=32)
+    layer = max(backbone.layers, key=lambda block: block.dimension)
+    phi, z = torch.randn(2, 3), torch.randn(2, 5)
+    torch.testing.assert_close(sum_padded([phi, z], 5), torch.cat([phi, torch.zeros(2, 2)], 1) + z)
+    tuned = network(backbone, "scl", layer.name)
+    assert tuned.width == max(backbone.penultimate.dimension, layer.dimension)
+    assert tuned(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("method", ["linear", "layer", "full"])
+def test_without_a_skip_the_head_sees_the_penultimate_features(wide, method):
+    tuned = network(wide, method, BLOCK if method == "layer" else None).train(False)
+    inputs = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(tuned.features(inputs), read_by_hand(wide, tuned, BLOCK, inputs)[0])
+
+
+@pytest.mark.parametrize("pool", ["auto", "mean", "cls"])
+def test_transformers(transformer, pool):
+    layer = transformer.layers[1].name
+    tuned = network(transformer, "scl", layer, pool=pool).train(False)
+    inputs = torch.randn(2, 3, *transformer.preprocessing.input_size)
+    seen = {}
+    submodule(tuned.base, layer).register_forward_hook(lambda m, i, o: seen.update(tokens=o))
+    phi = read_by_hand(transformer, tuned, layer, inputs)[0]
+    features = tuned.features(inputs)
+    token = {"auto": transformer.token_pool, "mean": "mean", "cls": "cls"}[pool]
+    z = seen["tokens"][:, 0] if token == "cls" else seen["tokens"][:, 1:].mean(1)
+    torch.testing.assert_close(features, phi + z)
+
+
+def test_the_head_starts_at_zero_whatever_was_drawn_before(wide):
+    torch.manual_seed(1)
+    first = network(wide, "linear")
+    torch.manual_seed(2)
+    second = network(wide, "linear")
+    assert not first.head.weight.any()
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_state_is_put_back(wide):
+    tuned = network(wide, "layer", BLOCK)
+    start = {name: tensor.clone() for name, tensor in tuned.changed_state().items()}
+    with torch.no_grad():
+        for tensor in tuned.changed_state().values():
+            tensor.add_(1)
+    tuned.load_changed_state(start)
+    assert changed(start, tuned.changed_state()) == set()
+
+
+def test_a_head_alone_keeps_the_same_promises():
+    head = HeadOnly(torch.nn.Linear(3, 2))
+    inputs = torch.randn(4, 3)
+    assert torch.equal(head.features(inputs), inputs)
+    assert torch.equal(head(inputs), head.head(inputs))
+    head.load_changed_state({"head.weight": torch.ones(2, 3), "head.bias": torch.zeros(2)})
+    assert head.head.weight.sum() == 6
+
+
+@pytest.mark.parametrize(("method", "layer"), [("linear", BLOCK), ("full", BLOCK), ("scl", None), ("layer", None)])
+def test_methods_and_layers_that_do_not_go_together(wide, method, layer):
+    with pytest.raises(SettingsError, match=r"layer"):
+        network(wide, method, layer)
+
+
+def test_unknown_names(wide):
+    with pytest.raises(LayerNotFound, match=r"layer2\.0"):
+        network(wide, "scl", "layer2.1")
+    with pytest.raises(SettingsError, match="linear, layer, scl, full"):
+        method_named("magic")
