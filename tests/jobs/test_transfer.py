@@ -128,20 +128,10 @@ def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finishe
 
 
 @pytest.mark.parametrize("moment", [1, 3, 6, 9, 14, 20, 25, 29])
-def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finished, tmp_path, moment):
-    ticks = 0
-
-    def interrupting(items, description, total):
-        nonlocal ticks
-        for item in items:
-            ticks += 1
-            if ticks == moment:
-                raise KeyboardInterrupt
-            yield item
-
+def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finished, tmp_path, stopping_at, moment):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        transfer(data, list(names.values()), out=folder, plan=PLAN, progress=interrupting)
+        transfer(data, list(names.values()), out=folder, plan=PLAN, progress=stopping_at(moment))
     transfer(data, list(names.values()), out=folder, plan=PLAN)
     assert outcome(folder) == outcome(finished.folder)
     assert not list(folder.rglob("*unfinished*"))

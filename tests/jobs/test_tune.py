@@ -99,19 +99,9 @@ def test_auto_is_the_rule_stated(data, wide, finished):
 
 
 @pytest.mark.parametrize("moment", [1, 2, 4, 7, 9])
-def test_interrupted_anywhere_resume_gives_the_same(data, wide, finished, tmp_path, moment):
-    ticks = 0
-
-    def interrupting(items, description, total):
-        nonlocal ticks
-        for item in items:
-            ticks += 1
-            if ticks == moment:
-                raise KeyboardInterrupt
-            yield item
-
+def test_interrupted_anywhere_resume_gives_the_same(data, wide, finished, tmp_path, stopping_at, moment):
     with pytest.raises(KeyboardInterrupt):
-        tune(data, wide, plan=PLAN, out=tmp_path / "run", progress=interrupting)
+        tune(data, wide, plan=PLAN, out=tmp_path / "run", progress=stopping_at(moment))
     tuned = tune(data, wide, plan=PLAN, out=tmp_path / "run", resume=True)
     assert same(weights(tuned), weights(finished[0]))
     assert untimed(tuned.metrics) == untimed(finished[0].metrics)

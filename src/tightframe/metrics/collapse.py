@@ -23,6 +23,8 @@ from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments, as_tensor
 
 Weighting = Literal["class", "sample"]
+ROUNDING = 1e-12
+"""What float64 leaves of a difference of two numbers near 1 that are equal."""
 
 
 class Head(NamedTuple):
@@ -201,7 +203,10 @@ def vci(moments: ClassMoments, weighting: Weighting = "class") -> float:
     Unchanged by any invertible linear map of the features. 0 when collapsed, 1 when class means coincide.
     """
     rank = between_factor(moments, weighting).rank
-    return max(0.0, 1 - explained(moments, weighting) / rank) if rank else 1.0  # rounding goes below zero
+    if not rank:
+        return 1.0
+    value = 1 - explained(moments, weighting) / rank
+    return value if value > ROUNDING else 0.0
 
 
 def explained(moments: ClassMoments, weighting: Weighting) -> float:
