@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tightframe.errors import MeasureError
-from tightframe.metrics.choice import Reading, recommend_layer
+from tightframe.features.moments import ClassMoments
+from tightframe.metrics.choice import Reading, recommend_layer, spread
+from tightframe.metrics.collapse import nc1
 
 # Blocks of 100, 80, 0, 60, 60 and 150 parameters and 50 of stem and norms: 500; a head of 20. A tenth of 520 is 52.
 DEEP = [
@@ -41,3 +44,15 @@ def test_the_smallest_where_none_is_small() -> None:
 def test_nothing_to_tune(readings: list[Reading]) -> None:
     with pytest.raises(MeasureError, match="no layer has parameters to tune; name some with --layers"):
         recommend_layer(readings, 20, 500)
+
+
+def test_a_layer_of_fewer_values_than_classes_is_not_preferred_for_being_narrow():
+    generator = np.random.default_rng(0)
+    labels = np.arange(2000) % 20
+    means = generator.standard_normal((20, 30))
+    features = means[labels] + generator.standard_normal((2000, 30))
+    wide = ClassMoments.from_features(features, labels, 20)
+    narrow = ClassMoments.from_features(features[:, :4], labels, 20)
+    assert nc1(narrow) < nc1(wide) / 2  # four directions are summed in place of nineteen
+    assert spread(wide) < 1.2 * spread(narrow)
+    assert spread(wide) == pytest.approx(nc1(wide) * 20 / 19)

@@ -14,6 +14,8 @@ from tightframe.errors import SettingsError
 
 def transfer(options: argparse.Namespace) -> None:
     """``tightframe transfer``."""
+    import torch
+
     from tightframe.jobs import demo
     from tightframe.jobs.transfer import transfer
     from tightframe.report.columns import METHODS, RANKING, SAMPLES
@@ -22,6 +24,7 @@ def transfer(options: argparse.Namespace) -> None:
         if options.models:
             data, models = _images(options, progress), options.models
         elif options.data in ("digits", demo.DOWNSTREAM):
+            torch.set_num_threads(1)  # networks this small would only wait for each other's threads
             data = demo.downstream(options.shots, options.seed)
             models = demo.candidates(options.out.with_name(options.out.name + "-networks"), progress)
         else:

@@ -57,7 +57,8 @@ def _networks(run: Transfer) -> Section:
 def _layers(run: Transfer) -> Section:
     words = (
         "NC1 and probe accuracy after every block, in the order in which they run. The block marked is the one tuned: "
-        "the most collapsed of those which, with the new head, own at most a tenth of all parameters."
+        "the most collapsed (NC1 per direction in which class means differ) of those which, with the new head, own at "
+        "most a tenth of all parameters."
     )
     grid = Grid(LAYERS, with_interval(run.layers, "probe_low", "probe_high"))
     return Section("Which layer", words, [layer_chart(run.layers), grid])

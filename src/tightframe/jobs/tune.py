@@ -21,8 +21,7 @@ from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
 from tightframe.jobs.run import Row, plain, write_whole
 from tightframe.jobs.tuned import Tuned, load_tuned
-from tightframe.metrics.choice import Reading, recommend_layer
-from tightframe.metrics.collapse import nc1
+from tightframe.metrics.choice import Reading, recommend_layer, spread
 from tightframe.metrics.probes import interval
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
 from tightframe.sources.selection import stratified
@@ -142,7 +141,9 @@ def choose_layer(backbone: Backbone, features: Features) -> str:
 
     See ``metrics.choice.recommend_layer`` for the rule.
     """
-    readings = [Reading(block.name, nc1(features.moments(block.name)), block.parameters) for block in backbone.layers]
+    readings = [
+        Reading(block.name, spread(features.moments(block.name)), block.parameters) for block in backbone.layers
+    ]
     head = (backbone.penultimate.dimension + 1) * len(features.classes)
     old = sum(p.numel() for p in backbone.module.get_submodule(backbone.head).parameters()) if backbone.head else 0
     return recommend_layer(readings, head, backbone.parameters - old)

@@ -6,24 +6,35 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tightframe.errors import MeasureError
+from tightframe.features.moments import ClassMoments
+from tightframe.metrics.collapse import between_factor, nc1
 
 ALLOWANCE = 0.10
 """Largest share of all parameters that the tuned block and the new head may own together (the paper's promise)."""
 
 
 class Reading(NamedTuple):
-    """What is known of one block: its name, its NC1 on the training pictures, and its number of parameters."""
+    """What is known of one block: its name, its ``spread`` on the training pictures, its number of parameters."""
 
     layer: str
-    nc1: float
+    spread: float
     parameters: int
+
+
+def spread(moments: ClassMoments) -> float:
+    """NC1 per direction in which class means differ; infinite where they don't.
+
+    NC1 sums over these directions, so that a layer of fewer values than classes looks collapsed for being narrow.
+    """
+    rank = between_factor(moments).rank
+    return nc1(moments) * moments.classes / rank if rank else float("inf")
 
 
 def recommend_layer(readings: Sequence[Reading], head_parameters: int, other_parameters: int) -> str:
     """The most collapsed block that can be tuned within the allowance.
 
-    Among the blocks which, with the new head, own at most 10 % of all parameters, the one with the lowest NC1 on the
-    training pictures; the deeper of two alike. If no block is that small, the smallest one.
+    Among the blocks which, with the new head, own at most 10 % of all parameters, the one with the least spread on
+    the training pictures; the deeper of two alike. If no block is that small, the smallest one.
 
     Args:
         readings: one a block, in the order in which they run.
@@ -37,4 +48,4 @@ def recommend_layer(readings: Sequence[Reading], head_parameters: int, other_par
     small = [r for r in owned if r.parameters + head_parameters <= ALLOWANCE * total]
     if not small:
         return min(owned, key=lambda r: r.parameters).layer
-    return min(reversed(small), key=lambda r: r.nc1).layer
+    return min(reversed(small), key=lambda r: r.spread).layer
