@@ -159,6 +159,22 @@ def test_a_json_file_that_can_not_be_written_is_said_before_the_work(run):
     assert "can't be written" in err
 
 
+def test_a_folder_that_can_not_be_written_is_said_in_words(run, pictures, names, tmp_path):
+    (tmp_path / "file").touch()
+    for option in (("measure", "--model", "--cache"), ("transfer", "--models", "--out")):
+        status, out, err = run(option[0], pictures, option[1], names["narrow"], option[2], tmp_path / "file" / "x")
+        assert status == 1
+        assert "file" in err
+        assert "Traceback" not in out + err
+
+
+def test_a_list_in_which_nothing_can_be_ranked_fails(run, pictures):
+    status, out, err = run("rank", pictures, "--models", "timm/nope", "local-dir:nowhere")
+    assert status == 1
+    assert "✗ nope" in out
+    assert "none of the networks" in err
+
+
 def test_names_are_never_read_as_markup(run):
     status, _, err = run("measure", "[red]nowhere[/red]", "--model", "x")
     assert status == 1

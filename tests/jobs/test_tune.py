@@ -155,7 +155,8 @@ def test_every_rate_too_high(data, wide):
     [
         {"epochs": 0},
         {"search_epochs": -1},
-        {"batch_size": 0},
+        {"batch_size": 1},
+        {"search_epochs": 0},
         {"validation_share": 1.0},
         {"rates": (0.0,)},
         {"decays": (-1e-4,)},

@@ -188,3 +188,17 @@ def test_classes_without_two_pictures_leave_nc1_out(features):
     split = Split(np.zeros(30, dtype=np.int64), np.arange(5), np.arange(0), CLASSES)
     rows, _ = trained(head(), FeatureInputs(features), split)
     assert [row["nc1"] for row in rows] == [None] * 4
+
+
+def test_no_batch_is_left_with_one_picture(wide, split):
+    class Counted(Drawn):
+        def batches(self, order, size):
+            for indices, batch in super().batches(order, size):
+                sizes.append(len(indices))
+                yield indices, batch
+
+    sizes = []
+    seventeen = replace(split, training=np.arange(17), validation=np.arange(0))
+    rows, _ = trained(TunableNetwork(wide, METHODS["full"], None, CLASSES), Counted(), seventeen)
+    assert sizes == [8, 8] * RECIPE.epochs
+    assert {row["train_accuracy"] * 16 % 1 for row in rows} == {0}

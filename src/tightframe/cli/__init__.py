@@ -17,6 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TightframeError as error:
         terminal.failure(str(error))
         return 1
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        terminal.failure(f"{what}. Check that the folders given exist, may be written to and have room.")
+        return 1
     except KeyboardInterrupt:
         terminal.interrupted()
         return 130

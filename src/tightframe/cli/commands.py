@@ -9,7 +9,7 @@ import argparse
 from typing import Any
 
 from tightframe.cli import terminal
-from tightframe.errors import SettingsError
+from tightframe.errors import ModelError, SettingsError
 
 
 def transfer(options: argparse.Namespace) -> None:
@@ -82,6 +82,8 @@ def rank(options: argparse.Namespace) -> None:
         )
     terminal.show(f"Networks on {data.train.name}", RANKING, found.rows, "probe_low", "probe_high")
     terminal.close(found, options.json, options.data)
+    if all("error" in row for row in found.rows):
+        raise ModelError("none of the networks could be measured; each says above why")
 
 
 def tune(options: argparse.Namespace) -> None:

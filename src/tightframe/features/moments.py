@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tightframe.errors import MeasureError, SavedError
+from tightframe.files import write_tensors
 
 CHUNK = 4096
 """Rows that ``from_features`` centres at a time: large enough for a fast product, small enough for the cache."""
@@ -177,8 +177,7 @@ class ClassMoments:
 
     def save(self, path: Path | str) -> None:
         """Write to one safetensors file."""
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in FIELDS}
-        save_file(tensors, str(path), metadata={"format": FORMAT})
+        write_tensors(Path(path), {name: getattr(self, name) for name in FIELDS}, {"format": FORMAT})
 
     @classmethod
     def load(cls, path: Path | str) -> ClassMoments:

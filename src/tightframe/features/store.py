@@ -17,8 +17,10 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+
+from tightframe.files import write_tensors
 
 FORMAT = 1
 SHARD_BYTES = 64 * 2**20
@@ -124,7 +126,7 @@ class Writer:
         folder = _unfinished(self.entries[layer])
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(self._shards[layer]):05d}.safetensors"
-        save_file({"features": np.concatenate(self._waiting[layer])}, str(folder / name))
+        write_tensors(folder / name, {"features": torch.from_numpy(np.concatenate(self._waiting[layer]))})
         self._shards[layer].append(name)
         self._waiting[layer] = []
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from tightframe.features.pixels import Pixels
-from tightframe.jobs.run import write_whole
+from tightframe.files import write_tensors, write_text
 from tightframe.protocols import Backbone, ImageSplits, Progress, silent
 from tightframe.sources.backbones import load_backbone
 from tightframe.sources.images import load_images
@@ -49,7 +48,7 @@ def candidates(folder: Path, progress: Progress = silent) -> list[str | Backbone
 def pretrain(folder: Path, channels: tuple[int, ...], progress: Progress = silent) -> None:
     """Train a small residual network on the digits 0 to 4 and write it into ``folder`` in timm's layout."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.json", json.dumps(_config(channels), indent=1))
+    write_text(folder / "config.json", json.dumps(_config(channels), indent=1))
     untrained = load_backbone(f"local-dir:{folder}", pretrained=False)
     data = load_images(SOURCE, test_share=0.0).train
     network = TunableNetwork(untrained, METHODS["full"], None, len(data.classes))
@@ -67,9 +66,7 @@ def pretrain(folder: Path, channels: tuple[int, ...], progress: Progress = silen
     for _ in ticks:
         pass
     weights = network.base.state_dict() | {f"fc.{name}": tensor for name, tensor in network.head.state_dict().items()}
-    unfinished = folder / "model.unfinished"
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, str(unfinished))
-    unfinished.replace(folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", weights)
 
 
 def _config(channels: tuple[int, ...]) -> dict[str, Any]:

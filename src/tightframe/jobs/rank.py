@@ -135,10 +135,8 @@ def _measured(data: ImageSplits, backbone: Backbone, seed: int, running: Running
 
 
 def _notes(good: list[Row], by: str) -> list[str]:
-    if not good:
-        return ["no network could be measured"]
     notes = []
-    tied = [row["network"] for row in good[1:] if row["tied"]]
+    tied = [row["network"] for row in good if row["tied"]]
     if tied:
         notes.append(f"these pictures can't tell {good[0]['network']} from {', '.join(tied)}: more of them would")
     if by != "probe_accuracy" and len({row["dimension"] for row in good}) > 1:

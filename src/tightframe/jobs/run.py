@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tightframe.files import write_text
+
 Row = dict[str, Any]
 PACKAGES = ("tightframe", "torch", "torchvision", "timm", "numpy", "scikit-learn", "safetensors", "pillow")
 
@@ -41,7 +43,7 @@ class Result:
 
     def save(self, path: Path | str) -> None:
         """Write ``as_json`` to a file."""
-        write_whole(Path(path), self.as_json() + "\n")
+        write_text(Path(path), self.as_json() + "\n")
 
 
 class Run:
@@ -62,7 +64,7 @@ class Run:
             pass  # not there, or damaged: done again
         value = json.loads(json.dumps(compute()))  # what is remembered and what is returned at once are the same
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"stage": name, "key": wanted, "value": value}, ensure_ascii=False))
+        write_text(path, json.dumps({"stage": name, "key": wanted, "value": value}, ensure_ascii=False))
         return value
 
 
@@ -74,13 +76,6 @@ def fingerprint_of(settings: Any) -> str:
 def versions() -> dict[str, str]:
     """Versions of the packages that results depend on."""
     return {package: version(package) for package in PACKAGES}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def plain(value: Any) -> Any:

@@ -15,9 +15,10 @@ from typing import Any, Unpack
 from tightframe.errors import ModelError, SettingsError
 from tightframe.features.extract import Running, extract
 from tightframe.features.store import FeatureStore
+from tightframe.files import write_text
 from tightframe.jobs.measure import layer_rows
 from tightframe.jobs.rank import rank
-from tightframe.jobs.run import Result, Row, Run, fingerprint_of, write_whole
+from tightframe.jobs.run import Result, Row, Run, fingerprint_of
 from tightframe.jobs.story import sample_rows, write_story
 from tightframe.jobs.tune import Plan, choose_layer, tune
 from tightframe.jobs.tuned import Tuned
@@ -155,10 +156,10 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                 "or delete it to start anew"
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(not entry.name.endswith(".unfinished") for entry in folder.iterdir()):
         raise SettingsError(f"{folder} is not empty and holds no run of tightframe; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(mark, wanted + "\n")
+    write_text(mark, wanted + "\n")
 
 
 def _winner(rows: list[Row], models: Sequence[str | Backbone], options: dict[str, Any]) -> Backbone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,8 @@ from tightframe.features.extract import Features, Running, extract
 from tightframe.features.moments import ClassMoments
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
-from tightframe.jobs.run import Row, plain, write_whole
+from tightframe.files import write_text
+from tightframe.jobs.run import Row, plain
 from tightframe.jobs.tuned import Tuned, load_tuned
 from tightframe.metrics.choice import Reading, recommend_layer, spread
 from tightframe.metrics.probes import interval
@@ -69,14 +71,20 @@ class Plan:
 
     def check(self) -> None:
         """Raise ``SettingsError`` for values out of range."""
-        numbers = {"epochs": self.epochs, "search epochs": self.search_epochs or 1, "batch size": self.batch_size}
-        for name, value in numbers.items():
-            if value < 1:
-                raise SettingsError(f"{name} is {value}; it must be 1 or more")
+        least = {
+            "epochs": (self.epochs, 1),
+            "search epochs": (self.search_epochs, 1),
+            "batch size": (self.batch_size, 2),
+        }
+        for name, (value, lowest) in least.items():
+            if value is not None and value < lowest:
+                raise SettingsError(f"{name} is {value}; it must be {lowest} or more")
         if not 0 < self.validation_share < 1:
             raise SettingsError(f"validation share is {self.validation_share}; it must lie between 0 and 1")
-        if any(rate <= 0 for rate in self.rates or ()) or any(decay < 0 for decay in self.decays or ()):
-            raise SettingsError("rates must be above 0 and decays 0 or more")
+        largest = torch.finfo(torch.float32).max  # also refuses NaN, which no comparison holds for
+        sound = all(0 < rate <= largest for rate in self.rates or ())
+        if not sound or not all(0 <= decay <= largest for decay in self.decays or ()):
+            raise SettingsError("rates must be above 0 and decays 0 or more, and all of them finite")
 
 
 def tune(
@@ -102,7 +110,8 @@ def tune(
         resume: go on with, or just load, what an earlier call with the same settings left in ``out``.
 
     Raises:
-        SettingsError: unknown method, a value out of range, or ``out`` holds something and ``resume`` is off.
+        SettingsError: unknown method, a value out of range, or ``out`` can't be written to, or holds something and
+            ``resume`` is off.
         LayerNotFound: no such layer.
         Diverged: every rate tried was too high.
     """
@@ -114,8 +123,12 @@ def tune(
     finished = _finished(folder, scope, backbone, resume) if folder is not None else None
     if finished is not None:
         return finished
+    if folder is not None:
+        _make(folder)
     started = time.perf_counter()
     block = None
+    if chosen.needs_layer and layer == PENULTIMATE:
+        raise SettingsError(f"{PENULTIMATE} names features, not a block to tune; `tightframe measure` lists the blocks")
     if chosen.needs_layer:
         named = layer != "auto"
         block = (
@@ -131,7 +144,7 @@ def tune(
     if folder is not None:
         tuned.save(folder)
         record = {"scope": scope, "history": rows, "notes": notes}
-        write_whole(folder / "history.json", json.dumps(plain(record), indent=1))
+        write_text(folder / "history.json", json.dumps(plain(record), indent=1))
         shutil.rmtree(folder / "unfinished", ignore_errors=True)
     return tuned
 
@@ -254,7 +267,7 @@ class _Training:
 
 def _best(tried: dict[Recipe, list[Row]]) -> Recipe:
     """The trial with the highest validation accuracy; of those alike, the lowest validation loss, then the first."""
-    judged = {trial: rows[-1] for trial, rows in tried.items() if rows}
+    judged = {trial: rows[-1] for trial, rows in tried.items() if rows and np.isfinite(rows[-1]["validation_loss"])}
     if not judged:
         rates = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in tried}))
         raise Diverged(f"training diverged at every rate tried ({rates}): give lower ones with --rates")
@@ -276,6 +289,8 @@ def _judge(tuned: Tuned, data: ImageSplits, recipe: Recipe, seconds: float, devi
         "bytes": sum(t.numel() * t.element_size() for t in network.changed_state().values()),
     }
     logits, features = tuned.logits_and_features(data.train, device=device)
+    if not (torch.isfinite(logits).all() and torch.isfinite(features).all()):  # no later batch showed it
+        raise Diverged(f"training diverged in its last steps at rate {recipe.rate:g}: give a lower one (--rates)")
     metrics["train_accuracy"] = float((logits.argmax(1).numpy() == data.train.labels).mean())
     metrics["nc1"] = collapse_or_none(ClassMoments.from_features(features, data.train.labels, len(data.classes)))
     if data.test is not None:
@@ -292,6 +307,7 @@ def _scope(data: ImageSplits, backbone: Backbone, method: Method, layer: str, pl
         {
             "weights": backbone.fingerprint,
             "preprocessing": str(backbone.preprocessing),
+            "layers": [block.name for block in backbone.layers],
             "data": [split.fingerprint for split in (data.train, data.test) if split],
             "classes": list(data.classes),
             "method": method.name,
@@ -314,8 +330,21 @@ def _finished(folder: Path, scope: str, backbone: Backbone, resume: bool) -> Tun
         raise SettingsError(f"{folder} is not empty; add --resume to go on with it, or choose another --out")
     try:
         record = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # unfinished: the checkpoints in it are used where they fit
+    if not isinstance(record, dict):
+        return None
     if record.get("scope") != scope:
         raise SettingsError(f"{folder} holds the result of other settings or pictures; choose another --out")
+    if not all(isinstance(record.get(part), list) for part in ("history", "notes")):
+        return None
     return replace(load_tuned(folder, backbone), history=record["history"], notes=record["notes"])
+
+
+def _make(folder: Path) -> None:
+    """Make ``folder`` and see that it takes files, before time is spent on what goes into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SettingsError(f"{folder} can't be written to ({error.strerror}); choose another --out") from error

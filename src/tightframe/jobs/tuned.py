@@ -140,6 +140,9 @@ def _base(folder: Path, description: checkpoint.Description, model: str | None) 
         return load_backbone(model or named, **origin)
     except TypeError as error:
         raise SavedError(f"{folder}/tightframe.json asks for unknown settings of its network ({error})") from error
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise SavedError(f"{folder}/tightframe.json names a network that can't be read ({why})") from error
 
 
 @dataclass(frozen=True)

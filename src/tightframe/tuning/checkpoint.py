@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from tightframe.errors import SavedError, SettingsError
 from tightframe.features.taps import Pool
+from tightframe.files import write_tensors, write_text
 from tightframe.protocols import Backbone
 from tightframe.tuning.methods import method_named
 from tightframe.tuning.surgery import TunableNetwork
@@ -55,12 +55,9 @@ def write(folder: Path, network: TunableNetwork, description: Description) -> No
     """Save ``network`` into ``folder``, made if need be; the description last, since nothing counts without it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.changed_state().items()}
-    save_file(tensors, str(folder / TENSORS))
+    write_tensors(folder / TENSORS, network.changed_state())
     text = json.dumps({"format": FORMAT, **asdict(description)}, indent=1, ensure_ascii=False)
-    unfinished = folder / f"{DESCRIPTION}.unfinished"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(folder / DESCRIPTION)
+    write_text(folder / DESCRIPTION, text)
 
 
 def read(folder: Path) -> Description:

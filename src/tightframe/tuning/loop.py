@@ -7,6 +7,7 @@ same numbers.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -18,13 +19,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tightframe.errors import MeasureError, TightframeError
 from tightframe.features.moments import ClassMoments
 from tightframe.features.precision import autocast
+from tightframe.files import write_tensors
 from tightframe.metrics.collapse import nc1
 
 Row = dict[str, Any]
@@ -175,6 +176,8 @@ def _train_epoch(
 ) -> Row:
     started = time.perf_counter()
     order = np.random.default_rng((recipe.seed, epoch)).permutation(split.training)
+    if len(order) % recipe.batch_size == 1 and len(order) > 1:
+        order = order[:-1]  # batch norm can't train on one picture; another one sits out next epoch
     labels = torch.from_numpy(split.labels).to(device)
     steps = -(-len(order) // recipe.batch_size)
     moments = ClassMoments.zero(split.classes, network.head.in_features)
@@ -238,6 +241,15 @@ def _identity(recipe: Recipe, split: Split, scope: str) -> str:
     return json.dumps({"recipe": asdict(recipe), "split": parts, "scope": scope}, sort_keys=True)
 
 
+def _digest(tensors: dict[str, Tensor], rows: str) -> str:
+    """A hash of a checkpoint's contents: a damaged one must not be gone on from."""
+    digest = hashlib.sha256(rows.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 class _Checkpoint:
     """What must survive between epochs, in one safetensors file: changed tensors, momentum, rows so far."""
 
@@ -255,15 +267,15 @@ class _Checkpoint:
     def save(self, rows: list[Row]) -> None:
         if self.path is None:
             return
-        tensors = {f"state.{name}": t.detach().cpu().contiguous() for name, t in self.network.changed_state().items()}
+        tensors = {f"state.{name}": tensor for name, tensor in self.network.changed_state().items()}
         for index, parameter in enumerate(self.parameters):
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
-                tensors[f"momentum.{index}"] = momentum.cpu().contiguous()
+                tensors[f"momentum.{index}"] = momentum
+        told = json.dumps(rows)
+        metadata = {"identity": self.identity, "rows": told, "digest": _digest(tensors, told)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_suffix(".unfinished")
-        save_file(tensors, str(unfinished), metadata={"identity": self.identity, "rows": json.dumps(rows)})
-        unfinished.replace(self.path)
+        write_tensors(self.path, tensors, metadata)
 
     def load(self) -> list[Row]:
         """Rows so far, after putting the state back; none if there is no checkpoint of this very run."""
@@ -278,6 +290,8 @@ class _Checkpoint:
         expected = {f"state.{name}": tensor.shape for name, tensor in self.network.changed_state().items()}
         found = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("state.")}
         if metadata.get("identity") != self.identity or expected != found:
+            return []
+        if metadata.get("digest") != _digest(tensors, metadata.get("rows", "")):
             return []
         self.network.load_changed_state(
             {name.removeprefix("state."): t for name, t in tensors.items() if name in found}
