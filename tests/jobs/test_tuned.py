@@ -126,6 +126,7 @@ def test_a_folder_never_runs_a_python_file_but_the_user_may(folder, names, tmp_p
         {"classes": ["5", "6", "7"]},
         {"classes": [5, 6, 7, 8, 9]},
         {"classes": "56789"},
+        {"classes": ["5", "5", "7", "8", "9"]},
         {"metrics": []},
     ],
     ids=str,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tightframe.errors import BadPicture, DataError
 from tightframe.sources import pictures
-from tightframe.sources.pictures import PICTURE_SUFFIXES, open_picture
+from tightframe.sources.pictures import PICTURE_SUFFIXES, as_opened, open_picture
 
 NOISE = np.random.default_rng(7).integers(0, 256, (6, 9, 3), dtype=np.uint8)  # no symmetry, not square
 
@@ -396,3 +396,32 @@ def test_suffixes_are_lower_case_with_dot() -> None:
     assert {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"} <= PICTURE_SUFFIXES
     assert ".eps" not in PICTURE_SUFFIXES
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in PICTURE_SUFFIXES)
+
+
+@pytest.mark.parametrize(
+    ("steps", "suffix"),
+    [
+        (["RGB"], "png"),
+        (["RGBA"], "png"),
+        (["LA"], "png"),
+        (["RGB", "P"], "png"),
+        (["I", "I;16"], "png"),
+        (["CMYK"], "tif"),
+    ],
+    ids=str,
+)
+def test_a_picture_that_is_open_is_seen_as_its_file_is(tmp_path, steps, suffix):
+    picture = Image.linear_gradient("L").resize((12, 8))
+    for mode in steps:
+        picture = picture.convert(mode)
+    if picture.mode in ("RGBA", "LA"):
+        picture.putalpha(100)
+    picture.save(tmp_path / f"picture.{suffix}")
+    before = picture.tobytes()
+    assert as_opened(picture, "it").tobytes() == open_picture(tmp_path / f"picture.{suffix}").tobytes()
+    assert picture.tobytes() == before
+
+
+def test_an_open_picture_that_can_not_be_shown_is_named():
+    with pytest.raises(BadPicture, match="picture 3"):
+        as_opened(Image.new("F", (4, 4)), "picture 3")

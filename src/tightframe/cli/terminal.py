@@ -6,16 +6,18 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from tightframe.jobs.run import Result, Row
 from tightframe.report.columns import with_interval
 from tightframe.report.tables import Column, table
+
+if TYPE_CHECKING:
+    from tightframe.jobs.run import Result, Row
 
 out = Console()
 err = Console(stderr=True)

@@ -17,7 +17,7 @@ from tightframe.features.precision import device_of, on_device
 from tightframe.jobs.run import Result, Row, versions
 from tightframe.protocols import Backbone, ImageData
 from tightframe.sources.backbones import BUILDER, load_backbone
-from tightframe.sources.pictures import open_picture
+from tightframe.sources.pictures import as_opened, open_picture
 from tightframe.tuning import checkpoint
 from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import predict_features
@@ -180,4 +180,4 @@ class _Loose:
 
     def __getitem__(self, index: int) -> Image.Image:
         picture = self.pictures[index]
-        return picture.convert("RGB") if isinstance(picture, Image.Image) else open_picture(picture)
+        return as_opened(picture, f"picture {index}") if isinstance(picture, Image.Image) else open_picture(picture)

@@ -95,19 +95,36 @@ def open_picture(path: str | Path) -> Image.Image:
         raise BadPicture(path, _plain(error)) from error
 
 
+def as_opened(picture: Image.Image, name: str) -> Image.Image:
+    """A picture that is open already, as ``open_picture`` would give it: a new one, mode RGB, upright.
+
+    Raises:
+        BadPicture: as ``open_picture``, under ``name``.
+
+    """
+    try:
+        return _upright(picture)
+    except Exception as error:
+        raise BadPicture(name, _plain(error)) from error
+
+
 def _decode(stream: IO[bytes]) -> Image.Image:
     # A stream and not a path: given a path, Pillow may memory-map the file, and pixels would change if the file does.
     with Image.open(stream, formats=_FORMATS) as picture:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise _Refused(f"it declares {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
-        picture.load()
-        turn = _UPRIGHT.get(_orientation(picture))  # After load: TIFFs are turned, and forget their tag, on loading.
-        upright = _as_rgb(picture)
+        return _upright(picture)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    picture.load()
+    turn = _UPRIGHT.get(_orientation(picture))  # After load: TIFFs are turned, and forget their tag, on loading.
+    seen = _as_rgb(picture)
     if turn is not None:
-        upright = upright.transpose(turn)
-    upright.info.clear()  # What remained of EXIF would let a later reader turn the picture again.
-    return upright
+        seen = seen.transpose(turn)
+    seen.info.clear()  # What remained of EXIF would let a later reader turn the picture again.
+    return seen
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -136,6 +136,7 @@ def _check(path: Path, description: Description) -> None:
         and isinstance(description.classes, list)
         and len(description.classes) > 1
         and all(isinstance(name, str) for name in description.classes)
+        and len(set(description.classes)) == len(description.classes)
         and isinstance(description.metrics, dict)
     )
     if not sound:
