@@ -312,6 +312,8 @@ def test_a_write_that_fails_at_the_end_leaves_whole_entries_only(
     replace_, moved = Path.replace, []
 
     def full_disk(self: Path, target: Path) -> Path:
+        if not self.is_dir():  # a shard, within an entry that is not in place yet
+            return replace_(self, target)
         if moved:
             raise OSError("no space left on device")
         moved.append(target)
