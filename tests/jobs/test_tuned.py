@@ -227,3 +227,11 @@ def test_a_picture_that_can_not_be_read(saved, tmp_path):
     assert good["predicted"] in tuned.classes
     assert "bad.png" in bad["path"]
     assert bad["error"]
+
+
+def test_the_command_that_predicts_names_what_has_to_be_named(saved, tmp_path):
+    tuned, _ = saved
+    assert tuned.predict_command("a b") == "tightframe predict 'a b' PICTURE…"
+    tuned.backbone.origin["uri"], before = "/nets.py:make:it", tuned.backbone.origin["uri"]
+    assert tuned.predict_command("run").endswith(" --model /nets.py:make:it")
+    tuned.backbone.origin["uri"] = before

@@ -44,7 +44,8 @@ def measure(
         "seed": seed,
     }
     model = shlex.quote(backbone.origin.get("uri", backbone.name))
-    return Result("measure", rows, settings, notes, [f"tightframe tune DATA --model {model} --out DIR"])
+    random = "" if backbone.origin.get("pretrained", True) else " --no-pretrained"
+    return Result("measure", rows, settings, notes, [f"tightframe tune DATA --model {model}{random} --out DIR"])
 
 
 def layer_rows(

@@ -100,13 +100,15 @@ def transfer(
     main = tuned.get(MAIN) or tuned[chosen_methods[0]]
     rows = [outcome.metrics for outcome in tuned.values()]
     told = [*ranking.notes, *(note for outcome in tuned.values() for note in outcome.notes)]
-    saved = shlex.quote(str(folder / main.network.method.name))
     result = Result(
         "transfer",
         rows,
         settings | {"network": backbone.name, "layer": chosen},
         [*_outcome(backbone, chosen, rows), *dict.fromkeys(told)],
-        [f"tightframe predict {saved} PICTURE…", f"open {shlex.quote(str(folder / 'report.html'))} in a browser"],
+        [
+            main.predict_command(folder / main.network.method.name),
+            f"open {shlex.quote(str(folder / 'report.html'))} in a browser",
+        ],
     )
     said = main.probabilities(data.test, device=running.get("device", "auto")) if data.test is not None else None
     samples = sample_rows(data.test, said) if data.test is not None and said is not None else []

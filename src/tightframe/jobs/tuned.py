@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -92,7 +93,13 @@ class Tuned:
     def result(self, folder: Path | str) -> Result:
         """The rows of a table about it, for what was saved in ``folder``."""
         settings = {"model": self.backbone.origin, "network": self.backbone.name, "classes": list(self.classes)}
-        return Result("tune", [self.metrics], settings, self.notes, [f"tightframe predict {folder} PICTURE…"])
+        return Result("tune", [self.metrics], settings, self.notes, [self.predict_command(folder)])
+
+    def predict_command(self, folder: Path | str) -> str:
+        """How to predict with what was saved in ``folder``; a network from a builder has to be named."""
+        uri = str(self.backbone.origin.get("uri", ""))
+        named = f" --model {shlex.quote(uri)}" if BUILDER.fullmatch(uri) else ""
+        return f"tightframe predict {shlex.quote(str(folder))} PICTURE…{named}"
 
     def save(self, folder: Path | str) -> None:
         """Write ``tightframe.json`` and ``tuned.safetensors`` into ``folder``: what was trained, no base network."""
