@@ -30,6 +30,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
+    path = path.resolve()  # a link stays, and what it leads to is written
+    if path.exists() and not path.is_file():
+        yield path  # a device or a pipe must not be replaced by a file
+        return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished

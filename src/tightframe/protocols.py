@@ -161,6 +161,7 @@ class Backbone:
         head: dotted name of the classifier, ``None`` if there is none.
         token_pool: how its own head turns tokens into one vector.
         origin: the arguments of ``load_backbone`` that make it again.
+        source: a hash of the user's own file that built it, if one did.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Backbone:
     head: str | None
     token_pool: Literal["cls", "mean"] = "mean"
     origin: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     @property
     def parameters(self) -> int:
@@ -178,13 +180,18 @@ class Backbone:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     @cached_property
+    def weights(self) -> str:
+        """A hash of all that is saved of the network, which is the same on any machine and under any version."""
+        return _hash_of(self.module.state_dict())
+
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of all weights and buffers: equal only for the same network."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """A hash of weights, all buffers, structure, and the user's own file that built it, for what is kept of it.
+
+        Code that such a file imports, and that of the libraries, is not part of it.
+        """
+        parts = (self.weights, _hash_of(dict(self.module.named_buffers())), repr(self.module), self.source)
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     def layer(self, name: str) -> Layer:
         """The layer called ``name``. Raises ``LayerNotFound``, with the nearest name there is."""
@@ -196,3 +203,11 @@ class Backbone:
                 "`tightframe measure` lists them all"
             )
         return known[name]
+
+
+def _hash_of(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -173,6 +174,27 @@ def test_a_list_in_which_nothing_can_be_ranked_fails(run, pictures):
     assert status == 1
     assert "✗ nope" in out
     assert "none of the networks" in err
+
+
+def test_json_into_a_link_or_a_pipe_leaves_it_what_it_is(run, pictures, names, tmp_path):
+    (tmp_path / "rows.json").touch()
+    (tmp_path / "link.json").symlink_to(tmp_path / "rows.json")
+    assert run("measure", pictures, "--model", names["narrow"], "--json", tmp_path / "link.json")[0] == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "rows.json").read_text())["job"] == "measure"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert run("measure", pictures, "--model", names["narrow"], "--json", pipe)[0] == 0
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_messages_can_not_drive_the_terminal(run):
+    _, _, err = run("measure", "no\x1b[31m\u202ewhere", "--model", "x")
+    assert "\x1b" not in err
+    assert "\u202e" not in err
+    assert "where" in err
 
 
 def test_names_are_never_read_as_markup(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tightframe import Plan, load_images, load_tuned, transfer
+from tightframe import Plan, load_backbone, load_images, load_tuned, transfer
 from tightframe.errors import ModelError, SettingsError
 from tightframe.jobs.transfer import Transfer
 from tightframe.metrics.collapse import nc1
@@ -187,3 +188,23 @@ def test_a_named_layer_and_chosen_methods(data, names, tmp_path):
     assert [(row["method"], row["layer"]) for row in run.methods] == [("layer", "layer2.0")]
     assert run.tuned.network.method.name == "layer"
     np.testing.assert_array_equal([row["chosen"] for row in run.layers], [False, True, False, False, False])
+
+
+def test_of_two_networks_of_one_name_the_winner_is_tuned(data, names, tmp_path):
+    first, second = (dataclasses.replace(load_backbone(names[name]), name="net") for name in ("wide", "narrow"))
+    for models in ([first, second], [second, first]):
+        run = transfer(data, models, out=tmp_path / models[0].fingerprint, plan=PLAN, methods=["linear"])
+        assert run.tuned.backbone is models[run.ranking.rows[0]["given"]]
+        assert run.tuned.backbone.parameters == run.ranking.rows[0]["parameters"]
+
+
+def test_without_a_method_that_needs_one_no_layer_is_chosen(data, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nclass Mean(torch.nn.Module):\n"
+        "    pretrained_cfg = dict(input_size=(3, 16, 16), mean=(.5,) * 3, std=(.5,) * 3, crop_pct=1.0)\n"
+        "    def forward(self, x):\n        return x.flatten(1)\n"
+        "def make():\n    return Mean()\n"
+    )
+    run = transfer(data, [f"{tmp_path / 'net.py'}:make"], out=tmp_path / "run", plan=PLAN, methods=["linear"])
+    assert run.result.settings["layer"] is None
+    assert run.result.notes[0] == "chosen: make"

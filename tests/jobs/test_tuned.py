@@ -59,7 +59,7 @@ def test_it_holds_what_was_trained_and_no_more(saved):
     buffers = sum(t.numel() for name, t in tensors.items() if "running" in name or "num_batches" in name)
     assert sum(t.numel() for t in tensors.values()) == trained + buffers
     said = json.loads((folder / "tightframe.json").read_text())
-    assert said["weights"] == tuned.backbone.fingerprint
+    assert said["weights"] == tuned.backbone.weights
     assert said["classes"] == ["5", "6", "7", "8", "9"]
     assert {"torch", "timm", "tightframe"} <= set(said["versions"])
 
@@ -235,3 +235,12 @@ def test_the_command_that_predicts_names_what_has_to_be_named(saved, tmp_path):
     tuned.backbone.origin["uri"], before = "/nets.py:make:it", tuned.backbone.origin["uri"]
     assert tuned.predict_command("run").endswith(" --model /nets.py:make:it")
     tuned.backbone.origin["uri"] = before
+
+
+def test_other_preprocessing_is_refused(folder, network_folders, names, tmp_path):
+    other = shutil.copytree(network_folders["wide"], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = [0.1, 0.5, 0.5]
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SavedError, match="prepared as"):
+        load_tuned(folder, f"local-dir:{other}")

@@ -546,3 +546,22 @@ def test_all_real_networks_load(zoo: str, shared: Path) -> None:
         assert len({layer.name for layer in backbone.layers}) == len(backbone.layers)
         prints.add(backbone.fingerprint)
     assert len(prints) == len(names)
+
+
+def test_what_computes_something_else_with_the_same_weights_has_another_fingerprint(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    code = (
+        "import torch\nclass Net(torch.nn.Module):\n"
+        "    pretrained_cfg = dict(input_size=(3, 8, 8), mean=(.5,) * 3, std=(.5,) * 3, crop_pct=1.0)\n"
+        "    def __init__(self, factor):\n        super().__init__()\n"
+        "        self.register_buffer('factor', torch.tensor(float(factor)), persistent=False)\n"
+        "    def forward(self, x):\n        return self.factor * x.mean((2, 3))\n"
+        "def make(factor):\n    return Net(factor)\n"
+    )
+    file.write_text(code)
+    one, again, five = (load_backbone(f"{file}:make:{factor}") for factor in (1, 1, 5))
+    file.write_text(code.replace("self.factor *", "-self.factor *"))
+    edited = load_backbone(f"{file}:make:1")
+    assert one.fingerprint == again.fingerprint
+    assert len({one.fingerprint, five.fingerprint, edited.fingerprint}) == 3
+    assert one.weights == five.weights == edited.weights

@@ -11,8 +11,8 @@ from tightframe.errors import TightframeError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 it can't be done and why, 2 usage, 130 interrupted."""
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         options.command(options)
     except TightframeError as error:
         terminal.failure(str(error))

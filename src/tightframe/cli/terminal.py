@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from tightframe.report.columns import with_interval
-from tightframe.report.tables import Column, table
+from tightframe.report.tables import Column, printable, table
 
 if TYPE_CHECKING:
     from tightframe.jobs.run import Result, Row
@@ -32,18 +32,18 @@ def show(title: str, columns: Sequence[Column], rows: list[Row], low: str = "", 
 def close(result: Result, json_file: Path | None, data: str = "DATA") -> None:
     """Notes, the JSON file, and what to do next with the pictures in ``data``."""
     for note in result.notes:
-        out.print(Text.assemble(("• ", "dim"), note))
+        out.print(Text.assemble(("• ", "dim"), printable(note)))
     if json_file:
         result.save(json_file)
         out.print(Text(f"rows, settings and versions: {json_file}"), soft_wrap=True)
     for command in result.following:
         command = command.replace(" DATA ", f" {shlex.quote(data)} ")
-        out.print(Text.assemble(("next: ", "dim"), (command, "green")), soft_wrap=True)
+        out.print(Text.assemble(("next: ", "dim"), (printable(command), "green")), soft_wrap=True)
 
 
 def failure(message: str) -> None:
     """Say on standard error why a command could not be done."""
-    err.print(Text.assemble(("✗ ", "bold red"), message))
+    err.print(Text.assemble(("✗ ", "bold red"), printable(message)))
 
 
 def interrupted() -> None:
@@ -79,5 +79,5 @@ def progress() -> Iterator[Any]:
 
 
 def _announced(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-    err.print(Text(f"{description} …"), soft_wrap=True)
+    err.print(Text(printable(f"{description} …")), soft_wrap=True)
     yield from items

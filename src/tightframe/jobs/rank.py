@@ -36,8 +36,8 @@ def rank(
 
     Rows, best first: ``network``, ``model``, ``nc1``, ``h_score``, ``logme``, ``probe_accuracy`` (5-fold
     cross-validated ridge) with its 95 % interval, ``test_accuracy`` of that probe where there is a test set (never
-    used for the order), ``tied`` with the first, ``parameters``, ``seconds``. A network that can't be loaded or run is
-    a row with its ``error``, at the end.
+    used for the order), ``tied`` with the first, ``parameters``, ``seconds``, ``given`` (place in ``models``). A
+    network that can't be loaded or run is a row with its ``error``, at the end.
 
     Args:
         models: names as for ``load_backbone``, or backbones.
@@ -50,7 +50,11 @@ def rank(
     if not models:
         raise SettingsError("no networks to rank; name some with --models")
     listed = running.get("progress", silent)(models, "networks", len(models))
-    rows = ordered([_row(data, model, model_options or {}, seed, run, running) for model in listed], by)
+    given = [
+        _row(data, model, model_options or {}, seed, run, running) | {"given": place}
+        for place, model in enumerate(listed)
+    ]
+    rows = ordered(given, by)
     good = [row for row in rows if "error" not in row]
     settings = {
         "data": data.name,

@@ -80,8 +80,11 @@ def transfer(
     ranking = rank(data, models, by=by, model_options=model_options, seed=plan.seed, run=run, **running)
     backbone = _winner(ranking.rows, models, model_options or {})
     features = extract(backbone, data.train, **running)
-    layers = run.remember("layers", settings, lambda: layer_rows(backbone, features, "class", plan.seed))
-    chosen = choose_layer(backbone, features) if layer == "auto" else backbone.layer(layer).name
+    key = settings | {"weights": backbone.fingerprint, "preprocessing": str(backbone.preprocessing)}
+    layers = run.remember("layers", key, lambda: layer_rows(backbone, features, "class", plan.seed))
+    chosen = None
+    if any(METHODS[name].needs_layer for name in chosen_methods):
+        chosen = choose_layer(backbone, features) if layer == "auto" else backbone.layer(layer).name
     layers = [row | {"chosen": row["layer"] == chosen} for row in layers]
 
     tuned = {
@@ -89,7 +92,7 @@ def transfer(
             data,
             backbone,
             method=name,
-            layer=chosen if METHODS[name].needs_layer else "auto",
+            layer=chosen if chosen and METHODS[name].needs_layer else "auto",
             plan=plan,
             out=folder / name,
             resume=True,
@@ -168,15 +171,13 @@ def _winner(rows: list[Row], models: Sequence[str | Backbone], options: dict[str
     best = rows[0]
     if "error" in best:
         raise ModelError("none of the networks could be used; the first said: " + best["error"])
-    for model in models:
-        if isinstance(model, Backbone) and model.name == best["network"]:
-            return model
-    return load_backbone(best["model"], **options)
+    model = models[best["given"]]
+    return model if isinstance(model, Backbone) else load_backbone(model, **options)
 
 
-def _outcome(backbone: Backbone, layer: str, rows: list[Row]) -> list[str]:
+def _outcome(backbone: Backbone, layer: str | None, rows: list[Row]) -> list[str]:
     """What was chosen and which method did best."""
-    notes = [f"chosen: {backbone.name}, block {layer}"]
+    notes = [f"chosen: {backbone.name}" + (f", block {layer}" if layer else "")]
     judged = [row for row in rows if row.get("test_accuracy") is not None]
     if judged:
         best = max(judged, key=lambda row: row["test_accuracy"])

@@ -105,7 +105,7 @@ class Tuned:
         """Write ``tightframe.json`` and ``tuned.safetensors`` into ``folder``: what was trained, no base network."""
         description = checkpoint.Description(
             backbone=self.backbone.origin,
-            weights=self.backbone.fingerprint,
+            weights=self.backbone.weights,
             method=self.network.method.name,
             layer=self.network.layer,
             pool=self.network.pool,

@@ -32,6 +32,7 @@ Row = Mapping[str, Any]
 Format = Callable[[Any], str]
 
 MISSING = "–"
+TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def _spell(value: Any, finite: Callable[[float], str]) -> str:
@@ -46,8 +47,12 @@ def text(value: Any) -> str:
     """Any value on one line. Control characters are replaced: a file name must not be able to drive the terminal."""
     if value is None or value == "":
         return MISSING
-    line = " ".join(str(value).split())
-    return "".join("\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in line)
+    return printable(" ".join(str(value).split()))
+
+
+def printable(line: str) -> str:
+    """``line`` with control characters, and those that turn the direction of writing, made visible."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") or c in TURNING else c for c in line)
 
 
 def percent(value: Any) -> str:

@@ -88,7 +88,13 @@ def load_backbone(
         head=anatomy.head,
         token_pool=_token_pool(module, anatomy.prefix_tokens),
         origin=origin,
+        source=_source(uri),
     )
+
+
+def _source(uri: str) -> str:
+    builder = BUILDER.fullmatch(uri)
+    return hashlib.sha256(Path(builder["path"]).read_bytes()).hexdigest() if builder else ""
 
 
 def short_name(uri: str) -> str:

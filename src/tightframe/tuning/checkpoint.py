@@ -30,12 +30,12 @@ class Description:
 
     Attributes:
         backbone: the arguments of ``load_backbone`` that made the base network.
-        weights: its fingerprint.
+        weights: a hash of its weights.
         method: name of the tuning method.
         layer: name of the tuned block, ``None`` for methods without.
         pool: how tokens are pooled.
         classes: class names, in the order of the logits.
-        preprocessing: what is done to a picture, for people to read; the backbone decides.
+        preprocessing: what is done to a picture; the base network has to agree.
         metrics: measured when it was saved.
         versions: of the packages that made it.
     """
@@ -87,10 +87,15 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
     Raises:
         SavedError: the base network has other weights, or the tensors are not those of this network.
     """
-    if backbone.fingerprint != description.weights:
+    if backbone.weights != description.weights:
         raise SavedError(
             f"{folder} was tuned on {description.backbone.get('uri')} with weights {description.weights[:12]}…, but "
-            f"{backbone.name} has {backbone.fingerprint[:12]}…: fetch those weights again and name them with --model"
+            f"{backbone.name} has {backbone.weights[:12]}…: fetch those weights again and name them with --model"
+        )
+    if json.loads(json.dumps(asdict(backbone.preprocessing))) != description.preprocessing:
+        raise SavedError(
+            f"{folder} was tuned on pictures prepared as {description.preprocessing}, but {backbone.name} now asks for "
+            f"{asdict(backbone.preprocessing)}: put its configuration back"
         )
     network = TunableNetwork(
         backbone,
