@@ -182,15 +182,17 @@ class Backbone:
     @cached_property
     def weights(self) -> str:
         """A hash of all that is saved of the network, which is the same on any machine and under any version."""
-        return _hash_of(self.module.state_dict())
+        return hash_of(self.module.state_dict())
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of weights, all buffers, structure, and the user's own file that built it, for what is kept of it.
+        """A hash of all that decides features: what is kept of a network is kept under it.
 
-        Code that such a file imports, and that of the libraries, is not part of it.
+        That is weights, all buffers, structure, head, preprocessing, and the user's own file that built it; not the
+        code that such a file imports, nor that of the libraries.
         """
-        parts = (self.weights, _hash_of(dict(self.module.named_buffers())), repr(self.module), self.source)
+        buffers = hash_of(dict(self.module.named_buffers()))
+        parts = (self.weights, buffers, repr(self.module), str(self.head), repr(self.preprocessing), self.source)
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     def layer(self, name: str) -> Layer:
@@ -205,7 +207,8 @@ class Backbone:
         return known[name]
 
 
-def _hash_of(tensors: dict[str, torch.Tensor]) -> str:
+def hash_of(tensors: dict[str, torch.Tensor]) -> str:
+    """A hash of names, types, shapes and contents."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

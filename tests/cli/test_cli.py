@@ -234,3 +234,17 @@ def test_predict_takes_any_picture_format(run, tuned, tmp_path):
         picture = tmp_path / f"{suffix}-{mode.replace(';', '')}.{suffix}"
         Image.new(mode, (20, 14)).save(picture)
         assert run("predict", tuned, picture)[0] == 0, mode
+
+
+def test_help_names_what_the_jobs_know():
+    from tightframe.cli import arguments
+    from tightframe.jobs import rank, tune
+    from tightframe.tuning.methods import METHODS
+
+    def numbers(text):
+        return [float(word) for word in re.findall(r"[\d.]+", text)]
+
+    assert numbers(arguments.RATES) == [*tune.PLAIN_RATES, *tune.TRANSFORMER_RATES]
+    assert numbers(arguments.DECAYS) == [*tune.PLAIN_DECAYS, *tune.TRANSFORMER_DECAYS]
+    assert all(score in arguments.BY_HELP for score in rank.ORDERS)
+    assert arguments.parser().parse_args(["transfer"]).methods == list(METHODS)

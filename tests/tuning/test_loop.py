@@ -13,7 +13,7 @@ from torch.nn import functional
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import nc1
 from tightframe.tuning.inputs import FeatureInputs
-from tightframe.tuning.loop import Diverged, Recipe, Split, fit, predict_logits
+from tightframe.tuning.loop import Diverged, Recipe, Split, fit, logits_of, predict_features
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.surgery import HeadOnly, TunableNetwork
 
@@ -169,9 +169,10 @@ def test_logits_come_in_the_order_asked_for(split, features):
     network = head()
     torch.nn.init.normal_(network.head.weight)
     order = [7, 3, 3, 29]
-    logits = predict_logits(network, FeatureInputs(features), order, 2, CPU, "float32")
+    logits = logits_of(network, predict_features(network, FeatureInputs(features), order, 2, CPU, "float32"))
     torch.testing.assert_close(logits, network.head(features[order]).detach())
-    assert predict_logits(network, FeatureInputs(features), [], 2, CPU, "float32").shape == (0, CLASSES)
+    nothing = predict_features(network, FeatureInputs(features), [], 2, CPU, "float32")
+    assert logits_of(network, nothing).shape == (0, CLASSES)
 
 
 def test_an_absurd_rate_diverges_by_name(split, features):

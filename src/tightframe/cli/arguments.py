@@ -20,6 +20,8 @@ PATH.py:FUNCTION[:ARGUMENT], your own function that returns an nn.Module; this l
 files you trust."""
 RATES = "(default: 0.1 0.05 0.01 0.002; for transformers 0.01 0.001 0.0002)"
 DECAYS = "(default: 0.0001 0.0005; for transformers 0.0001 0)"
+DEVICE_HELP = "auto (default), cpu, cuda, cuda:1, …"
+LAYER_HELP = "the block to tune (default: %(default)s)"
 BY_HELP = "order by probe_accuracy (default), nc1, h_score or logme"
 Command = Callable[[argparse.Namespace], None]
 
@@ -92,12 +94,10 @@ def _transfer(commands: Any) -> None:
         default=["linear", "layer", "scl", "full"],
         help="of linear, layer, scl and full (default: all)",
     )
-    command.add_argument("--layer", default="auto", metavar="NAME", help="the block to tune (default: %(default)s)")
+    command.add_argument("--layer", default="auto", metavar="NAME", help=LAYER_HELP)
     command.add_argument("--by", metavar="SCORE", default="probe_accuracy", help=BY_HELP)
     _plan_options(command)
-    _data_options(command)
-    _model_options(command)
-    _pass_options(command, cache=False)
+    _run_options(command, cache=False)
 
 
 def _measure(commands: Any) -> None:
@@ -116,9 +116,7 @@ def _measure(commands: Any) -> None:
         choices=("class", "sample"),
         help="of classes in the spread between them (default: class)",
     )
-    _data_options(command)
-    _model_options(command)
-    _pass_options(command)
+    _run_options(command)
 
 
 def _rank(commands: Any) -> None:
@@ -132,9 +130,7 @@ def _rank(commands: Any) -> None:
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
     command.add_argument("--models", metavar="M", nargs="+", required=True, help=MODEL_HELP)
     command.add_argument("--by", metavar="SCORE", default="probe_accuracy", help=BY_HELP)
-    _data_options(command)
-    _model_options(command)
-    _pass_options(command)
+    _run_options(command)
 
 
 def _tune(commands: Any) -> None:
@@ -150,13 +146,11 @@ def _tune(commands: Any) -> None:
     command.add_argument(
         "--method", metavar="NAME", default="scl", help="linear, layer, scl or full (default: %(default)s)"
     )
-    command.add_argument("--layer", default="auto", metavar="NAME", help="the block to tune (default: %(default)s)")
+    command.add_argument("--layer", default="auto", metavar="NAME", help=LAYER_HELP)
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the tuned network")
     command.add_argument("--resume", action="store_true", help="go on with what an earlier run left in DIR")
     _plan_options(command)
-    _data_options(command)
-    _model_options(command)
-    _pass_options(command)
+    _run_options(command)
 
 
 def _predict(commands: Any) -> None:
@@ -170,8 +164,15 @@ def _predict(commands: Any) -> None:
     command.add_argument("folder", metavar="DIR", type=Path, help="what `tightframe tune --out DIR` wrote")
     command.add_argument("pictures", metavar="PICTURE", nargs="+", help="picture files")
     command.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read")
-    command.add_argument("--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    command.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
     command.add_argument("--model", metavar="M", help="the base network, if its files moved or it is your own builder")
+
+
+def _run_options(command: argparse.ArgumentParser, cache: bool = True) -> None:
+    """Which pictures, which networks and how to run them: the same for every command that does."""
+    _data_options(command)
+    _model_options(command)
+    _pass_options(command, cache)
 
 
 def _data_options(command: argparse.ArgumentParser) -> None:
@@ -197,13 +198,13 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of the colours, in 0 … 1")
 
 
-def _pass_options(command: argparse.ArgumentParser, cache: bool = True) -> None:
+def _pass_options(command: argparse.ArgumentParser, cache: bool) -> None:
     group = command.add_argument_group("running")
     group.add_argument(
         "--pool", metavar="NAME", default="auto", help="tokens: auto (as the network's head, default), mean or cls"
     )
     group.add_argument("--precision", metavar="NAME", default="auto", help="auto (default), float32 or bfloat16")
-    group.add_argument("--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    group.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
     if cache:
         group.add_argument(
             "--cache",

@@ -38,7 +38,7 @@ def transfer(options: argparse.Namespace) -> None:
             by=options.by,
             plan=_plan(options),
             model_options=_network(options),
-            **_running(options, cache=False),
+            **_running(options),
             progress=progress,
         )
     terminal.show("Networks", RANKING, run.ranking.rows, "probe_low", "probe_high")
@@ -150,11 +150,12 @@ def _network(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def _running(options: argparse.Namespace, cache: bool = True) -> dict[str, Any]:
+def _running(options: argparse.Namespace) -> dict[str, Any]:
     from tightframe.features.store import FeatureStore
 
     given = {"pool": options.pool, "precision": options.precision, "device": options.device}
-    return given | ({"store": FeatureStore(options.cache) if options.cache else None} if cache else {})
+    cache = getattr(options, "cache", None)  # transfer keeps its own
+    return given | ({"store": FeatureStore(cache)} if cache else {})
 
 
 def _plan(options: argparse.Namespace) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, TypedDict
 
 import numpy as np
@@ -138,10 +137,8 @@ def _ready(backbone: Backbone, batch: Tensor, device: torch.device) -> Tensor:
 def _key(backbone: Backbone, data: ImageData, layer: str, pool: str, precision: str) -> dict[str, Any]:
     """All that decides a layer's features."""
     return {
-        "weights": backbone.fingerprint,
-        "preprocessing": asdict(backbone.preprocessing),
+        "network": backbone.fingerprint,
         "layer": layer,
-        "head": backbone.head,
         "pool": pool,
         "precision": precision,
         "data": data.fingerprint,

@@ -7,7 +7,7 @@ from typing import Unpack
 
 from tightframe.features.extract import Features, Running, extract
 from tightframe.jobs.run import Result, Row
-from tightframe.metrics.collapse import Weighting, collapse_metrics
+from tightframe.metrics.collapse import Weighting, cautions, collapse_metrics
 from tightframe.metrics.probes import cross_validated_ridge
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
 
@@ -32,7 +32,7 @@ def measure(
     best = min(rows, key=lambda row: row["nc1"])
     last = rows[-1]
     notes = list(data.notes) if isinstance(data, ImageSplits) else []
-    notes += [reading(best, last), *collapse_metrics(features.moments(PENULTIMATE), weighting=weighting).notes]
+    notes += [reading(best, last), *cautions(features.moments(PENULTIMATE), weighting)]
     settings = {
         "data": pictures.name,
         "pictures": len(pictures),

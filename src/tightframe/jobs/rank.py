@@ -97,8 +97,7 @@ def _row(
         if run is None:
             return _measured(data, backbone, seed, running)
         key = {
-            "weights": backbone.fingerprint,
-            "preprocessing": [str(backbone.preprocessing), backbone.head],
+            "network": backbone.fingerprint,
             "data": [split.fingerprint for split in (data.train, data.test) if split],
             "seed": seed,
             "running": [running.get("pool"), running.get("precision")],

@@ -80,7 +80,7 @@ def transfer(
     ranking = rank(data, models, by=by, model_options=model_options, seed=plan.seed, run=run, **running)
     backbone = _winner(ranking.rows, models, model_options or {})
     features = extract(backbone, data.train, **running)
-    key = settings | {"weights": backbone.fingerprint, "preprocessing": str(backbone.preprocessing)}
+    key = [settings, backbone.fingerprint]
     layers = run.remember("layers", key, lambda: layer_rows(backbone, features, "class", plan.seed))
     chosen = None
     if any(METHODS[name].needs_layer for name in chosen_methods):
@@ -100,20 +100,30 @@ def transfer(
         )
         for name in chosen_methods
     }
-    main = tuned.get(MAIN) or tuned[chosen_methods[0]]
+    settings |= {"network": backbone.name, "layer": chosen}
+    return _reported(folder, data, ranking, layers, tuned, settings, running.get("device", "auto"))
+
+
+def _reported(
+    folder: Path,
+    data: ImageSplits,
+    ranking: Result,
+    layers: list[Row],
+    tuned: dict[str, Tuned],
+    settings: dict[str, Any],
+    device: str,
+) -> Transfer:
+    """All that was found, written into ``folder``."""
+    main = tuned.get(MAIN) or next(iter(tuned.values()))
     rows = [outcome.metrics for outcome in tuned.values()]
     told = [*ranking.notes, *(note for outcome in tuned.values() for note in outcome.notes)]
-    result = Result(
-        "transfer",
-        rows,
-        settings | {"network": backbone.name, "layer": chosen},
-        [*_outcome(backbone, chosen, rows), *dict.fromkeys(told)],
-        [
-            main.predict_command(folder / main.network.method.name),
-            f"open {shlex.quote(str(folder / 'report.html'))} in a browser",
-        ],
-    )
-    said = main.probabilities(data.test, device=running.get("device", "auto")) if data.test is not None else None
+    notes = [*_outcome(main.backbone, settings["layer"], rows), *dict.fromkeys(told)]
+    following = [
+        main.predict_command(folder / main.network.method.name),
+        f"open {shlex.quote(str(folder / 'report.html'))} in a browser",
+    ]
+    result = Result("transfer", rows, settings, notes, following)
+    said = main.probabilities(data.test, device=device) if data.test is not None else None
     samples = sample_rows(data.test, said) if data.test is not None and said is not None else []
     finished = Transfer(folder, ranking, layers, rows, main, samples, result)
     histories = {name: outcome.history for name, outcome in tuned.items()}

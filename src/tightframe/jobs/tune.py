@@ -106,6 +106,7 @@ def tune(
     Args:
         method: ``linear``, ``layer``, ``scl`` or ``full``.
         layer: the block to tune, for the methods that tune one; ``"auto"`` for ``metrics.choice.recommend_layer``.
+        plan: epochs, rates and decays to try, batch size, seed.
         out: a folder for the result, with a checkpoint every epoch while it is made.
         resume: go on with, or just load, what an earlier call with the same settings left in ``out``.
 
@@ -126,14 +127,7 @@ def tune(
     if folder is not None:
         _make(folder)
     started = time.perf_counter()
-    block = None
-    if chosen.needs_layer and layer == PENULTIMATE:
-        raise SettingsError(f"{PENULTIMATE} names features, not a block to tune; `tightframe measure` lists the blocks")
-    if chosen.needs_layer:
-        named = layer != "auto"
-        block = (
-            backbone.layer(layer).name if named else choose_layer(backbone, extract(backbone, data.train, **running))
-        )
+    block = _block(data, backbone, layer, running) if chosen.needs_layer else None
     network = TunableNetwork(backbone, chosen, block, len(data.classes), running.get("pool", "auto"))
     training = _training(data, backbone, network, running, folder, scope)
     recipe, rows, notes = training.run(plan, *plan.choices(backbone.module))
@@ -147,6 +141,14 @@ def tune(
         write_text(folder / "history.json", json.dumps(plain(record), indent=1))
         shutil.rmtree(folder / "unfinished", ignore_errors=True)
     return tuned
+
+
+def _block(data: ImageSplits, backbone: Backbone, layer: str, running: Running) -> str:
+    if layer == "auto":
+        return choose_layer(backbone, extract(backbone, data.train, **running))
+    if layer == PENULTIMATE:
+        raise SettingsError(f"{PENULTIMATE} names features, not a block to tune; `tightframe measure` lists the blocks")
+    return backbone.layer(layer).name
 
 
 def choose_layer(backbone: Backbone, features: Features) -> str:
@@ -305,8 +307,7 @@ def _scope(data: ImageSplits, backbone: Backbone, method: Method, layer: str, pl
     """All that decides the result, as text: what is resumed must agree in it."""
     return json.dumps(
         {
-            "weights": backbone.fingerprint,
-            "preprocessing": str(backbone.preprocessing),
+            "network": backbone.fingerprint,
             "layers": [block.name for block in backbone.layers],
             "data": [split.fingerprint for split in (data.train, data.test) if split],
             "classes": list(data.classes),

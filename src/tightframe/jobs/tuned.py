@@ -21,7 +21,7 @@ from tightframe.sources.backbones import BUILDER, load_backbone
 from tightframe.sources.pictures import as_opened, open_picture
 from tightframe.tuning import checkpoint
 from tightframe.tuning.inputs import PixelInputs
-from tightframe.tuning.loop import predict_features
+from tightframe.tuning.loop import logits_of, predict_features
 from tightframe.tuning.surgery import TunableNetwork
 
 
@@ -87,8 +87,7 @@ class Tuned:
         on_device(self.network, where)
         inputs = PixelInputs(Pixels(data, self.backbone.preprocessing, keep_bytes=0))
         features = predict_features(self.network, inputs, range(len(data)), batch_size, where, "float32")
-        head = self.network.head
-        return torch.nn.functional.linear(features, head.weight.detach().cpu(), head.bias.detach().cpu()), features
+        return logits_of(self.network, features), features
 
     def result(self, folder: Path | str) -> Result:
         """The rows of a table about it, for what was saved in ``folder``."""

@@ -95,10 +95,8 @@ def collapse_metrics(
     Raises:
         MeasureError: fewer than two classes, an empty class, no class with two samples, or a head that does not fit.
     """
-    notes = check_measurable(moments)
+    notes = cautions(moments, weighting)
     factor = between_factor(moments, weighting)
-    if factor.rank < moments.classes - 1:
-        notes.append(f"class means span {factor.rank} of {moments.classes - 1} directions: some classes coincide")
     values = {
         "nc1": nc1(moments, weighting),
         "nc1_ratio": nc1_ratio(moments, weighting),
@@ -115,6 +113,15 @@ def collapse_metrics(
             values["nc4"] = nc4(moments, head, features)
     counts = tuple(int(n) for n in moments.counts)
     return CollapseMetrics(values, weighting, factor.rank, factor.cutoff, counts, tuple(notes))
+
+
+def cautions(moments: ClassMoments, weighting: Weighting = "class") -> list[str]:
+    """What a reader should know before comparing metrics of these moments. Raises as ``check_measurable``."""
+    notes = check_measurable(moments)
+    rank = between_factor(moments, weighting).rank
+    if rank < moments.classes - 1:
+        notes.append(f"class means span {rank} of {moments.classes - 1} directions: some classes coincide")
+    return notes
 
 
 def check_measurable(moments: ClassMoments) -> list[str]:

@@ -17,6 +17,7 @@ The rule, for any ``nn.Module``:
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -243,7 +244,5 @@ def _described(output: Any) -> str:
 def _require(modules: dict[str, nn.Module], name: str) -> None:
     if name and name in modules:
         return
-    import difflib
-
     near = difflib.get_close_matches(name, [n for n in modules if n], n=3, cutoff=0)
     raise LayerNotFound(f'no layer "{name}" in this network; nearest: ' + ", ".join(f'"{n}"' for n in near))

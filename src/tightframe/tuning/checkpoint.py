@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from tightframe.errors import SavedError, SettingsError
 from tightframe.features.taps import Pool
@@ -108,25 +109,28 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
     path = folder / TENSORS
     try:
         with safe_open(str(path), "pt") as file:
-            _check_tensors(path, file, expected)
-            network.load_changed_state({name: file.get_tensor(name) for name in expected})
+            network.load_changed_state(_tensors(path, file, expected))
     except (SafetensorError, OSError) as error:
         raise SavedError(f"{path} can't be read ({error}); it is missing or damaged") from error
     network.train(False)
     return network
 
 
-def _check_tensors(path: Path, file: Any, expected: dict[str, Any]) -> None:
+def _tensors(path: Path, file: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the file holds, after seeing that it is what the network needs."""
     names = set(file.keys())
     if names != set(expected):
         wrong = sorted(names ^ set(expected))
         raise SavedError(f"{path} does not hold the tensors of this network (first difference: {wrong[0]!r})")
+    found = {}
     for name, tensor in expected.items():
         shape = tuple(file.get_slice(name).get_shape())
         if shape != tuple(tensor.shape):
             raise SavedError(f"{path}: {name!r} has shape {shape}, the network needs {tuple(tensor.shape)}")
-        if (kind := file.get_tensor(name).dtype) != tensor.dtype:
-            raise SavedError(f"{path}: {name!r} holds {kind}, the network needs {tensor.dtype}")
+        found[name] = file.get_tensor(name)
+        if found[name].dtype != tensor.dtype:
+            raise SavedError(f"{path}: {name!r} holds {found[name].dtype}, the network needs {tensor.dtype}")
+    return found
 
 
 def _check(path: Path, description: Description) -> None:

@@ -27,6 +27,7 @@ from tightframe.features.moments import ClassMoments
 from tightframe.features.precision import autocast
 from tightframe.files import write_tensors
 from tightframe.metrics.collapse import nc1
+from tightframe.protocols import hash_of
 
 Row = dict[str, Any]
 
@@ -129,23 +130,15 @@ def fit(
     rows = state.load()
     for epoch in range(len(rows) + 1, recipe.epochs + 1):
         row = {"epoch": epoch} | _train_epoch(network, inputs, split, recipe, optimizer, epoch, device, precision)
-        seen = predict_logits(network, inputs, split.validation, recipe.batch_size, device, precision)
-        rows.append(row | _judged(seen, split.labels[split.validation]))
+        seen = predict_features(network, inputs, split.validation, recipe.batch_size, device, precision)
+        rows.append(row | _judged(logits_of(network, seen), split.labels[split.validation]))
         state.save(rows)
         on_epoch(rows[-1])
     return rows
 
 
-def predict_logits(
-    network: Trainable,
-    inputs: Inputs,
-    order: np.ndarray | Sequence[int],
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-) -> Tensor:
-    """Logits (n, K) of the inputs in ``order``, in eval mode, on the CPU."""
-    features = predict_features(network, inputs, order, batch_size, device, precision)
+def logits_of(network: Trainable, features: Tensor) -> Tensor:
+    """What the head makes of features (n, d) that are on the CPU: logits (n, K), there too."""
     return functional.linear(features, network.head.weight.detach().cpu(), network.head.bias.detach().cpu())
 
 
@@ -243,11 +236,7 @@ def _identity(recipe: Recipe, split: Split, scope: str) -> str:
 
 def _digest(tensors: dict[str, Tensor], rows: str) -> str:
     """A hash of a checkpoint's contents: a damaged one must not be gone on from."""
-    digest = hashlib.sha256(rows.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256((rows + hash_of(tensors)).encode()).hexdigest()
 
 
 class _Checkpoint:
