@@ -5,8 +5,8 @@ import pytest
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.choice import Reading, recommend_layer, spread
-from tightframe.metrics.collapse import nc1
+from tightframe.metrics.choice import Reading, recommend_layer, spreads
+from tightframe.metrics.collapse import nc1, nc1_ratio
 
 # Blocks of 100, 80, 0, 60, 60 and 150 parameters and 50 of stem and norms: 500; a head of 20. A tenth of 520 is 52.
 DEEP = [
@@ -54,5 +54,21 @@ def test_a_layer_of_fewer_values_than_classes_is_not_preferred_for_being_narrow(
     wide = ClassMoments.from_features(features, labels, 20)
     narrow = ClassMoments.from_features(features[:, :4], labels, 20)
     assert nc1(narrow) < nc1(wide) / 2  # four directions are summed in place of nineteen
-    assert spread(wide) < 1.2 * spread(narrow)
-    assert spread(wide) == pytest.approx(nc1(wide) * 20 / 19)
+    assert spreads([wide]) == [pytest.approx(nc1(wide) * 20 / 19)]
+    assert spreads([narrow, wide]) == [pytest.approx(nc1_ratio(narrow)), pytest.approx(nc1_ratio(wide))]
+    assert spreads([narrow, wide])[1] < 1.2 * spreads([narrow, wide])[0]
+
+
+def test_a_narrow_early_layer_that_knows_little_loses_to_a_wider_one_that_knows_more():
+    """As in CIFAR ResNets on 100 classes: NC1 per direction says the reverse."""
+    generator = np.random.default_rng(1)
+    labels = np.arange(4000) % 40
+    early = 0.6 * generator.standard_normal((40, 8))[labels] + generator.standard_normal((4000, 8))
+    scales = np.geomspace(1, 0.1, 24)
+    late = 1.0 * generator.standard_normal((40, 24))[labels] * scales + generator.standard_normal((4000, 24)) * scales
+    late += 0.3 * generator.standard_normal((4000, 24))
+    layers = [ClassMoments.from_features(rows, labels, 40) for rows in (early, late)]
+    per_direction = [nc1(moments) * 40 / min(39, moments.dimension) for moments in layers]
+    assert per_direction[0] < per_direction[1]
+    found = spreads(layers)
+    assert found[1] < found[0]

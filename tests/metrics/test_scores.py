@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from sklearn.covariance import LedoitWolf
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.scores import h_score, logme
+from tightframe.metrics.scores import gbc, h_score, h_score_shrunk, logme, shrinkage
 
 SHAPES = {"n > d": (40, 6, 3), "n = d": (12, 12, 3), "n < d": (14, 25, 3), "two classes": (30, 4, 2)}
 
@@ -116,3 +117,53 @@ def test_logme_is_finite_where_the_fit_is_perfect_or_there_is_none(features: np.
 def test_scores_of_what_has_no_classes_to_compare(score: object, labels: list[int], message: str) -> None:
     with pytest.raises(MeasureError, match=message):
         score(moments(np.eye(3), np.array(labels)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shrunk_h_score_is_that_of_ledoit_and_wolf(shape: str, offset: float) -> None:
+    features, labels = sample(*SHAPES[shape])
+    shrunk = LedoitWolf().fit(features)
+    means = np.stack([features[labels == k].mean(0) for k in range(labels.max() + 1)])[labels] - features.mean(0)
+    between = means.T @ means / len(labels) * (1 - shrunk.shrinkage_)
+    found = moments(features + offset, labels)
+    assert shrinkage(found) == pytest.approx(shrunk.shrinkage_, rel=1e-6)
+    assert h_score_shrunk(found) == pytest.approx(np.trace(np.linalg.solve(shrunk.covariance_, between)), rel=1e-6)
+    halves = moments(features[::2] + offset, labels[::2]), moments(features[1::2] + offset, labels[1::2])
+    if halves[0].classes == halves[1].classes:
+        assert h_score_shrunk(halves[0].merge(halves[1])) == pytest.approx(h_score_shrunk(found), rel=1e-6)
+
+
+def test_shrunk_h_score_does_not_saturate() -> None:
+    features, labels = sample(*SHAPES["n < d"])
+    assert h_score(moments(features, labels)) == pytest.approx(2)
+    assert 0 < h_score_shrunk(moments(features, labels)) < 1.7
+    assert h_score_shrunk(moments(np.ones((6, 2)), np.arange(6) % 2)) == 0
+
+
+def bhattacharyya(first: np.ndarray, second: np.ndarray, form: str) -> float:
+    """Between Gaussians fitted to two classes, by dense determinants."""
+    covariances = []
+    for rows in (first, second):
+        variances = rows.var(0) if form == "diagonal" else np.full(rows.shape[1], rows.var(0).mean())
+        covariances.append(np.diag(variances))
+    pooled, gap = sum(covariances) / 2, first.mean(0) - second.mean(0)
+    logs = [np.linalg.slogdet(matrix)[1] for matrix in (pooled, *covariances)]
+    return float(gap @ np.linalg.solve(pooled, gap) / 8 + (logs[0] - (logs[1] + logs[2]) / 2) / 2)
+
+
+@pytest.mark.parametrize("form", ["spherical", "diagonal"])
+def test_gbc_is_the_sum_of_bhattacharyya_coefficients(form: str) -> None:
+    features, labels = sample(60, 5, 4, apart=0.8)
+    groups = [features[labels == k] for k in range(4)]
+    expected = -sum(
+        np.exp(-bhattacharyya(a, b, form)) for i, a in enumerate(groups) for j, b in enumerate(groups) if i != j
+    )
+    assert gbc(moments(features, labels), form) == pytest.approx(expected, rel=1e-9)
+    assert gbc(moments(100 * features + 1e4, labels), form) == pytest.approx(expected, rel=1e-6)
+
+
+def test_gbc_of_a_class_of_one_and_of_perfect_collapse_is_defined() -> None:
+    features, labels = sample(60, 5, 3)
+    assert np.isfinite(gbc(moments(np.vstack([features, features[:1] + 9]), np.r_[labels, 3])))
+    assert gbc(moments(np.eye(3)[labels], labels)) == 0

@@ -6,63 +6,56 @@ therefore one operation, exact in whichever order they come.
 
 Numerics. Collapsed features have a within-class scatter many orders below their means, so the textbook
 ``Σ h hᵀ − n μ μᵀ`` cancels. Here every batch is centred on its own class means first, and batches are joined by the
-parallel-axis identity (Chan, Golub, LeVeque 1979). Centring a float32 batch in float64 is exact to 1e-16 of the
-feature, and the products are float64 too: float32 products stop at a relative error of about 1e-7, whatever they are
-summed in, and the promise here is 1e-9.
+parallel-axis identity (Chan, Golub, LeVeque 1979). Products of centred features are made in the precision in which
+the features came (half precision in float32), sums in float64: float32 features give a scatter right to about 1e-7 of
+the deviations that it multiplies, float64 features to 1e-15, wherever their origin lies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tightframe.errors import MeasureError, SavedError
 from tightframe.files import write_tensors
 
+Weighting = Literal["class", "sample"]
 CHUNK = 4096
-"""Rows that ``from_features`` centres at a time: large enough for a fast product, small enough for the cache."""
+"""Rows that are centred at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
+CHUNK_BYTES = 2**24
+STRIPE = 512
+"""Columns of the scatter made by one product: the half above the diagonal is left out, stripe by stripe."""
 
-FORMAT = "tightframe.ClassMoments/1"
-
-
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """Eigenvalues (d,), ascending and not negative, and eigenvectors (d, d), in columns, of a covariance."""
-
-    values: Float64[Tensor, " d"]
-    vectors: Float64[Tensor, "d d"]
-    cutoff: float
-    """Eigenvalues at or below it count as zero; there are at most N − 1 above it, by construction."""
-
-    @property
-    def kept(self) -> Tensor:
-        """Mask (d,) of the directions in which there is variance at all."""
-        return self.values > self.cutoff
+FORMAT = "tightframe.ClassMoments/2"
 
 
 @dataclass(frozen=True, eq=False)
 class ClassMoments:
-    """First and second moments of features by class, in float64 (METHOD: Σ_W = scatter / N).
+    """Moments of features by class, in float64 (METHOD: Σ_W = scatter / N).
 
     Attributes:
         counts: samples per class, shape (K,).
         means: class means, shape (K, d); a row of zeros for a class with no samples.
         scatter: sum over all samples of (h − μ_k)(h − μ_k)ᵀ, shape (d, d).
-        class_variances: trace of each class's covariance, mean of ‖h − μ_k‖², shape (K,).
+        variances: variance of each value within each class, mean of (h − μ_k)², shape (K, d).
+        third: sum over all samples of ‖h − μ_G‖² (h − μ_G), shape (d,). It only serves to merge ``fourth``.
+        fourth: sum over all samples of ‖h − μ_G‖⁴, shape (); what Ledoit–Wolf shrinkage needs.
     """
 
     counts: Int64[Tensor, " k"]
     means: Float64[Tensor, "k d"]
     scatter: Float64[Tensor, "d d"]
-    class_variances: Float64[Tensor, " k"]
+    variances: Float64[Tensor, "k d"]
+    third: Float64[Tensor, " d"]
+    fourth: Float64[Tensor, ""]
 
     @classmethod
     def zero(cls, classes: int, dimension: int, device: torch.device | str = "cpu") -> ClassMoments:
@@ -72,36 +65,33 @@ class ClassMoments:
             torch.zeros(classes, dtype=torch.int64, device=device),
             torch.zeros(classes, dimension, **wide),
             torch.zeros(dimension, dimension, **wide),
-            torch.zeros(classes, **wide),
+            torch.zeros(classes, dimension, **wide),
+            torch.zeros(dimension, **wide),
+            torch.zeros((), **wide),
         )
 
     @classmethod
     def from_features(cls, features: Any, labels: Any, classes: int) -> ClassMoments:
-        """Moments of features (n, d) with integer labels (n,) in 0 … classes − 1; arrays or tensors."""
-        features, labels = as_tensor(features), as_tensor(labels)
-        check_samples(features, labels, classes)
-        moments = cls.zero(classes, features.shape[1], features.device)
-        for start in range(0, len(features), CHUNK):
-            moments = moments.update(features[start : start + CHUNK], labels[start : start + CHUNK])
-        return moments
-
-    def update(self, features: Any, labels: Any) -> ClassMoments:
-        """These moments and one more batch: features (n, d), labels (n,). Returns a new object.
+        """Moments of features (n, d) with integer labels (n,) in 0 … classes − 1; arrays or tensors.
 
         Raises:
             MeasureError: a shape or label does not fit, or a feature is NaN or infinite.
         """
+        features, labels = as_tensor(features), as_tensor(labels)
+        check_samples(features, labels, classes)
+        return _Batch(features, labels.long().to(features.device), classes).moments()
+
+    def update(self, features: Any, labels: Any) -> ClassMoments:
+        """These moments and one more batch: features (n, d), labels (n,). Returns a new object.
+
+        A batch costs a product with itself and, however small it is, a sum over d × d numbers: give a few thousand
+        samples at a time. Raises as ``from_features``.
+        """
         features = as_tensor(features, device=self.means.device)
         labels = as_tensor(labels, device=self.means.device)
         check_samples(features, labels, self.classes, self.dimension)
-        labels, features = labels.long(), features.double()
-        counts = torch.bincount(labels, minlength=self.classes)
-        sums = torch.zeros_like(self.means).index_add_(0, labels, features)
-        means = sums / counts.clamp(min=1)[:, None]
-        centred = features - means[labels]
-        squares = torch.zeros_like(self.class_variances).index_add_(0, labels, centred.square().sum(1))
-        batch = ClassMoments(counts, means, centred.T @ centred, squares / counts.clamp(min=1))
-        return self.merge(batch)
+        batch = _Batch(features, labels.long(), self.classes)
+        return self._joined(batch.moments(), batch.dtype)
 
     def merge(self, other: ClassMoments) -> ClassMoments:
         """Moments of both sets of samples. Returns a new object that shares no memory with either."""
@@ -110,20 +100,35 @@ class ClassMoments:
                 f"moments of {self.classes} classes × {self.dimension} values can't be merged with "
                 f"{other.classes} × {other.dimension}: merge moments of the same layer and the same classes"
             )
+        return self._joined(other, torch.float64)
+
+    def _joined(self, other: ClassMoments, dtype: torch.dtype) -> ClassMoments:
+        """Merge, the product of differences between class means being made in ``dtype``."""
         counts = self.counts + other.counts
-        share = other.counts.double() / counts.clamp(min=1)  # how far the mean moves from ours to theirs
+        share = (other.counts.double() / counts.clamp(min=1))[:, None]  # how far the mean moves from ours to theirs
         gap = other.means - self.means
-        between = self.counts * share  # n₁n₂ / (n₁ + n₂): zero unless both have samples of the class
-        both = between > 0
-        shift = gap[both] * between[both].sqrt()[:, None]
-        return ClassMoments(
-            counts,
-            torch.where((self.counts == 0)[:, None], other.means, self.means + gap * share[:, None]),
-            self.scatter + other.scatter + shift.T @ shift,
-            self.class_variances * (1 - share)
-            + other.class_variances * share
-            + gap.square().sum(1) * between / counts.clamp(min=1),
-        )
+        between = self.counts[:, None] * share  # n₁n₂ / (n₁ + n₂): zero unless both have samples of the class
+        both = between[:, 0] > 0
+        shift = (gap[both] * between[both].sqrt()).to(dtype)
+        scatter = self.scatter + other.scatter
+        _add_gram(scatter, shift)
+        means = torch.where((self.counts == 0)[:, None], other.means, self.means + gap * share)
+        moved = gap.square() * between / counts.clamp(min=1)[:, None]
+        variances = self.variances * (1 - share) + other.variances * share + moved
+        centre = (counts.double() @ means) / counts.sum().clamp(min=1)
+        (third, fourth), (more_third, more_fourth) = self._tails_around(centre), other._tails_around(centre)
+        return ClassMoments(counts, means, _mirrored(scatter), variances, third + more_third, fourth + more_fourth)
+
+    def _tails_around(self, centre: Float64[Tensor, " d"]) -> tuple[Tensor, Tensor]:
+        """``third`` and ``fourth`` with ``centre`` in place of μ_G: binomials, of which the first order vanishes."""
+        if not self.samples:
+            return torch.zeros_like(self.third), torch.zeros_like(self.fourth)
+        shift = self.global_mean - centre
+        length, trace = shift @ shift, self.total_trace
+        along = self.scatter @ shift + self._means_around_global.T @ (self.counts * (self._means_around_global @ shift))
+        third = self.third + 2 * along + shift * (trace + self.samples * length)
+        quadratic = 4 * (shift @ along) + 2 * length * trace
+        return third, self.fourth + 4 * (shift @ self.third) + quadratic + self.samples * length.square()
 
     @property
     def classes(self) -> int:
@@ -141,19 +146,28 @@ class ClassMoments:
         return int(self.counts.sum())
 
     @property
+    def class_variances(self) -> Float64[Tensor, " k"]:
+        """Trace of each class's covariance, mean of ‖h − μ_k‖²."""
+        return self.variances.sum(1)
+
+    @property
     def global_mean(self) -> Float64[Tensor, " d"]:
         """Mean of all samples, μ_G."""
         return (self.counts.double() @ self.means) / max(self.samples, 1)
+
+    @property
+    def total_trace(self) -> Float64[Tensor, ""]:
+        """Sum over all samples of ‖h − μ_G‖²."""
+        return self.scatter.trace() + (self.counts * self._means_around_global.square().sum(1)).sum()
 
     @property
     def balanced(self) -> bool:
         """Whether every class has the same number of samples."""
         return bool((self.counts == self.counts[0]).all())
 
-    @cached_property
-    def spectrum(self) -> Spectrum:
-        """Eigendecomposition of the total covariance, factored once and read by probes and scores alike."""
-        return self.spectrum_with(self.between(weighting="sample"))
+    @property
+    def _means_around_global(self) -> Tensor:
+        return self.means - self.global_mean
 
     def between(self, weighting: str) -> Float64[Tensor, "d k"]:
         """Matrix A with A Aᵀ = Σ_B: centred class means in columns, scaled by the root of their weight.
@@ -164,16 +178,8 @@ class ClassMoments:
         if weighting == "class":
             return (self.means - self.means.mean(0)).T / self.classes**0.5
         if weighting == "sample":
-            return (self.means - self.global_mean).T * (self.counts.double() / self.samples).sqrt()
+            return self._means_around_global.T * (self.counts.double() / self.samples).sqrt()
         raise MeasureError(f'no weighting "{weighting}"; choose "class" or "sample"')
-
-    def spectrum_with(self, between: Float64[Tensor, "d k"]) -> Spectrum:
-        """Eigendecomposition of Σ_W + A Aᵀ for the between-class factor A given."""
-        values, vectors = torch.linalg.eigh(self.scatter / self.samples + between @ between.T)
-        values = values.clamp(min=0)
-        values[: max(0, self.dimension - (self.samples - 1))] = 0  # rank ≤ N − 1, whatever rounding says
-        cutoff = float(values[-1]) * self.dimension * torch.finfo(torch.float64).eps
-        return Spectrum(values, vectors, cutoff)
 
     def save(self, path: Path | str) -> None:
         """Write to one safetensors file."""
@@ -195,7 +201,89 @@ class ClassMoments:
         return cls(**tensors)
 
 
-FIELDS = ("counts", "means", "scatter", "class_variances")
+FIELDS = ("counts", "means", "scatter", "variances", "third", "fourth")
+
+
+class _Batch:
+    """One batch of features on its way to moments, read twice: for its class means, then around them.
+
+    Means are sums in float64. Centring subtracts them as rounded to the precision of the features, which is exact
+    wherever features are far from zero; what rounding left out is made up for at the end.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, classes: int):
+        self.dtype = work_type(features)
+        self.features, self.labels, self.classes = features, labels, classes
+        self.counts = torch.bincount(labels, minlength=classes)
+        self.device = features.device
+
+    def moments(self) -> ClassMoments:
+        wide: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
+        dimension, present = self.features.shape[1], self.counts.clamp(min=1)[:, None]
+        means = sums_by_class(self.features, self.labels, self.classes) / present
+        centres = means.to(self.dtype)
+        scatter = torch.zeros(dimension, dimension, **wide)
+        squares = torch.zeros(self.classes, dimension, **wide)
+        for rows, labels in chunks(self.features, self.labels):
+            centred = rows - centres[labels]
+            _add_gram(scatter, centred)
+            squares += _by_class(centred.square_(), labels, self.classes)
+        rest = means - centres.double()
+        _add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
+        third, fourth = self._tails((self.counts.double() @ means) / max(len(self.features), 1))
+        variances = (squares / present - rest.square()).clamp(min=0)
+        return ClassMoments(self.counts, means, _mirrored(scatter), variances, third, fourth)
+
+    def _tails(self, centre: Float64[Tensor, " d"]) -> tuple[Tensor, Tensor]:
+        third, fourth = torch.zeros_like(centre), centre.new_zeros(())
+        for rows, _ in chunks(self.features, self.labels):
+            centred = rows - centre.to(self.dtype)
+            squared = torch.linalg.vecdot(centred, centred)
+            third += squared @ centred
+            fourth += squared.double().square().sum()
+        return third, fourth
+
+
+def work_type(features: Tensor) -> torch.dtype:
+    """In which centred features are multiplied: theirs, but half precision in float32 and integers in float64."""
+    half_or_single = features.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return torch.float32 if half_or_single else torch.float64
+
+
+def chunks(
+    features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"]
+) -> Iterator[tuple[Float[Tensor, "b d"], Int64[Tensor, " b"]]]:
+    """Features and labels a few megabytes at a time, features in their ``work_type``."""
+    size = max(1, min(CHUNK, CHUNK_BYTES // (4 * max(features.shape[1], 1))))
+    for start in range(0, len(features), size):
+        yield features[start : start + size].to(work_type(features)), labels[start : start + size]
+
+
+def sums_by_class(features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int) -> Float64[Tensor, "k d"]:
+    """Sum of the features of each class."""
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
+    for rows, which in chunks(features, labels):
+        sums.index_add_(0, which, rows.double())
+    return sums
+
+
+def _by_class(rows: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int) -> Float[Tensor, "k d"]:
+    return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows)
+
+
+def _add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> None:
+    """Add ± rowsᵀ rows to ``total``, on and below its diagonal stripes only: see ``_mirrored``."""
+    for start in range(0, rows.shape[1], STRIPE):
+        stop = start + STRIPE
+        total[start:, start:stop].add_(rows[:, start:].T @ rows[:, start:stop], alpha=sign)
+
+
+def _mirrored(total: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
+    """``total`` with what stands below its diagonal stripes copied to above them, in place."""
+    for start in range(0, len(total), STRIPE):
+        stop = start + STRIPE
+        total[start:stop, stop:] = total[stop:, start:stop].T
+    return total
 
 
 def check_samples(features: Tensor, labels: Tensor, classes: int, dimension: int | None = None) -> None:
@@ -210,6 +298,8 @@ def check_samples(features: Tensor, labels: Tensor, classes: int, dimension: int
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         found = f"{int(labels.min())} to {int(labels.max())}"
         raise MeasureError(f"labels run from {found}; with {classes} classes they must be 0 to {classes - 1}")
+    if _adds_up(features):
+        return
     broken = ~torch.isfinite(features).all(1)
     if broken.any():
         first = int(broken.nonzero()[0])
@@ -219,18 +309,24 @@ def check_samples(features: Tensor, labels: Tensor, classes: int, dimension: int
         )
 
 
-def _flaw(counts: Tensor, means: Tensor, scatter: Tensor, class_variances: Tensor) -> str:
+def _adds_up(features: Tensor) -> bool:
+    """Whether the sum of all features is finite, as no sum with NaN or infinity is: much the fastest look at them."""
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    return bool(torch.isfinite(features.sum(dtype=wide)))
+
+
+def _flaw(counts: Tensor, **wide: Tensor) -> str:
     """Why these tensors can't be moments; empty if they can."""
-    wide = (means, scatter, class_variances)
-    if counts.dtype != torch.int64 or any(tensor.dtype != torch.float64 for tensor in wide):
+    if counts.dtype != torch.int64 or any(tensor.dtype != torch.float64 for tensor in wide.values()):
         return "counts must be int64, the rest float64"
-    classes, dimension = counts.numel(), scatter.shape[-1] if scatter.ndim else 0
-    shapes = [tuple(tensor.shape) for tensor in (counts, *wide)]
-    if shapes != [(classes,), (classes, dimension), (dimension, dimension), (classes,)]:
+    classes, dimension = counts.numel(), wide["scatter"].shape[-1] if wide["scatter"].ndim else 0
+    shapes = [tuple(tensor.shape) for tensor in (counts, *wide.values())]
+    table = (classes, dimension)
+    if shapes != [(classes,), table, (dimension, dimension), table, (dimension,), ()]:
         return f"shapes {shapes} do not belong together"
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in wide):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in wide.values()):
         return "NaN or infinite values"
-    if bool((counts < 0).any()) or bool((class_variances < 0).any()):
+    if bool((counts < 0).any()) or bool((wide["variances"] < 0).any()) or bool(wide["fourth"] < 0):
         return "negative counts or variances"
     return ""
 

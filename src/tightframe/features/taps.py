@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tightframe.errors import LayerNotFound, SettingsError
-from tightframe.protocols import PENULTIMATE, Backbone, Layer
+from tightframe.protocols import OUTPUT, PENULTIMATE, Backbone, Layer
 
 Pool = Literal["auto", "mean", "cls"]
 
@@ -81,7 +81,7 @@ def _listen(
     if layer.name == PENULTIMATE and backbone.head is not None:
         head = submodule(module, backbone.head)
         return head.register_forward_pre_hook(lambda _, given: read.update({layer.name: pooled(given, layer, how)}))
-    target = module if layer.name == PENULTIMATE else submodule(module, layer.name)
+    target = module if layer.name in (PENULTIMATE, OUTPUT) else submodule(module, layer.name)
     return target.register_forward_hook(lambda _, __, made: read.update({layer.name: pooled(made, layer, how)}))
 
 

@@ -7,25 +7,33 @@ from typing import NamedTuple
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.collapse import between_factor, nc1
+from tightframe.metrics.collapse import nc1, nc1_ratio
+from tightframe.metrics.factors import between_factor
 
 ALLOWANCE = 0.10
 """Largest share of all parameters that the tuned block and the new head may own together (the paper's promise)."""
 
 
 class Reading(NamedTuple):
-    """What is known of one block: its name, its ``spread`` on the training pictures, its number of parameters."""
+    """What is known of one block: its name, its spread (see ``spreads``) on training pictures, its parameters."""
 
     layer: str
     spread: float
     parameters: int
 
 
-def spread(moments: ClassMoments) -> float:
-    """NC1 per direction in which class means differ; infinite where they don't.
+def spreads(layers: Sequence[ClassMoments]) -> list[float]:
+    """Spread within classes against spread between them, for layers of different widths on the same pictures.
 
-    NC1 sums over these directions, so that a layer of fewer values than classes looks collapsed for being narrow.
+    NC1 per direction in which class means differ, which is infinite where they don't. A layer of fewer than K − 1
+    values can't hold all these directions and looks collapsed for being narrow: among such layers, all are compared
+    by tr Σ_W / tr Σ_B, which knows no directions.
     """
+    narrow = any(moments.dimension < moments.classes - 1 for moments in layers)
+    return [nc1_ratio(moments) if narrow else _per_direction(moments) for moments in layers]
+
+
+def _per_direction(moments: ClassMoments) -> float:
     rank = between_factor(moments).rank
     return nc1(moments) * moments.classes / rank if rank else float("inf")
 

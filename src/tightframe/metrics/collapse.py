@@ -11,20 +11,21 @@ features look collapsed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments, as_tensor
+from tightframe.features.moments import ClassMoments, Weighting, as_tensor
+from tightframe.metrics.factors import between_factor, rounding_of, spectrum
+from tightframe.metrics.registry import measure
 
-Weighting = Literal["class", "sample"]
 ROUNDING = 1e-12
 """What float64 leaves of a difference of two numbers near 1 that are equal."""
+CLOSE = 1e-5
+"""Squared distance over summed squared lengths from which a product of means leaves ten digits of it."""
 
 
 class Head(NamedTuple):
@@ -37,82 +38,13 @@ class Head(NamedTuple):
         """Logits (n, K) of features (n, d)."""
         return as_tensor(features, dtype=torch.float64) @ self.weight.T + self.bias
 
+    def predict(self, features: Any) -> Int64[Tensor, " n"]:
+        """Class (n,) of features (n, d): that of the largest logit."""
+        return self.logits(features).argmax(1)
+
     def accuracy(self, features: Any, labels: Any) -> float:
         """Share of features (n, d) whose largest logit is at their label (n,)."""
-        return float((self.logits(features).argmax(1) == as_tensor(labels)).double().mean())
-
-
-@dataclass(frozen=True)
-class CollapseMetrics(Mapping[str, float]):
-    """Metrics by name, with what must be known to read them.
-
-    Attributes:
-        by_name: metric name to value; what the mapping itself shows.
-        weighting: how classes were weighted in Σ_B, ``"class"`` or ``"sample"``.
-        rank_between: rank of Σ_B that NC1 and VCI used, at most K − 1; below that, some class means coincide.
-        cutoff: singular values of the centred means at or below it counted as zero.
-        samples_per_class: n of each class.
-        notes: what a reader should know before comparing, in plain words.
-    """
-
-    by_name: dict[str, float]
-    weighting: Weighting
-    rank_between: int
-    cutoff: float
-    samples_per_class: tuple[int, ...]
-    notes: tuple[str, ...] = field(default=())
-
-    def __getitem__(self, name: str) -> float:
-        return self.by_name[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.by_name)
-
-    def __len__(self) -> int:
-        return len(self.by_name)
-
-
-def collapse_metrics(
-    moments: ClassMoments,
-    head: Head | None = None,
-    *,
-    features: Any = None,
-    weighting: Weighting = "class",
-) -> CollapseMetrics:
-    """Every metric that the arguments allow.
-
-    Args:
-        moments: of the features to judge, K ≥ 2 classes, each with samples.
-        head: the linear classifier trained on these classes; adds ``nc3``.
-        features: (n, d), with ``head`` adds ``nc4``, which moments alone can't give.
-        weighting: of classes in Σ_B.
-
-    Returns:
-        ``nc1``, ``nc1_ratio``, ``cdnv``, ``numerical_rank``, ``vci``, ``nc2_norm``, ``nc2_angle``, ``nc2_etf`` and,
-        where asked for, ``nc3`` and ``nc4``. Where all class means coincide, ``nc1``, ``nc1_ratio`` and ``cdnv`` are
-        infinite, ``vci`` is 1 and the NC2 values and ``nc3`` are NaN; where two of them do, ``cdnv`` is infinite.
-
-    Raises:
-        MeasureError: fewer than two classes, an empty class, no class with two samples, or a head that does not fit.
-    """
-    notes = cautions(moments, weighting)
-    factor = between_factor(moments, weighting)
-    values = {
-        "nc1": nc1(moments, weighting),
-        "nc1_ratio": nc1_ratio(moments, weighting),
-        "cdnv": cdnv(moments),
-        "numerical_rank": numerical_rank(moments),
-        "vci": vci(moments, weighting),
-        "nc2_norm": nc2_norm(moments, weighting),
-        "nc2_angle": nc2_angle(moments, weighting),
-        "nc2_etf": nc2_etf(moments, weighting),
-    }
-    if head is not None:
-        values["nc3"] = nc3(moments, head, weighting)
-        if features is not None:
-            values["nc4"] = nc4(moments, head, features)
-    counts = tuple(int(n) for n in moments.counts)
-    return CollapseMetrics(values, weighting, factor.rank, factor.cutoff, counts, tuple(notes))
+        return float((self.predict(features) == as_tensor(labels)).double().mean())
 
 
 def cautions(moments: ClassMoments, weighting: Weighting = "class") -> list[str]:
@@ -145,37 +77,15 @@ def check_measurable(moments: ClassMoments) -> list[str]:
     return notes
 
 
-class BetweenFactor(NamedTuple):
-    """Thin SVD of the centred, weighted class means: Σ_B = U S² Uᵀ with U (d, rank) and S (rank,)."""
-
-    directions: Float64[Tensor, "d r"]
-    singular: Float64[Tensor, " r"]
-    cutoff: float
-
-    @property
-    def rank(self) -> int:
-        """Rank of Σ_B."""
-        return len(self.singular)
-
-
-def between_factor(moments: ClassMoments, weighting: Weighting = "class") -> BetweenFactor:
-    """Σ_B factored, keeping at most K − 1 directions and those above rounding.
-
-    Centring K means leaves rank K − 1 by construction. The tolerance is scaled by the means *before* centring, since
-    that is where their rounding error comes from: relative to the centred means alone, a large common offset would
-    let noise through.
-    """
-    directions, singular, _ = torch.linalg.svd(moments.between(weighting), full_matrices=False)
-    cutoff = _rounding(moments.means)
-    rank = min(int((singular > cutoff).sum()), moments.classes - 1)
-    return BetweenFactor(directions[:, :rank], singular[:rank], cutoff)
-
-
+@measure(
+    "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
+)
 def nc1(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Within-class variability against between-class spread, tr(Σ_W Σ_B⁺) / K (Papyan et al. 2020).
 
     Computed on the at most K − 1 directions in which class means differ, in O(dK² + d²K): no d × d inverse.
     """
+    check_measurable(moments)
     factor = between_factor(moments, weighting)
     if factor.rank == 0:
         return float("inf")
@@ -183,32 +93,52 @@ def nc1(moments: ClassMoments, weighting: Weighting = "class") -> float:
     return float((within / factor.singular.square()).sum()) / moments.classes
 
 
+@measure(
+    "collapse",
+    better="lower",
+    unchanged_by={"rotation", "scale", "offset"},
+    reference="tr Σ_W / tr Σ_B, a common shorthand for NC1",
+)
 def nc1_ratio(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Tr Σ_W / tr Σ_B: spread within classes over spread between them, all directions counted alike."""
+    check_measurable(moments)
     between = float(moments.between(weighting).square().sum())
     within = float(moments.scatter.trace()) / moments.samples
     return within / between if between_factor(moments, weighting).rank else float("inf")
 
 
+@measure(
+    "collapse",
+    better="lower",
+    unchanged_by={"rotation", "scale", "offset"},
+    reference="Galanti, György, Hutter, ICLR 2022",
+)
 def cdnv(moments: ClassMoments) -> float:
     """Class-distance normalised variance, mean over pairs of (v_i + v_j) / (2‖μ_i − μ_j‖²) (Galanti et al. 2021)."""
-    apart = torch.pdist(moments.means)  # from differences: a Gram matrix would cancel for classes close together
-    first, second = torch.triu_indices(moments.classes, moments.classes, offset=1)
-    spread = (moments.class_variances[first] + moments.class_variances[second]) / 2
-    return float(torch.where(apart > _rounding(moments.means), spread / apart.square(), torch.inf).mean())
+    check_measurable(moments)
+    return _mean_over_pairs(moments.class_variances, _squared_distances(moments.means), rounding_of(moments.means))
 
 
+@measure(
+    "collapse",
+    better="lower",
+    unchanged_by={"rotation", "scale", "offset"},
+    reference="Rudelson, Vershynin, JACM 2007, with nuclear for spectral norm",
+)
 def numerical_rank(moments: ClassMoments) -> float:
     """(tr Σ_W)² / ‖Σ_W‖_F²: in how many directions classes spread, between 1 and d; 0 where there is no spread."""
+    check_measurable(moments)
     squared = float(moments.scatter.square().sum())
     return float(moments.scatter.trace()) ** 2 / squared if squared > 0 else 0.0
 
 
+@measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Xu, Liu, ICML 2023")
 def vci(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Variability collapse index, 1 − tr(Σ_T⁺ Σ_B) / rank Σ_B (Xu & Liu, ICML 2023), with Σ_T = Σ_W + Σ_B.
 
     Unchanged by any invertible linear map of the features. 0 when collapsed, 1 when class means coincide.
     """
+    check_measurable(moments)
     rank = between_factor(moments, weighting).rank
     if not rank:
         return 1.0
@@ -218,21 +148,27 @@ def vci(moments: ClassMoments, weighting: Weighting = "class") -> float:
 
 def explained(moments: ClassMoments, weighting: Weighting) -> float:
     """tr(Σ_T⁺ Σ_B): in how many directions classes explain the spread, at most K − 1."""
-    factor = moments.between(weighting)
-    same = weighting == "sample" or moments.balanced
-    spectrum = moments.spectrum if same else moments.spectrum_with(factor)
-    projected = spectrum.vectors[:, spectrum.kept].T @ factor
-    return float((projected.square().sum(1) / spectrum.values[spectrum.kept]).sum())
+    whole = spectrum(moments, weighting)
+    projected = whole.vectors[:, whole.kept].T @ moments.between(weighting)
+    return float((projected.square().sum(1) / whole.values[whole.kept]).sum())
 
 
+@measure(
+    "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
+)
 def nc2_norm(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Unequal lengths: standard deviation over mean of ‖μ_k − centre‖ (Papyan et al. 2020)."""
+    check_measurable(moments)
     lengths = _centred_means(moments, weighting).norm(dim=1)
     return float(lengths.std(correction=0) / lengths.mean())
 
 
+@measure(
+    "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
+)
 def nc2_angle(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Unequal angles: mean over pairs of |cos(μ_k − centre, μ_j − centre) + 1/(K−1)| (Papyan et al. 2020)."""
+    check_measurable(moments)
     means = _centred_means(moments, weighting)
     directions = means / means.norm(dim=1, keepdim=True)
     first, second = torch.triu_indices(moments.classes, moments.classes, offset=1)
@@ -240,12 +176,15 @@ def nc2_angle(moments: ClassMoments, weighting: Weighting = "class") -> float:
     return float((cosines + 1 / (moments.classes - 1)).abs().mean())
 
 
+@measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Zhu et al., NeurIPS 2021")
 def nc2_etf(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Distance of the normalised Gram matrix of centred means from a simplex's (Zhu et al. 2021)."""
+    check_measurable(moments)
     means = _centred_means(moments, weighting)
     return _from_simplex(means @ means.T)
 
 
+@measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Zhu et al., NeurIPS 2021")
 def nc3(moments: ClassMoments, head: Head, weighting: Weighting = "class") -> float:
     """Misalignment of classifier and centred class means, ‖WM/‖WM‖ − simplex‖ (Zhu et al. 2021)."""
     _check_head(moments, head)
@@ -253,6 +192,9 @@ def nc3(moments: ClassMoments, head: Head, weighting: Weighting = "class") -> fl
     return _from_simplex(weight @ _centred_means(moments, weighting).T)
 
 
+@measure(
+    "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
+)
 def nc4(moments: ClassMoments, head: Head, features: Any) -> float:
     """Share of features (n, d) on which the classifier and the nearest class mean disagree (Papyan et al. 2020)."""
     _check_head(moments, head)
@@ -264,17 +206,28 @@ def nc4(moments: ClassMoments, head: Head, features: Any) -> float:
     return float((by_head != by_mean).double().mean())
 
 
+def _mean_over_pairs(variances: Float64[Tensor, " k"], squared: Float64[Tensor, "k k"], rounding: float) -> float:
+    first, second = torch.triu_indices(len(variances), len(variances), offset=1, device=variances.device)
+    spread, apart = (variances[first] + variances[second]) / 2, squared[first, second]
+    return float(torch.where(apart > rounding**2, spread / apart, torch.inf).mean())
+
+
+def _squared_distances(means: Float64[Tensor, "k d"]) -> Float64[Tensor, "k k"]:
+    """‖μ_i − μ_j‖² from one product; pairs so close that it cancels are taken from their differences."""
+    centred = means - means.mean(0)
+    gram = centred @ centred.T
+    lengths = gram.diagonal()[:, None] + gram.diagonal()
+    squared = lengths - 2 * gram
+    first, second = (squared < CLOSE * lengths).nonzero(as_tuple=True)
+    squared[first, second] = (means[first] - means[second]).square().sum(1)
+    return squared
+
+
 def _centred_means(moments: ClassMoments, weighting: Weighting) -> Float64[Tensor, "k d"]:
     """Class means around their centre; NaN where they coincide, lest rounding be read as a shape."""
     centre = moments.means.mean(0) if weighting == "class" else moments.global_mean
     centred = moments.means - centre
     return centred if between_factor(moments, weighting).rank else torch.full_like(centred, torch.nan)
-
-
-def _rounding(means: Float64[Tensor, "k d"]) -> float:
-    """How far apart rounding can put class means (k, d) that coincide."""
-    scale = float(torch.linalg.matrix_norm(means, 2)) / len(means) ** 0.5
-    return max(means.shape) * torch.finfo(torch.float64).eps * scale
 
 
 def _from_simplex(gram: Float64[Tensor, "k k"]) -> float:
@@ -284,6 +237,7 @@ def _from_simplex(gram: Float64[Tensor, "k k"]) -> float:
 
 
 def _check_head(moments: ClassMoments, head: Head) -> None:
+    check_measurable(moments)
     if tuple(head.weight.shape) != tuple(moments.means.shape):
         raise MeasureError(
             f"the head maps {head.weight.shape[1]} values to {head.weight.shape[0]} classes, the features have "

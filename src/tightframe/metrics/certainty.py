@@ -1,0 +1,292 @@
+"""How sure measures are: intervals over pictures, and over classes.
+
+Resampling pictures is wrong here. A class mean of n samples carries noise of covariance Σ/n, and a bootstrap adds it
+once more, so that its values lie as far below the metric as the metric below the population's; a jackknife counts the
+square of that noise, in many dimensions most of it, twice (Efron, Stein 1981). Samples are therefore drawn anew from a
+population with the noise taken out (see ``population``): as a measure varies from draw to draw there, so it varies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import reduce
+from math import exp, inf, isfinite, nan
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+from tightframe.errors import MeasureError
+from tightframe.features.moments import ClassMoments
+from tightframe.metrics.collapse import (
+    cdnv,
+    check_measurable,
+    nc1,
+    nc1_ratio,
+    nc2_angle,
+    nc2_etf,
+    nc2_norm,
+    numerical_rank,
+    vci,
+)
+from tightframe.metrics.correction import Corrected, Estimate, corrected
+from tightframe.metrics.folds import Folds
+from tightframe.metrics.population import Population
+
+Function = Callable[[ClassMoments], float]
+DRAWS, FEW, MANY = 32, 12, 200
+"""Draws from the population: they tell a standard deviation to 13 %, for which Student's t makes up. With ``MANY``
+classes and more, where a draw costs as much as reading tens of thousands of samples, a ``FEW`` are made."""
+GROUPS = 10
+"""Groups of classes, one of which is left out at a time; up to twice as many classes are left out one by one."""
+DOUBTFUL = 0.1
+"""Share of draws without an estimate from which on there is no upper bound."""
+UNSEEN = 0.5
+"""Of the error that eigenvalues of Σ make by not being quite log-normal, the part that samples don't show."""
+ALONG: dict[str, Function] = {
+    "nc1": nc1,
+    "nc1_ratio": nc1_ratio,
+    "cdnv": cdnv,
+    "nc2_norm": nc2_norm,
+    "nc2_angle": nc2_angle,
+    "nc2_etf": nc2_etf,
+}
+COLLAPSE: dict[str, Function] = {**ALONG, "vci": vci, "numerical_rank": numerical_rank}
+"""Metrics for which ``collapse_intervals`` has a short cut."""
+CORRECTED = ("nc1", "cdnv", "vci")
+
+
+class Interval(NamedTuple):
+    """A value, NaN where there is none, and its interval, infinite where samples give no bound."""
+
+    value: float
+    low: float
+    high: float
+
+
+def intervals(
+    folds: Folds,
+    measures: Mapping[str, Function],
+    level: float = 0.95,
+    *,
+    over: Literal["pictures", "classes"] = "pictures",
+    draws: int | None = None,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Intervals of any measures of moments that rotating the features leaves alone.
+
+    Over pictures: what as many pictures of these classes give on average, which is not the population's value where
+    few pictures are biased (see ``corrected_intervals``). Costs ``draws`` evaluations and d × d products.
+
+    Over classes: what as many classes of this kind give on average, these being a random sample of them. Classes are
+    left out in groups (a jackknife), and only groups of one size compared, since measures grow with K, NC1 about as
+    K − 1. Costs as many evaluations as groups.
+
+    Args:
+        folds: the samples; how they are cut into folds does not matter.
+        measures: name to function of ``ClassMoments``.
+        level: chance that an interval holds what it is about. Intervals are symmetric on a log scale for measures that
+            are always positive, else as they are.
+        over: what is thought of as drawn at random.
+        draws: from the population, two or more; 32, and 12 for 200 classes and more, if not given.
+        seed: of the draws, or of the grouping of classes.
+
+    Raises:
+        MeasureError: a class is empty, no class has two samples, or, over classes, there are fewer than four.
+    """
+    check_measurable(folds.total)
+    found = {name: measure(folds.total) for name, measure in measures.items()}
+    if over == "classes":
+        return _over_classes(folds, measures, found, level, seed)
+    if not _spread(folds.total):
+        return {name: Interval(value, value, value) for name, value in found.items()}
+    draws = _enough(draws, folds.total)
+    drawn = _drawn(Population.of(folds).draw, measures, draws, seed)
+    quantile = _quantile(level, draws - 1)
+    return {name: _interval(value, drawn[name], quantile) for name, value in found.items()}
+
+
+def collapse_intervals(
+    folds: Folds,
+    names: Iterable[str] = tuple(COLLAPSE),
+    level: float = 0.95,
+    *,
+    draws: int | None = None,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Intervals over pictures of collapse metrics (class weighting), as ``intervals`` gives, by a short cut.
+
+    Costs O(d³) once and O(K d² + K³) a draw. Where VCI is 0 because there are no more samples than dimensions, so are
+    both ends of its interval.
+
+    Args:
+        folds, level, draws, seed: as for ``intervals``.
+        names: of ``nc1``, ``nc1_ratio``, ``cdnv``, ``nc2_norm``, ``nc2_angle``, ``nc2_etf``, ``vci``,
+            ``numerical_rank``.
+
+    Raises:
+        MeasureError: as ``intervals``, and for other names.
+    """
+    names = list(names)
+    if unknown := [name for name in names if name not in COLLAPSE]:
+        raise MeasureError(f"no short cut for {', '.join(unknown)}, only for {', '.join(COLLAPSE)}; use intervals()")
+    check_measurable(folds.total)
+    found = {name: COLLAPSE[name](folds.total) for name in names}
+    if not _spread(folds.total):
+        return {name: Interval(value, value, value) for name, value in found.items()}
+    draws, population = _enough(draws, folds.total), Population.of(folds)
+    drawn = _drawn(population.draw_along, {name: ALONG[name] for name in names if name in ALONG}, draws, seed)
+    if found.get("vci"):
+        draw = population.draw if population.whitened is None else population.draw_whitened
+        drawn |= _drawn(draw, {"vci": vci}, draws, seed)
+    quantile = _quantile(level, draws - 1)
+    made = {name: _interval(found[name], values, quantile) for name, values in drawn.items()}
+    made["vci"] = made.get("vci", Interval(0.0, 0.0, 0.0))
+    if "numerical_rank" in names:
+        reach = _quantile(level, population.spread.freedom) * population.rank_error()
+        made["numerical_rank"] = _scaled(found["numerical_rank"], -reach, reach)
+    return {name: _capped(name, made[name]) for name in names}
+
+
+def corrected_intervals(
+    folds: Folds, level: float = 0.95, *, draws: int | None = None, seed: int = 0
+) -> dict[str, Interval]:
+    """Intervals for ``nc1``, ``cdnv`` and ``vci`` of the population, around the estimates of ``corrected``.
+
+    They allow for the scatter of these estimates and for class means that lie where Σ is unusually large or small, as
+    far as the samples can't tell; not for what ``corrected`` assumes: Gaussian classes and, with N − K < d, a VCI of
+    log-normal eigenvalues. Where samples can't tell a value, it is NaN, and the interval goes from the bound that they
+    do give to infinity (VCI: to 1). Costs ``draws`` calls of ``corrected`` and d × d products.
+
+    Args and errors: as for ``intervals``.
+    """
+    total = folds.total
+    estimates = corrected(total)
+    found = {name: _estimate(name, estimates) for name in CORRECTED}
+    if not _spread(total):
+        return {name: Interval(*3 * (COLLAPSE[name](total),)) for name in CORRECTED}
+    draws, population, rng = _enough(draws, total), Population.of(folds), np.random.default_rng(seed)
+    tried, quantile = [corrected(population.draw(rng)) for _ in range(draws)], _quantile(level, draws - 1)
+    result = {}
+    for name, estimate in found.items():
+        again = [_estimate(name, one).value for one in tried]
+        interval = _around(estimate, again, _doubt(name, population), quantile)
+        result[name] = _capped(name, interval)
+    return result
+
+
+def _estimate(name: str, estimates: Corrected) -> Estimate:
+    return getattr(estimates, name)
+
+
+def _doubt(name: str, population: Population) -> float:
+    """Standard error that draws don't show. Only with too few samples for Σ⁻¹ does it concern VCI."""
+    if name == "nc1":
+        return population.doubt
+    if name == "cdnv" or population.whitened is not None:
+        return 0.0
+    first, second = population.spread.traces[:2]
+    dimension = len(population.factor)
+    shape = max(dimension * second / first**2 - 1, 0.0) / dimension  # variance of the mean of 1/λ of d log-normal λ
+    return float(np.hypot(population.doubt, UNSEEN * shape**0.5))
+
+
+def _around(estimate: Estimate, again: list[float | None], doubt: float, quantile: float) -> Interval:
+    """Around an estimate made ``again`` in other samples, with a further standard error ``doubt``."""
+    if estimate.value is None:
+        return Interval(nan, estimate.lower, inf)
+    logs = np.log([value for value in again if value])
+    if estimate.value <= 0 or len(logs) < 2:
+        return Interval(estimate.value, min(estimate.lower, estimate.value), inf)
+    reach = quantile * float(logs.var(ddof=1) + doubt**2) ** 0.5
+    interval = _scaled(estimate.value, -reach, reach)
+    return interval if len(logs) > (1 - DOUBTFUL) * len(again) else interval._replace(high=inf)
+
+
+def _enough(draws: int | None, moments: ClassMoments) -> int:
+    if draws is not None and draws < 2:
+        raise MeasureError(f"{draws} draws tell no spread; make two or more, {DRAWS} are usual")
+    return draws or (FEW if moments.classes >= MANY else DRAWS)
+
+
+def _drawn(
+    draw: Callable[[np.random.Generator], ClassMoments], measures: Mapping[str, Function], draws: int, seed: int
+) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(draws if measures else 0):
+        moments = draw(rng)
+        rows.append([measure(moments) for measure in measures.values()])
+    return dict(zip(measures, np.array(rows).T, strict=True))
+
+
+def _interval(value: float, drawn: np.ndarray, quantile: float) -> Interval:
+    """Around ``value``, as wide as what was ``drawn`` is scattered."""
+    if not isfinite(value):
+        return Interval(value, value, value)
+    if not np.isfinite(drawn).all():
+        return Interval(value, 0.0 if value >= 0 else -inf, inf)
+    if value > 0 and (drawn > 0).all():
+        reach = quantile * float(np.log(drawn).std(ddof=1))
+        return _scaled(value, -reach, reach)
+    reach = quantile * float(drawn.std(ddof=1))
+    return Interval(value, value - reach, value + reach)
+
+
+def _scaled(value: float, low: float, high: float) -> Interval:
+    return Interval(value, value * exp(low), value * exp(high))
+
+
+def _capped(name: str, interval: Interval) -> Interval:
+    return interval._replace(high=min(interval.high, 1.0)) if name == "vci" else interval
+
+
+def _quantile(level: float, freedom: int | float) -> float:
+    if not 0 < level < 1:
+        raise MeasureError(f"level {level} is no chance between 0 and 1; usual is 0.95")
+    return float(student.ppf((1 + level) / 2, freedom))
+
+
+def _spread(moments: ClassMoments) -> bool:
+    return float(moments.scatter.trace()) > 0
+
+
+def _over_classes(
+    folds: Folds, measures: Mapping[str, Function], found: Mapping[str, float], level: float, seed: int
+) -> dict[str, Interval]:
+    classes = folds.total.classes
+    if classes < 4:
+        raise MeasureError(f"{classes} classes are too few to leave some out; intervals over classes need four or more")
+    groups = GROUPS if classes > 2 * GROUPS else classes
+    group = np.random.default_rng(seed).permutation(classes) % groups
+    sizes = np.bincount(group)
+    rows = [[measure(rest) for measure in measures.values()] for rest in _without_each(folds, group)]
+    without = dict(zip(measures, np.array(rows).T, strict=True))
+    quantile = _quantile(level, groups - len(set(sizes)))
+    made = {name: _interval(value, _pseudo(value, without[name], sizes), quantile) for name, value in found.items()}
+    return {name: _capped(name, interval) for name, interval in made.items()}
+
+
+def _without_each(folds: Folds, group: np.ndarray) -> Iterator[ClassMoments]:
+    """Moments of all classes but those of each group."""
+    of_sample = torch.from_numpy(group).to(folds.labels.device)[folds.labels]
+    parts = []
+    for this in range(group.max() + 1):
+        rows = (of_sample == this).nonzero().flatten()
+        parts.append(ClassMoments.from_features(folds.features[rows], folds.labels[rows], len(group)))
+    for this in range(len(parts)):
+        rest = reduce(ClassMoments.merge, parts[:this] + parts[this + 1 :])
+        left = torch.from_numpy(np.flatnonzero(group != this)).to(rest.counts.device)
+        yield replace(rest, counts=rest.counts[left], means=rest.means[left], variances=rest.variances[left])
+
+
+def _pseudo(value: float, without: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Values scattered as estimates are, from those without each group: a jackknife among groups of one size."""
+    positive = value > 0 and bool((without > 0).all())
+    scale = np.log(without) if positive else without
+    usual = np.array([scale[sizes == size].mean() for size in sizes])
+    lost = (len(sizes) - 1) / (len(sizes) - len(set(sizes)))  # a mean is taken for each size
+    far = (scale - usual) * np.sqrt(lost * (sizes.sum() / sizes - 1) * (len(sizes) - 1) / len(sizes))
+    return np.exp(far) if positive else far

@@ -1,0 +1,59 @@
+"""Probes of Gaussian classes, from ``ClassMoments`` alone: linear discriminant analysis and the nearest class mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tightframe.features.moments import ClassMoments
+from tightframe.metrics.collapse import Head
+from tightframe.metrics.factors import spectrum
+from tightframe.metrics.folds import Folds
+from tightframe.metrics.probes import PENALTIES, ProbeResult, held_out, judged
+
+
+def lda(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list[Head]:
+    """Linear discriminant analysis, one head a penalty, from the same eigendecomposition as ``ridge``.
+
+    Gaussian classes of one covariance Σ_W + penalty · tr(Σ_T)/d · I, prior chances as in the sample. That matrix
+    differs from the shrunk Σ_T by the K class means only, and is inverted through them (Woodbury).
+    """
+    whole, centre, between = spectrum(moments, "sample"), moments.global_mean, moments.between("sample")
+    unit = float(whole.values.mean()) or 1.0
+    means = whole.vectors.T @ (moments.means - centre).T
+    spread = whole.vectors.T @ between
+    identity = torch.eye(moments.classes, dtype=torch.float64, device=between.device)
+    heads = []
+    for penalty in penalties:
+        inverse = (1 / (whole.values + penalty * unit))[:, None]
+        core = identity - spread.T @ (inverse * spread)  # singular only where classes have no spread at all
+        towards = torch.linalg.lstsq(core, spread.T @ (inverse * means), driver="gelsd" if core.is_cpu else None)
+        weight = (whole.vectors @ (inverse * (means + spread @ towards.solution))).T
+        prior = (moments.counts.double() / moments.samples).log()  # −∞ for a class without samples
+        bias = prior - ((moments.means - centre) * weight).sum(1) / 2
+        heads.append(Head(weight, bias - weight @ centre))
+    return heads
+
+
+def nearest_centre(moments: ClassMoments) -> Head:
+    """The classifier that picks the nearest mean of a class that has samples, as a linear head."""
+    centre = moments.global_mean  # squared norms are taken around it: far offsets would cancel
+    weight = moments.means - centre
+    bias = -weight.square().sum(1) / 2 - weight @ centre
+    return Head(weight, torch.where(moments.counts > 0, bias, -torch.inf))
+
+
+def cross_validated_lda(folds: Folds, penalties: Sequence[float] = PENALTIES) -> ProbeResult:
+    """Discriminant analysis with the penalty that classifies most held-out samples right; the larger one of equals."""
+    heads = [lda(folds.rest(fold), penalties) for fold in range(len(folds.held))]
+    tried = [held_out(folds, lambda fold, at=at: heads[fold][at]) for at in range(len(penalties))]  # type: ignore[misc]
+    right = [int((predicted == folds.labels).sum()) for predicted in tried]
+    best = max(range(len(penalties)), key=lambda at: (right[at], penalties[at]))
+    return judged(folds, tried[best], lda(folds.total, penalties[best : best + 1])[0], penalties[best])
+
+
+def cross_validated_centre(folds: Folds) -> ProbeResult:
+    """The nearest class mean, means being taken without the fold that is held out."""
+    predicted = held_out(folds, lambda fold: nearest_centre(folds.rest(fold)))
+    return judged(folds, predicted, nearest_centre(folds.total))

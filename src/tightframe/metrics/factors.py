@@ -1,0 +1,102 @@
+"""The two factorisations that everything is read off, each made once for the moments it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from tightframe.features.moments import ClassMoments, Weighting
+
+EPS = torch.finfo(torch.float64).eps
+Made = TypeVar("Made")
+
+
+def once(function: Callable[..., Made]) -> Callable[..., Made]:
+    """Remember what ``function(moments, *further)`` gave for as long as the moments live."""
+    kept: WeakKeyDictionary[ClassMoments, dict[Any, Made]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def remembered(moments: ClassMoments, *further: Any) -> Made:
+        made = kept.setdefault(moments, {})
+        if further not in made:
+            made[further] = function(moments, *further)
+        return made[further]
+
+    return remembered
+
+
+class BetweenFactor(NamedTuple):
+    """Thin SVD of the centred, weighted class means: Σ_B = U S² Uᵀ with U (d, rank) and S (rank,)."""
+
+    directions: Float64[Tensor, "d r"]
+    singular: Float64[Tensor, " r"]
+    cutoff: float
+
+    @property
+    def rank(self) -> int:
+        """Rank of Σ_B."""
+        return len(self.singular)
+
+
+@once
+def between_factor(moments: ClassMoments, weighting: Weighting = "class") -> BetweenFactor:
+    """Σ_B factored, keeping at most K − 1 directions and those above rounding.
+
+    Centring K means leaves rank K − 1 by construction. The tolerance is scaled by the means *before* centring, since
+    that is where their rounding error comes from: relative to the centred means alone, a large common offset would
+    let noise through.
+    """
+    directions, singular, _ = torch.linalg.svd(moments.between(weighting), full_matrices=False)
+    cutoff = rounding_of(moments.means)
+    rank = min(int((singular > cutoff).sum()), moments.classes - 1)
+    return BetweenFactor(directions[:, :rank], singular[:rank], cutoff)
+
+
+def rounding_of(means: Float64[Tensor, "k d"]) -> float:
+    """How far apart rounding can put class means (k, d) that coincide."""
+    scale = float(torch.linalg.matrix_norm(means, 2)) / len(means) ** 0.5
+    return max(means.shape) * EPS * scale
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Eigenvalues (d,), ascending and not negative, and eigenvectors (d, d), in columns, of a covariance."""
+
+    values: Float64[Tensor, " d"]
+    vectors: Float64[Tensor, "d d"]
+    cutoff: float
+    """Eigenvalues at or below it count as zero; there are at most N − 1 above it, by construction."""
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """Mask (d,) of the directions in which there is variance at all."""
+        return self.values > self.cutoff
+
+
+def symmetric_eigen(matrix: Float64[Tensor, "d d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
+    """Ascending eigenvalues (d,) and eigenvectors, in columns. On a processor NumPy's LAPACK is up to twice as fast."""
+    if not matrix.is_cpu:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+    found = np.linalg.eigh(matrix.numpy())
+    return torch.from_numpy(found.eigenvalues), torch.from_numpy(found.eigenvectors)
+
+
+@once
+def spectrum(moments: ClassMoments, weighting: Weighting = "sample") -> Spectrum:
+    """Eigendecomposition of Σ_W + Σ_B: with weighting ``"sample"``, of the covariance of all features."""
+    if weighting == "class" and moments.balanced:
+        return spectrum(moments, "sample")  # the two agree then: one decomposition serves both
+    between = moments.between(weighting)
+    values, vectors = symmetric_eigen(torch.addmm(moments.scatter / moments.samples, between, between.T))
+    values = values.clamp(min=0)
+    values[: max(0, moments.dimension - (moments.samples - 1))] = 0  # rank ≤ N − 1, whatever rounding says
+    return Spectrum(values, vectors, float(values[-1]) * moments.dimension * EPS)

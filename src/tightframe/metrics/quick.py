@@ -1,0 +1,77 @@
+"""NC1, CDNV and NC2 of features in memory, for less than a product of features with themselves.
+
+They look at class means and at the spread along the at most K − 1 directions in which class means differ: projecting
+on those takes 2 N d K operations where the whole scatter takes 2 N d².
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from tightframe.features.moments import (
+    ClassMoments,
+    Weighting,
+    as_tensor,
+    check_samples,
+    chunks,
+    sums_by_class,
+    work_type,
+)
+from tightframe.metrics.collapse import cdnv, check_measurable, nc1, nc2_angle, nc2_etf, nc2_norm
+
+
+def quick_collapse(features: Any, labels: Any, classes: int, weighting: Weighting = "class") -> dict[str, float]:
+    """``nc1``, ``cdnv``, ``nc2_norm``, ``nc2_angle`` and ``nc2_etf`` of features (n, d) with labels (n,).
+
+    Equal to those of ``collapse_metrics`` up to rounding; raises as it does.
+    """
+    moments = moments_along_means(as_tensor(features), as_tensor(labels), classes)
+    check_measurable(moments)
+    return {
+        "nc1": nc1(moments, weighting),
+        "cdnv": cdnv(moments),
+        "nc2_norm": nc2_norm(moments, weighting),
+        "nc2_angle": nc2_angle(moments, weighting),
+        "nc2_etf": nc2_etf(moments, weighting),
+    }
+
+
+def moments_along_means(features: Tensor, labels: Tensor, classes: int) -> ClassMoments:
+    """Moments in K directions that hold all class means, and one more that stands for all the rest.
+
+    That last one has the spread of each class that the others miss, and a mean that is the same for all classes: the
+    length of what they have in common. So whatever looks only at means, at spread along them and at traces finds
+    what it would find in d dimensions.
+    """
+    check_samples(features, labels, classes)
+    if classes + 1 >= features.shape[1]:
+        return ClassMoments.from_features(features, labels, classes)
+    labels = labels.long().to(features.device)
+    counts = torch.bincount(labels, minlength=classes)
+    present = counts.clamp(min=1)[:, None]
+    means = sums_by_class(features, labels, classes) / present
+    common = means.mean(0)
+    rounded, basis = means.to(work_type(features)), torch.linalg.qr((means - common).T)[0]
+    wide: dict[str, Any] = {"dtype": torch.float64, "device": features.device}
+    seen = _Seen(*(torch.zeros(classes, width, **wide) for width in (classes, 1)))
+    scatter = torch.zeros(classes + 1, classes + 1, **wide)
+    for rows, which in chunks(features, labels):
+        centred = rows - rounded[which]
+        along = centred @ basis.to(rounded.dtype)
+        scatter[:classes, :classes] += along.T @ along
+        seen.along.index_add_(0, which, along.double().square())
+        seen.length.index_add_(0, which, torch.linalg.vecdot(centred, centred).double()[:, None])
+    missed = (seen.length - seen.along.sum(1, keepdim=True)).clamp(min=0)
+    scatter[-1, -1] = missed.sum()
+    seats = torch.cat([(means - common) @ basis, torch.linalg.vector_norm(common).expand(classes, 1)], 1)
+    nothing = torch.full((classes + 1,), torch.nan, dtype=torch.float64, device=features.device)
+    return ClassMoments(counts, seats, scatter, torch.cat([seen.along, missed], 1) / present, nothing, nothing[0])
+
+
+class _Seen(NamedTuple):
+    along: Float64[Tensor, "k k"]  # squared coordinates, summed by class
+    length: Float64[Tensor, "k 1"]  # squared lengths, summed by class

@@ -1,0 +1,85 @@
+"""Which network is likely the best of a list, and how sure that is.
+
+Each network's probes were right or wrong on the same pictures, each picture held out when it was judged. Their shared
+luck cancels in differences between networks, so pictures are resampled for all networks at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+WEIGHTS: Mapping[str, float] = {"ridge": 0.4, "lda": 0.4, "knn": 0.2}
+"""How much the held-out predictions of each probe count."""
+SIZE = 0.08
+"""What a network with e times the parameters is ahead by before any picture is seen."""
+FADING = 100
+"""Number of pictures that halve that."""
+DOUBT = 0.02
+"""Standard deviation of what held-out predictions on these pictures don't tell of accuracy on others."""
+DRAWS = 4000
+CREDIBLE = 0.05
+"""A network with at least this chance of being the best ties with the first."""
+
+
+class Standing(NamedTuple):
+    """Where one network stands in a list.
+
+    Attributes:
+        expected: estimated accuracy of a linear classifier, 0 … 1.
+        low, high: its 95 % interval.
+        chance_best: how often the network comes first when pictures are drawn anew, 0 … 1.
+        tied: whether it can't be told from the network estimated best.
+    """
+
+    expected: float
+    low: float
+    high: float
+    chance_best: float
+    tied: bool
+
+
+def credit(correct: Mapping[str, Sequence[int] | np.ndarray]) -> np.ndarray:
+    """What each picture (n,) says for a network: the weighted share of its probes that were right on it."""
+    total = sum(WEIGHTS.values())
+    parts = [np.asarray(correct[probe], float) * weight for probe, weight in WEIGHTS.items()]
+    return np.sum(parts, axis=0) / total
+
+
+def standings(credits: Sequence[np.ndarray], parameters: Sequence[int], seed: int = 0) -> list[Standing]:
+    """Where each of m networks stands.
+
+    The estimate is the mean of a network's ``credit``, moved by how much larger the network is than the others
+    (geometric mean): by ``SIZE`` for each factor e, less and less as pictures come in. ``benchmarks/ranking.py`` judges
+    this rule on data sets that had no part in its numbers.
+
+    Args:
+        credits: of each network on the same n pictures, (n,) each.
+        parameters: how many each network has.
+        seed: of the draws.
+    """
+    table = np.stack(credits)
+    generator = np.random.default_rng(seed)
+    pictures = table.shape[1]
+    sizes = np.log(np.maximum(np.asarray(parameters, float), 1))
+    table = table + (SIZE * FADING / (FADING + pictures) * (sizes - sizes.mean()))[:, None]
+    drawn = np.empty((DRAWS, len(table)))
+    for start in range(0, DRAWS, 500):
+        times = generator.multinomial(pictures, np.full(pictures, 1 / pictures), 500)
+        drawn[start : start + 500] = times @ table.T / pictures
+    drawn += DOUBT * generator.standard_normal(drawn.shape)
+    first = np.bincount(drawn.argmax(1), minlength=len(table)) / DRAWS
+    ends = np.quantile(drawn, [0.025, 0.975], axis=0).clip(0, 1)
+    best = int(table.mean(1).argmax())
+    return [
+        Standing(
+            float(table[place].mean().clip(0, 1)),
+            float(ends[0, place]),
+            float(ends[1, place]),
+            float(first[place]),
+            place != best and bool(first[place] >= CREDIBLE),
+        )
+        for place in range(len(table))
+    ]

@@ -1,0 +1,77 @@
+"""Every measure that the evidence at hand allows, from one call."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from tightframe.errors import MeasureError
+from tightframe.features.moments import ClassMoments, as_tensor
+from tightframe.metrics import (  # noqa: F401 - importing them is what registers their measures
+    collapse,
+    feature_scores,
+    fisher_scores,
+    scores,
+    source_scores,
+)
+from tightframe.metrics.collapse import Head
+from tightframe.metrics.registry import MEASURES
+
+SLOW = frozenset({"nleep"})
+"""Left out unless asked for: a Gaussian mixture of five components a class takes minutes, the rest seconds."""
+
+
+def transferability(
+    given: Any,
+    labels: Any = None,
+    *,
+    classes: int | None = None,
+    head: Head | None = None,
+    source: Any = None,
+    only: Collection[str] | None = None,
+) -> dict[str, float]:
+    """Scores by name, higher is better, for features or for their moments alone.
+
+    Args:
+        given: ``ClassMoments``, or features of shape (n, d).
+        labels: integers (n,), with features.
+        classes: K; the largest label and one more unless given.
+        head: a linear classifier trained on these classes (K, d), for what needs one.
+        source: probabilities (n, K_source) that the network's own head gives, for LEEP and NCE.
+        only: names of measures to compute, collapse metrics included. All scores but the slow ones (``nleep``)
+            unless given.
+
+    Returns:
+        A value for each measure that the evidence allows. With moments alone: ``h_score``, ``h_score_shrunk``,
+        ``logme`` and ``gbc``. ``docs/measures.md`` lists all of them.
+
+    Raises:
+        MeasureError: an unknown name, one that needs what was not given, or features that don't fit their labels.
+    """
+    evidence = _evidence(given, labels, classes, head, source)
+    for name in only or ():
+        if name not in MEASURES:
+            raise MeasureError(f'no measure "{name}"; choose of {", ".join(MEASURES)}')
+        missing = [need for need in MEASURES[name].needs if evidence.get(need) is None]
+        if missing:
+            raise MeasureError(f"{name} needs {', '.join(missing)} as well; give them too")
+    wanted = [measure for measure in MEASURES.values() if measure.kind == "score" and measure.name not in SLOW]
+    found = {m.name: m.of(evidence) for m in (wanted if only is None else map(MEASURES.__getitem__, only))}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _evidence(given: Any, labels: Any, classes: int | None, head: Head | None, source: Any) -> dict[str, Any]:
+    rest = {"head": head, "source": None if source is None else as_tensor(source)}
+    if isinstance(given, ClassMoments):
+        known = None if labels is None else as_tensor(labels)
+        return {"moments": given, "labels": known, "classes": given.classes, **rest}
+    if labels is None:
+        raise MeasureError("features need their labels: transferability(features, labels)")
+    features, labels = as_tensor(given), as_tensor(labels)
+    if classes is None:
+        integers = not labels.is_floating_point() and labels.dtype != torch.bool and labels.numel() > 0
+        classes = int(labels.max()) + 1 if integers else 1  # whatever else it is, moments say what is wrong with it
+    moments = ClassMoments.from_features(features, labels, classes)
+    return {"moments": moments, "features": features, "labels": labels, "classes": classes, **rest}
