@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from tightframe.features.extract import Features, extract
     from tightframe.features.moments import ClassMoments
     from tightframe.features.store import FeatureStore
+    from tightframe.jobs.layers import layers
     from tightframe.jobs.measure import measure
     from tightframe.jobs.rank import rank
     from tightframe.jobs.run import Result
     from tightframe.jobs.transfer import Transfer, transfer
     from tightframe.jobs.tune import Plan, tune
     from tightframe.jobs.tuned import Tuned, load_tuned
-    from tightframe.metrics.collapse import CollapseMetrics, Head, collapse_metrics
+    from tightframe.metrics.collapse import Head
+    from tightframe.metrics.following import NeuralCollapse
+    from tightframe.metrics.summary import CollapseMetrics, collapse_metrics
+    from tightframe.metrics.transferability import transferability
     from tightframe.protocols import Backbone, ImageData, ImageSplits
     from tightframe.sources.backbones import load_backbone
     from tightframe.sources.images import load_images
@@ -31,13 +35,17 @@ _HOMES = {
     "features.extract": ("Features", "extract"),
     "features.moments": ("ClassMoments",),
     "features.store": ("FeatureStore",),
+    "jobs.layers": ("layers",),
     "jobs.measure": ("measure",),
     "jobs.rank": ("rank",),
     "jobs.run": ("Result",),
     "jobs.transfer": ("Transfer", "transfer"),
     "jobs.tune": ("Plan", "tune"),
     "jobs.tuned": ("Tuned", "load_tuned"),
-    "metrics.collapse": ("CollapseMetrics", "Head", "collapse_metrics"),
+    "metrics.collapse": ("Head",),
+    "metrics.following": ("NeuralCollapse",),
+    "metrics.summary": ("CollapseMetrics", "collapse_metrics"),
+    "metrics.transferability": ("transferability",),
     "protocols": ("Backbone", "ImageData", "ImageSplits"),
     "sources.backbones": ("load_backbone",),
     "sources.images": ("load_images",),
@@ -46,7 +54,7 @@ _HOMES = {
 
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
+__all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must work without
     "Backbone",
     "ClassMoments",
     "CollapseMetrics",
@@ -62,12 +70,14 @@ __all__ = [
     "Tuned",
     "collapse_metrics",
     "extract",
+    "layers",
     "load_backbone",
     "load_images",
     "load_tuned",
     "measure",
     "rank",
     "transfer",
+    "transferability",
     "tune",
 ]
 
@@ -79,4 +89,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(_HOME_OF)

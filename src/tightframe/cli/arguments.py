@@ -22,7 +22,7 @@ RATES = "(default: 0.1 0.05 0.01 0.002; for transformers 0.01 0.001 0.0002)"
 DECAYS = "(default: 0.0001 0.0005; for transformers 0.0001 0)"
 DEVICE_HELP = "auto (default), cpu, cuda, cuda:1, …"
 LAYER_HELP = "the block to tune (default: %(default)s)"
-BY_HELP = "order by probe_accuracy (default), nc1, h_score or logme"
+BY_HELP = "column to order by: expected_accuracy (default), probe_accuracy, knn_accuracy, nc1, logme or another score"
 Command = Callable[[argparse.Namespace], None]
 
 
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _transfer(commands)
     _measure(commands)
+    _layers(commands)
     _rank(commands)
     _tune(commands)
     _predict(commands)
@@ -95,7 +96,7 @@ def _transfer(commands: Any) -> None:
         help="of linear, layer, scl and full (default: all)",
     )
     command.add_argument("--layer", default="auto", metavar="NAME", help=LAYER_HELP)
-    command.add_argument("--by", metavar="SCORE", default="probe_accuracy", help=BY_HELP)
+    command.add_argument("--by", metavar="SCORE", default="expected_accuracy", help=BY_HELP)
     _plan_options(command)
     _run_options(command, cache=False)
 
@@ -119,6 +120,19 @@ def _measure(commands: Any) -> None:
     _run_options(command)
 
 
+def _layers(commands: Any) -> None:
+    command = _command(
+        commands,
+        "layers",
+        run.layers,
+        "what four simple classifiers read off every layer",
+        "tightframe layers flowers --model timm/resnet18",
+    )
+    command.add_argument("data", metavar="DATA", help=DATA_HELP)
+    command.add_argument("--model", metavar="M", required=True, help=MODEL_HELP)
+    _run_options(command)
+
+
 def _rank(commands: Any) -> None:
     command = _command(
         commands,
@@ -129,7 +143,13 @@ def _rank(commands: Any) -> None:
     )
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
     command.add_argument("--models", metavar="M", nargs="+", required=True, help=MODEL_HELP)
-    command.add_argument("--by", metavar="SCORE", default="probe_accuracy", help=BY_HELP)
+    command.add_argument("--by", metavar="SCORE", default="expected_accuracy", help=BY_HELP)
+    command.add_argument(
+        "--truth",
+        metavar="FILE",
+        help="also say how well every score ranks, against accuracies in a CSV file (network,accuracy), or against the "
+        "probe on the test pictures (the word probe)",
+    )
     _run_options(command)
 
 

@@ -41,7 +41,7 @@ def transfer(options: argparse.Namespace) -> None:
             **_running(options),
             progress=progress,
         )
-    terminal.show("Networks", RANKING, run.ranking.rows, "probe_low", "probe_high")
+    terminal.show("Networks", RANKING, run.ranking.rows, "expected_low", "expected_high")
     terminal.show(f"Methods on {run.tuned.backbone.name}", METHODS, run.methods, "test_low", "test_high")
     if run.samples:
         terminal.show(f"What {run.tuned.network.method.name} says of test pictures", SAMPLES, run.samples[::3])
@@ -64,10 +64,25 @@ def measure(options: argparse.Namespace) -> None:
     terminal.close(found, options.json, options.data)
 
 
+def layers(options: argparse.Namespace) -> None:
+    """``tightframe layers``."""
+    from tightframe.jobs.layers import layers
+    from tightframe.report.columns import PROBES
+    from tightframe.sources.backbones import load_backbone
+
+    with terminal.progress() as progress:
+        data = _images(options, progress)
+        backbone = load_backbone(options.model, **_network(options))
+        found = layers(data, backbone, seed=options.seed, **_running(options), progress=progress)
+    title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test pictures"
+    terminal.show(title, PROBES, found.rows)
+    terminal.close(found, options.json, options.data)
+
+
 def rank(options: argparse.Namespace) -> None:
     """``tightframe rank``."""
     from tightframe.jobs.rank import rank
-    from tightframe.report.columns import RANKING
+    from tightframe.report.columns import QUALITY, RANKING, SCORES
 
     with terminal.progress() as progress:
         data = _images(options, progress)
@@ -75,12 +90,16 @@ def rank(options: argparse.Namespace) -> None:
             data,
             options.models,
             by=options.by,
+            truth=options.truth,
             model_options=_network(options),
             seed=options.seed,
             **_running(options),
             progress=progress,
         )
-    terminal.show(f"Networks on {data.train.name}", RANKING, found.rows, "probe_low", "probe_high")
+    terminal.show(f"Networks on {data.train.name}", RANKING, found.rows, "expected_low", "expected_high")
+    terminal.show("Scores, higher is better except NC1, CDNV and VCI", SCORES, found.rows)
+    if found.further:
+        terminal.show("How well each column ranks these networks", QUALITY, found.further["quality"])
     terminal.close(found, options.json, options.data)
     if all("error" in row for row in found.rows):
         raise ModelError("none of the networks could be measured; each says above why")

@@ -6,9 +6,13 @@ import shlex
 from typing import Unpack
 
 from tightframe.features.extract import Features, Running, extract
+from tightframe.features.moments import Weighting
 from tightframe.jobs.run import Result, Row
-from tightframe.metrics.collapse import Weighting, cautions, collapse_metrics
-from tightframe.metrics.probes import cross_validated_ridge
+from tightframe.metrics.collapse import cautions
+from tightframe.metrics.correction import corrected
+from tightframe.metrics.folds import Folds
+from tightframe.metrics.ridge import cross_validated_ridge
+from tightframe.metrics.summary import collapse_metrics
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
 
 
@@ -23,7 +27,9 @@ def measure(
     """Collapse metrics and a cross-validated probe for every layer, from one pass over the training pictures.
 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``parameters``,
-    ``nc1`` and the other names of ``collapse_metrics``, ``rank_between``, ``probe_accuracy`` with its 95 % interval
+    ``nc1`` and the other names of ``collapse_metrics``, ``rank_between``, estimates of what more pictures would show
+    (``nc1_corrected``, ``cdnv_corrected``, ``vci_corrected``: ``None`` where these pictures can't tell;
+    ``nc1_at_least`` is a lower bound; see ``metrics.correction``), ``probe_accuracy`` with its 95 % interval
     ``probe_low`` … ``probe_high``.
     """
     pictures = data.train if isinstance(data, ImageSplits) else data
@@ -56,7 +62,8 @@ def layer_rows(
     for name in progress(list(features), f"measuring {backbone.name}", len(features)):
         layer, moments = backbone.layer(name), features.moments(name)
         metrics = collapse_metrics(moments, weighting=weighting)
-        probe = cross_validated_ridge(features[name], features.labels, len(features.classes), seed=seed)
+        many = corrected(moments)
+        probe = cross_validated_ridge(Folds.of(features[name], features.labels, len(features.classes), seed=seed))
         rows.append(
             {
                 "network": backbone.name,
@@ -66,6 +73,10 @@ def layer_rows(
                 "parameters": layer.parameters,
                 **metrics,
                 "rank_between": metrics.rank_between,
+                "nc1_corrected": many.nc1.value,
+                "nc1_at_least": many.nc1.lower,
+                "cdnv_corrected": many.cdnv.value,
+                "vci_corrected": many.vci.value,
                 "probe_accuracy": probe.accuracy,
                 "probe_low": probe.low,
                 "probe_high": probe.high,

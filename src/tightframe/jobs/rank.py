@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
+import torch
 
 from tightframe.errors import DataError, SettingsError, TightframeError
-from tightframe.features.extract import Running, extract
+from tightframe.features.extract import Features, Running, extract
 from tightframe.jobs.run import Result, Row, Run
-from tightframe.metrics.collapse import collapse_metrics
-from tightframe.metrics.probes import cross_validated_ridge
-from tightframe.metrics.scores import h_score, logme
-from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits, silent
+from tightframe.metrics.agreement import agreement
+from tightframe.metrics.collapse import check_measurable
+from tightframe.metrics.discriminant import cross_validated_lda
+from tightframe.metrics.folds import Folds
+from tightframe.metrics.neighbours import neighbours_accuracy
+from tightframe.metrics.recommendation import Standing, credit, standings
+from tightframe.metrics.registry import MEASURES
+from tightframe.metrics.ridge import cross_validated_ridge
+from tightframe.metrics.transferability import SLOW
+from tightframe.protocols import OUTPUT, PENULTIMATE, Backbone, ImageSplits, silent
 from tightframe.sources.backbones import load_backbone, short_name
 
-ORDERS = {"probe_accuracy": True, "nc1": False, "h_score": True, "logme": True}
-"""Columns that a ranking can go by, and whether higher is better."""
+EXPECTED = "expected_accuracy"
+COLLAPSE = ("nc1", "cdnv", "vci")
+BASELINES = {
+    "probe_accuracy": True,
+    "knn_accuracy": True,
+    "source_accuracy": True,
+    "parameters": True,
+    "multiply_adds": True,
+}
+"""What every score has to beat, and whether higher is better."""
+
+
+def orders() -> dict[str, bool]:
+    """Columns that a ranking can go by, and whether higher is better."""
+    measures = {m.name: m.higher_is_better for m in MEASURES.values() if m.kind == "score" or m.name in COLLAPSE}
+    return {EXPECTED: True, **measures, **BASELINES}
 
 
 def rank(
     data: ImageSplits,
     models: Sequence[str | Backbone],
     *,
-    by: str = "probe_accuracy",
+    by: str = EXPECTED,
+    truth: str | Mapping[str, float] | None = None,
     model_options: dict[str, Any] | None = None,
     seed: int = 0,
     run: Run | None = None,
@@ -34,27 +58,33 @@ def rank(
 ) -> Result:
     """Score every network on the penultimate features of the training pictures.
 
-    Rows, best first: ``network``, ``model``, ``nc1``, ``h_score``, ``logme``, ``probe_accuracy`` (5-fold
-    cross-validated ridge) with its 95 % interval, ``test_accuracy`` of that probe where there is a test set (never
-    used for the order), ``tied`` with the first, ``parameters``, ``seconds``, ``given`` (place in ``models``). A
-    network that can't be loaded or run is a row with its ``error``, at the end.
+    Rows, best first: ``network``, ``model``; ``expected_accuracy`` with its 95 % interval and ``chance_best`` (see
+    ``metrics.recommendation``), ``tied`` with the first; the baselines ``probe_accuracy`` (5-fold cross-validated
+    ridge, with its 95 % interval), ``knn_accuracy``, ``source_accuracy`` where known, ``parameters`` and
+    ``multiply_adds``; every transferability score that applies, NC1, CDNV and VCI; ``test_accuracy`` of the ridge
+    probe where there is a test set (never used for the order); ``seconds``; ``given`` (place in ``models``). A network
+    that can't be loaded or run is a row with its ``error``, at the end.
 
     Args:
         models: names as for ``load_backbone``, or backbones.
-        by: the column to go by, a key of ``ORDERS``.
+        by: the column to go by, a key of ``orders()``.
+        truth: accuracies by network name, a CSV file with columns network and accuracy, or ``"probe"`` for the
+            accuracy of the ridge probe on the test pictures: then ``further["quality"]`` says how well every column
+            ranks, with intervals over networks.
         model_options: further arguments of ``load_backbone`` for all of ``models`` given by name.
         run: where finished rows are remembered.
     """
-    if by not in ORDERS:
-        raise SettingsError(f'can\'t rank by "{by}"; choose {", ".join(ORDERS)}')
+    if by not in orders():
+        raise SettingsError(f'can\'t rank by "{by}"; choose {", ".join(orders())}')
     if not models:
         raise SettingsError("no networks to rank; name some with --models")
+    known = _known(truth, data)
     listed = running.get("progress", silent)(models, "networks", len(models))
     given = [
         _row(data, model, model_options or {}, seed, run, running) | {"given": place}
         for place, model in enumerate(listed)
     ]
-    rows = ordered(given, by)
+    rows = ordered(given, by, seed)
     good = [row for row in rows if "error" not in row]
     settings = {
         "data": data.name,
@@ -66,26 +96,72 @@ def rank(
         "seed": seed,
     }
     told = [{key: value for key, value in row.items() if key != "correct"} for row in rows]
-    return Result("rank", told, settings, [*data.notes, *_notes(good, by)], _following(good))
+    further = {"quality": quality(good, known, seed)} if truth is not None else {}
+    notes = [*data.notes, *_notes(good, by)]
+    return Result("rank", told, settings, notes, _following(good), further=further)
 
 
-def ordered(rows: list[Row], by: str) -> list[Row]:
-    """Rows best first, those with an error last, each told whether it ties with the first.
-
-    Two networks tie when the accuracies of their probes, held out on the same pictures, differ by less than twice the
-    standard error of the paired difference.
-    """
+def ordered(rows: list[Row], by: str, seed: int = 0) -> list[Row]:
+    """Rows best first, those with an error last, each told what to expect of it and whether it ties with the first."""
     good = [row for row in rows if "error" not in row]
-    good.sort(key=lambda row: row[by], reverse=ORDERS[by])
-    for row in good:
-        row["tied"] = row is not good[0] and _tied(good[0]["correct"], row["correct"])
-    return good + [row for row in rows if "error" in row]
+    if good:
+        credits = [credit(row["correct"]) for row in good]
+        for row, standing in zip(good, standings(credits, [row["parameters"] for row in good], seed), strict=True):
+            row |= _told(standing)
+    known = [row for row in good if row.get(by) is not None]
+    known.sort(key=lambda row: row[by], reverse=orders()[by])
+    return known + [row for row in good if row.get(by) is None] + [row for row in rows if "error" in row]
 
 
-def _tied(first: list[int], second: list[int]) -> bool:
-    difference = np.asarray(first, float) - np.asarray(second, float)
-    error = float(difference.std(ddof=1)) / len(difference) ** 0.5
-    return bool(abs(difference.mean()) <= 2 * error)
+def _told(standing: Standing) -> Row:
+    return {
+        EXPECTED: standing.expected,
+        "expected_low": standing.low,
+        "expected_high": standing.high,
+        "chance_best": standing.chance_best,
+        "tied": standing.tied,
+    }
+
+
+def quality(rows: list[Row], known: Mapping[str, float] | None, seed: int = 0) -> list[Row]:
+    """How well each column of ``rows`` ranks the networks, best first; ``known`` accuracies, else the probe's on test.
+
+    Rows hold ``score``, ``networks`` (how many), and for ``weighted_tau``, ``tau``, ``spearman``, ``pearson`` and
+    ``regret`` the value and its 95 % interval (``…_low``, ``…_high``).
+    """
+    truth = {row["network"]: row.get("test_accuracy") if known is None else known.get(row["network"]) for row in rows}
+    made = []
+    for column, higher in orders().items():
+        pairs = [(row[column], truth[row["network"]]) for row in rows if row.get(column) is not None]
+        pairs = [(score, accuracy) for score, accuracy in pairs if accuracy is not None]
+        if len(pairs) < 3:
+            continue
+        scores, accuracies = np.array(pairs, float).T
+        found = agreement(scores if higher else -scores, accuracies, seed)
+        row: Row = {"score": column, "networks": len(pairs)}
+        for name, value in found.items():
+            row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        made.append(row)
+    if not made:
+        raise SettingsError("a ranking is judged on three networks or more whose accuracy is known; give more of them")
+    return sorted(made, key=lambda row: np.nan_to_num(row["weighted_tau"], nan=-2.0), reverse=True)
+
+
+def _known(truth: str | Mapping[str, float] | None, data: ImageSplits) -> Mapping[str, float] | None:
+    if truth is None or isinstance(truth, Mapping):
+        return truth
+    if truth == "probe":
+        if data.test is None:
+            raise SettingsError("--truth probe needs test pictures; give a test folder or --test-share above 0")
+        return None
+    try:
+        with Path(truth).open(newline="", encoding="utf-8") as file:
+            return {row["network"]: float(row["accuracy"]) for row in csv.DictReader(file)}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{truth} can't be read as accuracies ({type(error).__name__}: {error}); it wants a line "
+            '"network,accuracy" and then one line a network'
+        ) from error
 
 
 def _row(
@@ -113,37 +189,85 @@ def _row(
 
 def _measured(data: ImageSplits, backbone: Backbone, seed: int, running: Running) -> Row:
     started = time.perf_counter()
-    features = extract(backbone, data.train, layers=[PENULTIMATE], **running)
-    moments = features.moments(PENULTIMATE)
-    probe = cross_validated_ridge(features[PENULTIMATE], data.train.labels, len(data.classes), seed=seed)
+    read = [PENULTIMATE, OUTPUT] if backbone.head is not None else [PENULTIMATE]
+    features = extract(backbone, data.train, layers=read, **running)
+    folds = Folds.of(features[PENULTIMATE], data.train.labels, len(data.classes), seed=seed)
+    check_measurable(folds.total)
+    ridge, lda = cross_validated_ridge(folds), cross_validated_lda(folds, LDA_PENALTIES)
+    knn = neighbours_accuracy(features[PENULTIMATE], data.train.labels, len(data.classes))
     row: Row = {
         "network": backbone.name,
         "model": backbone.origin.get("uri"),
-        "nc1": collapse_metrics(moments)["nc1"],
-        "h_score": h_score(moments),
-        "logme": logme(moments),
-        "probe_accuracy": probe.accuracy,
-        "probe_low": probe.low,
-        "probe_high": probe.high,
+        "probe_accuracy": ridge.accuracy,
+        "probe_low": ridge.low,
+        "probe_high": ridge.high,
+        "knn_accuracy": knn.accuracy,
+        "source_accuracy": backbone.source_accuracy,
+        **_scores(features, folds),
         "parameters": backbone.parameters,
+        "multiply_adds": backbone.multiply_adds,
+        "pictures": len(data.train),
+        "saturated": len(data.train) <= backbone.penultimate.dimension + 1,
         "dimension": backbone.penultimate.dimension,
         "precision": features.precision,
         "seconds": time.perf_counter() - started,
-        "correct": [int(right) for right in probe.correct],
+        "correct": {
+            probe: [int(right) for right in found]
+            for probe, found in {"ridge": ridge.correct, "lda": lda.correct, "knn": knn.correct}.items()
+        },
     }
     if data.test is not None:
         held_out = extract(backbone, data.test, layers=[PENULTIMATE], **running)
-        row["test_accuracy"] = probe.head.accuracy(held_out[PENULTIMATE], data.test.labels)
+        row["test_accuracy"] = ridge.head.accuracy(held_out[PENULTIMATE], data.test.labels)
     return row
+
+
+LDA_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def _scores(features: Features, folds: Folds) -> Row:
+    """Every score and collapse metric that the features allow; one that they don't allow is left out."""
+    source = None
+    if OUTPUT in features:
+        probabilities = torch.from_numpy(features[OUTPUT]).double().softmax(1)
+        source = probabilities if probabilities.shape[1] > 1 else None
+    wanted = [m.name for m in MEASURES.values() if m.kind == "score" or m.name in COLLAPSE]
+    return dict(_possible(wanted, features, folds, source))
+
+
+def _possible(
+    wanted: Sequence[str], features: Features, folds: Folds, source: torch.Tensor | None
+) -> Iterator[tuple[str, float]]:
+    evidence = {
+        "moments": folds.total,
+        "features": features[PENULTIMATE],
+        "labels": features.labels,
+        "classes": len(features.classes),
+        "source": source,
+    }
+    for name in wanted:
+        try:
+            value = None if name in SLOW else MEASURES[name].of(evidence)
+        except TightframeError:
+            continue  # a class of one picture, say, which some scores have no meaning for
+        if value is not None:
+            yield name, value
 
 
 def _notes(good: list[Row], by: str) -> list[str]:
     notes = []
     tied = [row["network"] for row in good if row["tied"]]
+    best = max(good, key=lambda row: row[EXPECTED])["network"] if good else ""
     if tied:
-        notes.append(f"these pictures can't tell {good[0]['network']} from {', '.join(tied)}: more of them would")
-    if by != "probe_accuracy" and len({row["dimension"] for row in good}) > 1:
+        notes.append(f"these pictures can't tell {best} from {', '.join(tied)}: more of them would")
+    saturated = [row["network"] for row in good if row.get("h_score") is not None and row.get("saturated")]
+    if saturated:
+        notes.append(f"H-score is at its limit and says nothing for {', '.join(saturated)}: fewer pictures than values")
+    if by != EXPECTED and len({row["dimension"] for row in good}) > 1 and by not in BASELINES:
         notes.append(f"{by} is compared across different dimensions here: read it with care")
+    precisions = {row["precision"] for row in good}
+    if len(precisions) > 1:
+        notes.append("some networks ran in bfloat16, others in float32; --precision float32 treats all alike")
     return notes
 
 

@@ -28,6 +28,7 @@ class Result:
         notes: what a reader should know, in plain words.
         following: what to do next, as commands.
         versions: of the packages at work.
+        further: other tables that belong to the result, by name.
     """
 
     job: str
@@ -36,6 +37,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     following: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: versions())
+    further: dict[str, list[Row]] = field(default_factory=dict)
 
     def as_json(self) -> str:
         """All of it, as JSON that any parser reads: numbers that are not finite become ``null``."""

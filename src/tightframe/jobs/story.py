@@ -47,18 +47,20 @@ def write_story(
 def _networks(run: Transfer) -> Section:
     rows = run.ranking.rows
     words = (
-        "Each network's penultimate features of the training pictures, judged by a ridge probe held out five times. "
-        "NC1 says how tightly they cluster by class: lower is tighter. Test accuracy is shown and never used to choose."
+        "Expected accuracy: how often three classifiers on the penultimate features (ridge, discriminant analysis, "
+        "nearest neighbours) are right on training pictures held out from them. Larger networks get a bonus that fades "
+        "as pictures come in. Drawing pictures anew gives the interval and the chance of being the best. NC1 says how "
+        "tightly features cluster by class (lower is tighter). Test accuracy is shown and never used to choose."
     )
-    grid = Grid(RANKING, with_interval(rows, "probe_low", "probe_high"))
+    grid = Grid(RANKING, with_interval(rows, "expected_low", "expected_high"))
     return Section("Which network", words, [ranking_chart(rows), collapse_chart(rows), grid])
 
 
 def _layers(run: Transfer) -> Section:
     words = (
         "NC1 and probe accuracy after every block, in the order in which they run. The block marked is the one tuned: "
-        "the most collapsed (NC1 per direction in which class means differ) of those which, with the new head, own at "
-        "most a tenth of all parameters."
+        "the most collapsed of those which, with the new head, own at most a tenth of all parameters, by NC1 per "
+        "direction in which class means differ (or, with more classes than some blocks have values, tr Σ_W / tr Σ_B)."
     )
     grid = Grid(LAYERS, with_interval(run.layers, "probe_low", "probe_high"))
     return Section("Which layer", words, [layer_chart(run.layers), grid])

@@ -59,7 +59,7 @@ def transfer(
     out: Path | str,
     methods: Sequence[str] = tuple(METHODS),
     layer: str = "auto",
-    by: str = "probe_accuracy",
+    by: str = "expected_accuracy",
     plan: Plan | None = None,
     model_options: dict[str, Any] | None = None,
     **running: Unpack[Running],

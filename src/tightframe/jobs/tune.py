@@ -17,18 +17,17 @@ from torch import Tensor, nn
 
 from tightframe.errors import SettingsError
 from tightframe.features.extract import Features, Running, extract
-from tightframe.features.moments import ClassMoments
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
 from tightframe.files import write_text
 from tightframe.jobs.run import Row, plain
 from tightframe.jobs.tuned import Tuned, load_tuned
-from tightframe.metrics.choice import Reading, recommend_layer, spread
+from tightframe.metrics.choice import Reading, recommend_layer, spreads
 from tightframe.metrics.probes import interval
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
 from tightframe.sources.selection import stratified
 from tightframe.tuning.inputs import FeatureInputs, PixelInputs
-from tightframe.tuning.loop import Diverged, Inputs, Recipe, Split, Trainable, collapse_or_none, fit
+from tightframe.tuning.loop import Diverged, Inputs, Recipe, Split, Trainable, collapse_of, fit
 from tightframe.tuning.methods import Method, method_named
 from tightframe.tuning.surgery import HeadOnly, TunableNetwork
 
@@ -156,9 +155,8 @@ def choose_layer(backbone: Backbone, features: Features) -> str:
 
     See ``metrics.choice.recommend_layer`` for the rule.
     """
-    readings = [
-        Reading(block.name, spread(features.moments(block.name)), block.parameters) for block in backbone.layers
-    ]
+    found = spreads([features.moments(block.name) for block in backbone.layers])
+    readings = [Reading(b.name, spread, b.parameters) for b, spread in zip(backbone.layers, found, strict=True)]
     head = (backbone.penultimate.dimension + 1) * len(features.classes)
     old = sum(p.numel() for p in backbone.module.get_submodule(backbone.head).parameters()) if backbone.head else 0
     return recommend_layer(readings, head, backbone.parameters - old)
@@ -294,7 +292,7 @@ def _judge(tuned: Tuned, data: ImageSplits, recipe: Recipe, seconds: float, devi
     if not (torch.isfinite(logits).all() and torch.isfinite(features).all()):  # no later batch showed it
         raise Diverged(f"training diverged in its last steps at rate {recipe.rate:g}: give a lower one (--rates)")
     metrics["train_accuracy"] = float((logits.argmax(1).numpy() == data.train.labels).mean())
-    metrics["nc1"] = collapse_or_none(ClassMoments.from_features(features, data.train.labels, len(data.classes)))
+    metrics["nc1"] = collapse_of(features, data.train.labels)
     if data.test is not None:
         logits, _ = tuned.logits_and_features(data.test, device=device)
         right = int((logits.argmax(1).numpy() == data.test.labels).sum())

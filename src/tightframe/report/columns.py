@@ -8,22 +8,72 @@ from tightframe.report.tables import Column, count, exact, millions, number, per
 
 RANKING = (
     Column("network", "Network", text),
-    Column("probe_accuracy", "Probe accuracy", percent),
+    Column("expected_accuracy", "Expected accuracy", percent),
     Column("interval", "95 % interval", span),
+    Column("chance_best", "Best with chance", percent),
+    Column("probe_accuracy", "Ridge probe", percent),
+    Column("knn_accuracy", "k-NN", percent),
     Column("nc1", "NC1", number),
-    Column("h_score", "H-score", number),
-    Column("logme", "LogME", number),
     Column("test_accuracy", "Test accuracy", percent),
+    Column("source_accuracy", "Source accuracy", percent),
     Column("parameters", "Param. (M)", millions),
+    Column("multiply_adds", "Mult.–adds (M)", millions),
     Column("seconds", "Time", seconds),
+)
+
+SCORES = (
+    Column("network", "Network", text),
+    Column("nc1", "NC1", number),
+    Column("cdnv", "CDNV", number),
+    Column("vci", "VCI", number),
+    Column("h_score", "H-score", number),
+    Column("h_score_shrunk", "H-score shrunk", number),
+    Column("logme", "LogME", number),
+    Column("leep", "LEEP", number),
+    Column("nce", "NCE", number),
+    Column("gbc", "GBC", number),
+    Column("transrate", "TransRate", number),
+    Column("sfda", "SFDA", number),
+    Column("parc", "PARC", number),
+)
+
+QUALITY = (
+    Column("score", "Ranked by", text),
+    Column("networks", "Networks", count),
+    Column("weighted_tau", "Weighted τ", number),
+    Column("weighted_tau_low", "from", number),
+    Column("weighted_tau_high", "to", number),
+    Column("tau", "Kendall τ", number),
+    Column("spearman", "Spearman", number),
+    Column("pearson", "Pearson", number),
+    Column("regret", "Regret", percent),
+    Column("regret_high", "Regret up to", percent),
+)
+
+PROBES = (
+    Column("layer", "Layer", text),
+    Column("dimension", "d", count),
+    Column("nc1", "NC1", number),
+    Column("ridge_held_out", "Ridge", percent),
+    Column("logistic_held_out", "Logistic", percent),
+    Column("centre_held_out", "Centre", percent),
+    Column("knn_held_out", "k-NN", percent),
+    Column("ridge_test", "Ridge test", percent),
+    Column("logistic_test", "Logistic test", percent),
+    Column("centre_test", "Centre test", percent),
+    Column("knn_test", "k-NN test", percent),
 )
 
 LAYERS = (
     Column("layer", "Layer", text),
     Column("dimension", "d", count),
     Column("nc1", "NC1", number),
+    Column("nc1_corrected", "NC1 corrected", number),
+    Column("nc1_at_least", "or at least", number),
     Column("cdnv", "CDNV", number),
+    Column("cdnv_corrected", "CDNV corrected", number),
     Column("vci", "VCI", number),
+    Column("vci_corrected", "VCI corrected", number),
     Column("nc2_etf", "NC2", number),
     Column("numerical_rank", "Numerical rank", number),
     Column("probe_accuracy", "Probe accuracy", percent),

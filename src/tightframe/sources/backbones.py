@@ -89,12 +89,27 @@ def load_backbone(
         token_pool=_token_pool(module, anatomy.prefix_tokens),
         origin=origin,
         source=_source(uri),
+        source_accuracy=_source_accuracy(uri, module) if pretrained else None,
     )
 
 
 def _source(uri: str) -> str:
     builder = BUILDER.fullmatch(uri)
     return hashlib.sha256(Path(builder["path"]).read_bytes()).hexdigest() if builder else ""
+
+
+def _source_accuracy(uri: str, module: nn.Module) -> float | None:
+    """ImageNet top-1 as torchvision's weights tell it, or ``top1`` (0 … 1) of a module's ``pretrained_cfg``."""
+    library, _, name = uri.partition("/")
+    config = getattr(module, "pretrained_cfg", None)
+    if library == "torchvision" and not BUILDER.fullmatch(uri):
+        from torchvision import models
+
+        told = models.get_model_weights(name).DEFAULT.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1")
+        told = None if told is None else told / 100
+    else:
+        told = config.get("top1") if isinstance(config, dict) else None
+    return float(told) if isinstance(told, (int, float)) and 0 <= told <= 1 else None
 
 
 def short_name(uri: str) -> str:

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tightframe.errors import MeasureError, TightframeError
-from tightframe.features.moments import ClassMoments
 from tightframe.features.precision import autocast
 from tightframe.files import write_tensors
 from tightframe.metrics.collapse import nc1
+from tightframe.metrics.quick import moments_along_means
 from tightframe.protocols import hash_of
 
 Row = dict[str, Any]
@@ -173,7 +173,8 @@ def _train_epoch(
         order = order[:-1]  # batch norm can't train on one picture; another one sits out next epoch
     labels = torch.from_numpy(split.labels).to(device)
     steps = -(-len(order) // recipe.batch_size)
-    moments = ClassMoments.zero(split.classes, network.head.in_features)
+    seen: list[Tensor] = []
+    shown: list[np.ndarray] = []
     total_loss = right = 0.0
     network.train(True)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -196,24 +197,24 @@ def _train_epoch(
             optimizer.step()
             total_loss += float(loss.detach()) * len(indices)
             right += int((logits.argmax(1) == target).sum())
-            moments = moments.update(features.detach().float().cpu(), split.labels[indices])
+            seen.append(features.detach().float().cpu())
+            shown.append(split.labels[indices])
     return {
         "rate": optimizer.param_groups[0]["lr"],
         "train_loss": total_loss / len(order),
         "train_accuracy": right / len(order),
-        "nc1": collapse_or_none(moments),
+        "nc1": collapse_of(torch.cat(seen), np.concatenate(shown)),
         "seconds": time.perf_counter() - started,
     }
 
 
-def collapse_or_none(moments: ClassMoments) -> float | None:
-    """NC1, or ``None`` where there are too few samples to have one."""
-    present = moments.counts > 0
-    kept = ClassMoments(
-        moments.counts[present], moments.means[present], moments.scatter, moments.class_variances[present]
-    )
+def collapse_of(features: Tensor, labels: np.ndarray) -> float | None:
+    """NC1 of features (n, d) with labels (n,), or ``None`` where there are too few samples to have one."""
+    present, dense = np.unique(labels, return_inverse=True)
+    if not 1 < len(present) < len(labels):
+        return None
     try:
-        return nc1(kept) if kept.classes > 1 and kept.samples > kept.classes else None
+        return nc1(moments_along_means(features, torch.from_numpy(dense), len(present)))
     except MeasureError:
         return None
 

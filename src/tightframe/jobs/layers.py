@@ -1,0 +1,139 @@
+"""What could be read off every layer by simple classifiers, and which layer to read."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+
+from tightframe.errors import MeasureError
+from tightframe.features.extract import Features, Running, extract
+from tightframe.jobs.run import Result, Row
+from tightframe.metrics.collapse import Head, nc1
+from tightframe.metrics.discriminant import cross_validated_centre
+from tightframe.metrics.folds import Folds
+from tightframe.metrics.judging import per_class_accuracy
+from tightframe.metrics.logistic_probe import cross_validated_logistic
+from tightframe.metrics.neighbours import neighbours_accuracy, neighbours_predict
+from tightframe.metrics.ridge import cross_validated_ridge
+from tightframe.protocols import Backbone, ImageData, ImageSplits, silent
+
+
+class Judged(NamedTuple):
+    """One probe on one layer: held out, on the pictures it was fitted to, and on test pictures."""
+
+    held_out: float
+    correct: np.ndarray
+    train: float
+    test: np.ndarray | None  # classes given to the test pictures
+
+
+def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, **running: Unpack[Running]) -> Result:
+    """NC1 and the accuracy of four probes for every layer, with a recommended layer and why.
+
+    Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``nc1``, and for each
+    probe (``ridge``, ``logistic``, ``centre``: nearest class mean, ``knn``: nearest neighbours) ``NAME_held_out``
+    (cross-validated; leave-one-out for ``knn``), ``NAME_train`` and, where there are test pictures, ``NAME_test``,
+    ``NAME_calibration_error`` of ``logistic``, and ``NAME_per_class`` test accuracies. ``recommended`` marks one row:
+    the choice looks at held-out accuracy on training pictures only.
+    """
+    pictures = data.train if isinstance(data, ImageSplits) else data
+    unseen = data.test if isinstance(data, ImageSplits) else None
+    features = extract(backbone, pictures, **running)
+    test = extract(backbone, unseen, **running) if unseen is not None else None
+    rows, correct = list[Row](), list[np.ndarray]()
+    listed = running.get("progress", silent)(list(features), f"probing {backbone.name}", len(features))
+    for name in listed:
+        row, right = _row(name, features, test, len(pictures.classes), seed)
+        rows.append({"network": backbone.name, "layer": name, "dimension": backbone.layer(name).dimension} | row)
+        correct.append(right)
+    chosen, why = recommended(rows, correct)
+    rows = [row | {"recommended": place == chosen} for place, row in enumerate(rows)]
+    notes = list(data.notes) if isinstance(data, ImageSplits) else []
+    settings = {
+        "data": pictures.name,
+        "pictures": len(pictures),
+        "test_pictures": len(unseen) if unseen is not None else 0,
+        "classes": len(pictures.classes),
+        "model": backbone.origin,
+        "pool": features.pool,
+        "precision": features.precision,
+        "seed": seed,
+    }
+    model = shlex.quote(backbone.origin.get("uri", backbone.name))
+    random = "" if backbone.origin.get("pretrained", True) else " --no-pretrained"
+    return Result("layers", rows, settings, [*notes, why], [f"tightframe tune DATA --model {model}{random} --out DIR"])
+
+
+def _row(name: str, features: Features, test: Features | None, classes: int, seed: int) -> tuple[Row, np.ndarray]:
+    folds = Folds.of(features[name], features.labels, classes, seed=seed)
+    held_out: Mapping[str, np.ndarray] | None = {"features": test[name], "labels": test.labels} if test else None
+    row: Row = {"nc1": nc1(folds.total)}
+    rights = []
+    for probe, judge in JUDGES.items():
+        judged = judge(folds, classes, None if held_out is None else held_out["features"], row)
+        row |= {f"{probe}_held_out": judged.held_out, f"{probe}_train": judged.train}
+        rights.append(judged.correct)
+        if held_out is not None and judged.test is not None:
+            row[f"{probe}_test"] = float((judged.test == held_out["labels"]).mean())
+            row[f"{probe}_per_class"] = per_class_accuracy(judged.test, held_out["labels"], classes)
+    return row, np.mean(rights, axis=0)
+
+
+def _ridge(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
+    found = cross_validated_ridge(folds)
+    return _by_head(found.accuracy, found.correct, found.head, folds, unseen)
+
+
+def _centre(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
+    found = cross_validated_centre(folds)
+    return _by_head(found.accuracy, found.correct, found.head, folds, unseen)
+
+
+def _logistic(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
+    found = cross_validated_logistic(folds)
+    row["logistic_calibration_error"] = found.calibration_error
+    return _by_head(found.result.accuracy, found.result.correct, found.result.head, folds, unseen)
+
+
+def _knn(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
+    found = neighbours_accuracy(folds.features, folds.labels, classes)
+    fitted = neighbours_predict(folds.features, folds.labels, folds.features, classes)
+    said = None if unseen is None else neighbours_predict(folds.features, folds.labels, unseen, classes).numpy()
+    return Judged(found.accuracy, found.correct, float((fitted == folds.labels).double().mean()), said)
+
+
+JUDGES = {"ridge": _ridge, "logistic": _logistic, "centre": _centre, "knn": _knn}
+
+
+def _by_head(accuracy: float, correct: np.ndarray, head: Head, folds: Folds, unseen: Any) -> Judged:
+    said = None if unseen is None else head.predict(unseen).numpy()
+    return Judged(accuracy, correct, head.accuracy(folds.features, folds.labels), said)
+
+
+def recommended(rows: list[Row], correct: list[np.ndarray]) -> tuple[int, str]:
+    """Which of ``rows`` to read features at, and why, from what each probe got right while held out, (n,) a layer.
+
+    Of the layers that can't be told from the most accurate one (paired difference within twice its standard error), the
+    most collapsed.
+    """
+    if not rows:
+        raise MeasureError("no layer to recommend; name some with --layers")
+    means = [float(right.mean()) for right in correct]
+    best = int(np.argmax(means))
+    close = [place for place in range(len(rows)) if _alike(correct[best], correct[place])]
+    comparable = [place for place in close if rows[place]["dimension"] == rows[best]["dimension"]] or [best]
+    chosen = min(comparable, key=lambda place: rows[place]["nc1"])
+    told = f"recommended: {rows[chosen]['layer']}, where probes are right on {100 * means[chosen]:.1f} % while held out"
+    if chosen == best and len(close) == 1:
+        return chosen, f"{told}: more than at any other layer"
+    alike = f"{len(close) - 1} other layer{'s' if len(close) > 2 else ''} can't be told from the best by these pictures"
+    reason = "of those of its width it is the most collapsed" if len(comparable) > 1 else "it is the best of its width"
+    return chosen, f"{told}; {alike}, and {reason}"
+
+
+def _alike(best: np.ndarray, other: np.ndarray) -> bool:
+    difference = best.astype(float) - other.astype(float)
+    return bool(difference.mean() <= 2 * difference.std() / max(len(difference) - 1, 1) ** 0.5 + 1e-12)
