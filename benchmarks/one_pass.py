@@ -1,0 +1,118 @@
+"""What measuring every layer adds to the forward pass, and what the one pass saves over the loop one would write.
+
+    OMP_NUM_THREADS=2 python benchmarks/one_pass.py > benchmarks/results/one_pass.md
+
+The bare pass decodes the same pictures with the same batches, precision and memory format, and keeps nothing. The plain
+loop is float32, contiguous, with one hook on the penultimate features. All in turn, best of the rounds.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import tightframe
+from tightframe.features.pixels import Pixels
+from tightframe.features.precision import autocast
+from tightframe.metrics.collapse import check_measurable
+from tightframe.metrics.summary import collapse_metrics
+from tightframe.protocols import PENULTIMATE, Backbone, ImageData
+
+NETWORKS = ("timm/resnet18", "timm/vit_tiny_patch16_224", "timm/mobilenetv2_100")
+PICTURES, CLASSES, BATCH, ROUNDS = 128, 8, 32, 3
+NAMES = ("nc1", "cdnv", "vci")
+
+
+def pictures(folder: Path) -> tightframe.ImageSplits:
+    generator = np.random.default_rng(0)
+    for index in range(PICTURES):
+        place = folder / f"class{index % CLASSES}"
+        place.mkdir(exist_ok=True)
+        coarse = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        coarse[..., index % 3] //= 1 + index % CLASSES
+        Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC).save(place / f"{index}.jpg", quality=90)
+    return tightframe.load_images(str(folder), test_share=0.0)
+
+
+def measured(backbone: Backbone, data: ImageData, precision: str) -> tightframe.Features:
+    features = tightframe.extract(backbone, data, precision=precision, batch_size=BATCH)
+    for layer in features:
+        features.moments(layer)
+    return features
+
+
+def bare(backbone: Backbone, data: ImageData, precision: str) -> None:
+    device = torch.device("cpu")
+    module = backbone.module.to(memory_format=torch.channels_last)
+    with torch.inference_mode(), autocast(device, precision):
+        for _, batch in Pixels(data, backbone.preprocessing, keep_bytes=0).batches(range(len(data)), BATCH):
+            ready = backbone.preprocessing.normalise(batch).contiguous(memory_format=torch.channels_last)
+            module(ready)
+
+
+def plain_loop(backbone: Backbone, data: ImageData) -> None:
+    seen = []
+    module = backbone.module.to(memory_format=torch.contiguous_format)
+    head = module.get_submodule(backbone.head)
+    handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        for start in range(0, len(data), BATCH):
+            rows = [backbone.preprocessing.pixels(data[i]) for i in range(start, min(start + BATCH, len(data)))]
+            module(backbone.preprocessing.normalise(torch.stack(rows)))
+    handle.remove()
+    torch.cat(seen)
+
+
+def best(*functions: partial) -> list[float]:
+    found = [float("inf")] * len(functions)
+    for _ in range(ROUNDS):
+        for place, function in enumerate(functions):
+            started = time.perf_counter()
+            function()
+            found[place] = min(found[place], time.perf_counter() - started)
+    return found
+
+
+def main() -> None:
+    print("# The one pass: every layer measured, against a bare forward pass and a plain loop\n")
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ",
+        end="",
+    )
+    print(f"{PICTURES} pictures of 256 px decoded to 224 px, random weights; `python benchmarks/one_pass.py`.\n")
+    print("| network | layers | bfloat16: measured / bare (≤ 1.10) | float32: the same | plain loop / measured (≥ 2) |")
+    print("|---|---|---|---|---|")
+    shifts = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = pictures(Path(folder)).train
+        for name in NETWORKS:
+            backbone = tightframe.load_backbone(name, pretrained=False)
+            times = best(
+                partial(measured, backbone, data, "bfloat16"),
+                partial(bare, backbone, data, "bfloat16"),
+                partial(measured, backbone, data, "float32"),
+                partial(bare, backbone, data, "float32"),
+                partial(plain_loop, backbone, data),
+            )
+            half, half_bare, whole, whole_bare, loop = times
+            ratios = f"{half / half_bare:.2f} | {whole / whole_bare:.2f} | {loop / half:.2f}"
+            print(f"| {name} | {len(backbone.layers) + 1} | {ratios} |", flush=True)
+            shifts.append((name, *(measured(backbone, data, p).moments(PENULTIMATE) for p in ("float32", "bfloat16"))))
+    print("\nWhat bfloat16 changes of the penultimate features' metrics:\n")
+    print("| network | " + " | ".join(NAMES) + " |")
+    print("|---" * (len(NAMES) + 1) + "|")
+    for name, exact, half in shifts:
+        check_measurable(exact)
+        before, after = collapse_metrics(exact), collapse_metrics(half)
+        print(f"| {name} | " + " | ".join(f"{100 * (after[m] / before[m] - 1):+.2f} %" for m in NAMES) + " |")
+
+
+if __name__ == "__main__":
+    main()
