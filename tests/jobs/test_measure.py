@@ -6,6 +6,9 @@ import pytest
 
 from tightframe import collapse_metrics, extract, load_backbone, load_images, measure
 from tightframe.errors import MeasureError
+from tightframe.metrics.certainty import collapse_intervals, corrected_intervals
+from tightframe.metrics.correction import corrected
+from tightframe.metrics.folds import Folds
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,32 @@ def test_notes_read_the_numbers(data, names):
 def test_one_picture_a_class_can_not_be_measured(names):
     with pytest.raises(MeasureError):
         measure(load_images("digits:5-9", shots=1), load_backbone(names["wide"]))
+
+
+def test_metrics_come_with_intervals_and_corrections_with_bounds(data, names):
+    backbone = load_backbone(names["wide"])
+    rows, features = measure(data, backbone, seed=3).rows, extract(backbone, data.train)
+    for row in rows:
+        folds = Folds.of(features[row["layer"]], features.labels, 5, seed=3)
+        for name, interval in collapse_intervals(folds, seed=3).items():
+            assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(interval[1:])
+            assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+        many = corrected(folds.total)
+        assert row["nc1_corrected"] == (None if many.nc1.value is None else pytest.approx(many.nc1.value))
+        if row["nc1_corrected"] is None:
+            assert row["nc1_corrected_low"] <= many.nc1.lower
+    around = corrected_intervals(folds, draws=12, seed=3)["cdnv"]
+    assert (rows[-1]["cdnv_corrected_low"], rows[-1]["cdnv_corrected_high"]) == pytest.approx(around[1:])
+
+
+def test_intervals_follow_the_weighting(data, names):
+    uneven = load_images("digits:5-9")
+    row = measure(uneven, load_backbone(names["narrow"]), weighting="sample").rows[-1]
+    for name in ("nc1", "vci", "nc2_etf", "numerical_rank"):
+        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+
+
+def test_the_command_suggested_next_loads_the_same_network(data, names):
+    backbone = load_backbone(names["wide"], input_size=24, layers=["layer2.0"])
+    following = measure(data, backbone).following[0]
+    assert following == f"tightframe tune DATA --model {names['wide']} --layers layer2.0 --input-size 24 --out DIR"

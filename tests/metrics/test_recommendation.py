@@ -68,3 +68,12 @@ def test_the_larger_of_equals_is_ahead_and_less_so_with_more_pictures() -> None:
         assert small.expected + large.expected == pytest.approx(1)
     assert gaps[0] == pytest.approx(recommendation.SIZE * np.log(2) * 2 / 3)
     assert gaps[1] == pytest.approx(recommendation.SIZE * np.log(2) / 6)
+
+
+def test_with_more_pictures_to_come_it_is_less_sure_who_will_be_the_best() -> None:
+    right, wrong = np.arange(100) % 10 < 9, np.arange(100) % 10 < 6
+    now = standings([right.astype(float), wrong.astype(float)], [7, 7])
+    later = standings([right.astype(float), wrong.astype(float)], [7, 7], eventually=100_000)
+    assert now[0].chance_best > later[0].chance_best > 0.9
+    assert later[0].high - later[0].low > now[0].high - now[0].low
+    assert standings([right.astype(float), wrong.astype(float)], [7, 7], eventually=50) == now

@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from tightframe.report.tables import Column, count, number, percent, seconds, shown, size, table, text
+from tightframe.report.tables import Column, count, number, percent, rough, seconds, shown, size, table, text
 
 COLUMNS = [
     Column("network", "Network"),
@@ -125,3 +125,23 @@ def test_an_error_has_its_name_and_message_in_red_and_no_dashes():
 
 def test_no_rows_at_all():
     assert "Network" in printed([])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"nc1_low": 0.12345, "nc1_high": 12.345}, "0.123–12.3"),
+        ({"nc1_low": 0.12345, "nc1_high": math.inf}, "≥ 0.123"),
+        ({"nc1_low": 12345.6, "nc1_high": None}, "≥ 12,300"),
+        ({"nc1": 1.0}, "–"),
+    ],
+)
+def test_intervals_are_read_from_their_ends(row, words):
+    column = Column("nc1", "95 % interval", rough, interval=True)
+    assert column.cell(row) == words
+    assert (column in shown([Column("network", "Network"), column], [row])) == (words != "–")
+
+
+def test_an_interval_of_shares_says_percent_once():
+    column = Column("probe", "95 % interval", percent, interval=True)
+    assert column.cell({"probe_low": 0.597, "probe_high": 0.854}) == "59.7–85.4 %"

@@ -150,6 +150,12 @@ def _rank(commands: Any) -> None:
         help="also say how well every score ranks, against accuracies in a CSV file (network,accuracy), or against the "
         "probe on the test pictures (the word probe)",
     )
+    command.add_argument(
+        "--budget",
+        type=float,
+        metavar="MINUTES",
+        help="let networks race: pictures go only to those that can still win, about a third of all forward passes",
+    )
     _run_options(command)
 
 

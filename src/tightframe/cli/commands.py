@@ -41,8 +41,8 @@ def transfer(options: argparse.Namespace) -> None:
             **_running(options),
             progress=progress,
         )
-    terminal.show("Networks", RANKING, run.ranking.rows, "expected_low", "expected_high")
-    terminal.show(f"Methods on {run.tuned.backbone.name}", METHODS, run.methods, "test_low", "test_high")
+    terminal.show("Networks", RANKING, run.ranking.rows)
+    terminal.show(f"Methods on {run.tuned.backbone.name}", METHODS, run.methods)
     if run.samples:
         terminal.show(f"What {run.tuned.network.method.name} says of test pictures", SAMPLES, run.samples[::3])
     terminal.close(run.result, options.json)
@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> None:
         found = measure(
             data, backbone, weighting=options.weighting, seed=options.seed, **_running(options), progress=progress
         )
-    terminal.show(f"{backbone.name} on {data.train.name}", LAYERS, found.rows, "probe_low", "probe_high")
+    terminal.show(f"{backbone.name} on {data.train.name}", LAYERS, found.rows)
     terminal.close(found, options.json, options.data)
 
 
@@ -91,13 +91,16 @@ def rank(options: argparse.Namespace) -> None:
             options.models,
             by=options.by,
             truth=options.truth,
+            budget=options.budget,
             model_options=_network(options),
             seed=options.seed,
             **_running(options),
             progress=progress,
         )
-    terminal.show(f"Networks on {data.train.name}", RANKING, found.rows, "expected_low", "expected_high")
-    terminal.show("Scores, higher is better except NC1, CDNV and VCI", SCORES, found.rows)
+    terminal.show(f"Networks on {data.train.name}", RANKING, found.rows)
+    terminal.show(
+        "Scores, higher is better except NC1, CDNV and VCI", SCORES, [row for row in found.rows if "nc1" in row]
+    )
     if found.further:
         terminal.show("How well each column ranks these networks", QUALITY, found.further["quality"])
     terminal.close(found, options.json, options.data)
@@ -124,7 +127,7 @@ def tune(options: argparse.Namespace) -> None:
             **_running(options),
             progress=progress,
         )
-    terminal.show(f"{tuned.backbone.name} on {data.name}", METHODS, [tuned.metrics], "test_low", "test_high")
+    terminal.show(f"{tuned.backbone.name} on {data.name}", METHODS, [tuned.metrics])
     terminal.close(tuned.result(options.out), options.json)
 
 

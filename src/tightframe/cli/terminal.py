@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from tightframe.report.columns import with_interval
 from tightframe.report.tables import Column, printable, table
 
 if TYPE_CHECKING:
@@ -23,9 +22,9 @@ out = Console()
 err = Console(stderr=True)
 
 
-def show(title: str, columns: Sequence[Column], rows: list[Row], low: str = "", high: str = "") -> None:
-    """Print a table; ``low`` and ``high`` name the ends of an interval column."""
-    out.print(table(title, columns, with_interval(rows, low, high) if low else rows))
+def show(title: str, columns: Sequence[Column], rows: list[Row]) -> None:
+    """Print a table."""
+    out.print(table(title, columns, rows))
     out.print()
 
 

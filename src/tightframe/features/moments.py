@@ -7,8 +7,9 @@ therefore one operation, exact in whichever order they come.
 Numerics. Collapsed features have a within-class scatter many orders below their means, so the textbook
 ``Σ h hᵀ − n μ μᵀ`` cancels. Here every batch is centred on its own class means first, and batches are joined by the
 parallel-axis identity (Chan, Golub, LeVeque 1979). Products of centred features are made in the precision in which
-the features came (half precision in float32), sums in float64: float32 features give a scatter right to about 1e-7 of
-the deviations that it multiplies, float64 features to 1e-15, wherever their origin lies.
+the features came (half precision in float32, features of few values in float64), sums in float64: wide float32
+features give a scatter right to about 1e-7 of the deviations that it multiplies, others to 1e-15, wherever their origin
+lies.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ Weighting = Literal["class", "sample"]
 CHUNK = 4096
 """Rows that are centred at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
 CHUNK_BYTES = 2**24
+NARROW = 256
+"""Values up to which products are always float64, at little cost: features of first blocks and of untrained networks
+can vary a thousand times more in one direction than in another, which float32 products would blur."""
 STRIPE = 512
 """Columns of the scatter made by one product: the half above the diagonal is left out, stripe by stripe."""
 
@@ -245,9 +249,9 @@ class _Batch:
 
 
 def work_type(features: Tensor) -> torch.dtype:
-    """In which centred features are multiplied: theirs, but half precision in float32 and integers in float64."""
+    """In which centred features are multiplied: float64, and wide half or single precision in float32."""
     half_or_single = features.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return torch.float32 if half_or_single else torch.float64
+    return torch.float32 if half_or_single and features.shape[1] > NARROW else torch.float64
 
 
 def chunks(

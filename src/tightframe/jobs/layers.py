@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Unpack
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from tightframe.errors import MeasureError
 from tightframe.features.extract import Features, Running, extract
-from tightframe.jobs.run import Result, Row
+from tightframe.jobs.run import Result, Row, tune_command
 from tightframe.metrics.collapse import Head, nc1
 from tightframe.metrics.discriminant import cross_validated_centre
 from tightframe.metrics.folds import Folds
@@ -62,9 +61,13 @@ def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, 
         "precision": features.precision,
         "seed": seed,
     }
-    model = shlex.quote(backbone.origin.get("uri", backbone.name))
-    random = "" if backbone.origin.get("pretrained", True) else " --no-pretrained"
-    return Result("layers", rows, settings, [*notes, why], [f"tightframe tune DATA --model {model}{random} --out DIR"])
+    return Result(
+        "layers",
+        rows,
+        settings,
+        [*notes, why],
+        [tune_command(backbone.origin.get("uri", backbone.name), backbone.origin)],
+    )
 
 
 def _row(name: str, features: Features, test: Features | None, classes: int, seed: int) -> tuple[Row, np.ndarray]:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
+from functools import partial
 from typing import Unpack
 
 from tightframe.features.extract import Features, Running, extract
 from tightframe.features.moments import Weighting
-from tightframe.jobs.run import Result, Row
+from tightframe.jobs.run import Result, Row, tune_command
+from tightframe.metrics.certainty import (
+    COLLAPSE,
+    CORRECTED,
+    Function,
+    Interval,
+    collapse_intervals,
+    corrected_intervals,
+    intervals,
+)
 from tightframe.metrics.collapse import cautions
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.ridge import cross_validated_ridge
 from tightframe.metrics.summary import collapse_metrics
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
+
+DRAWS = 12
+"""Of which an interval around a corrected value is made; Student's t makes up for their being few."""
 
 
 def measure(
@@ -27,10 +39,11 @@ def measure(
     """Collapse metrics and a cross-validated probe for every layer, from one pass over the training pictures.
 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``parameters``,
-    ``nc1`` and the other names of ``collapse_metrics``, ``rank_between``, estimates of what more pictures would show
-    (``nc1_corrected``, ``cdnv_corrected``, ``vci_corrected``: ``None`` where these pictures can't tell;
-    ``nc1_at_least`` is a lower bound; see ``metrics.correction``), ``probe_accuracy`` with its 95 % interval
-    ``probe_low`` … ``probe_high``.
+    ``nc1`` and the other names of ``collapse_metrics``, each with its 95 % interval over pictures (``…_low``,
+    ``…_high``); ``rank_between``; ``nc1_corrected``, ``cdnv_corrected`` and ``vci_corrected``, estimates of what any
+    number of pictures would show (see ``metrics.correction``): where these pictures can't tell, the value is ``None``
+    and ``…_low`` a bound from below. Intervals of the estimates themselves are given for the penultimate features,
+    by which networks are compared. ``probe_accuracy`` with ``probe_low`` … ``probe_high``.
     """
     pictures = data.train if isinstance(data, ImageSplits) else data
     features = extract(backbone, pictures, **running)
@@ -49,9 +62,9 @@ def measure(
         "precision": features.precision,
         "seed": seed,
     }
-    model = shlex.quote(backbone.origin.get("uri", backbone.name))
-    random = "" if backbone.origin.get("pretrained", True) else " --no-pretrained"
-    return Result("measure", rows, settings, notes, [f"tightframe tune DATA --model {model}{random} --out DIR"])
+    return Result(
+        "measure", rows, settings, notes, [tune_command(backbone.origin.get("uri", backbone.name), backbone.origin)]
+    )
 
 
 def layer_rows(
@@ -62,8 +75,8 @@ def layer_rows(
     for name in progress(list(features), f"measuring {backbone.name}", len(features)):
         layer, moments = backbone.layer(name), features.moments(name)
         metrics = collapse_metrics(moments, weighting=weighting)
-        many = corrected(moments)
-        probe = cross_validated_ridge(Folds.of(features[name], features.labels, len(features.classes), seed=seed))
+        folds = Folds.of(features[name], features.labels, len(features.classes), seed=seed)
+        probe = cross_validated_ridge(folds)
         rows.append(
             {
                 "network": backbone.name,
@@ -73,16 +86,40 @@ def layer_rows(
                 "parameters": layer.parameters,
                 **metrics,
                 "rank_between": metrics.rank_between,
-                "nc1_corrected": many.nc1.value,
-                "nc1_at_least": many.nc1.lower,
-                "cdnv_corrected": many.cdnv.value,
-                "vci_corrected": many.vci.value,
+                **_ends(_intervals(folds, weighting, seed)),
+                **_corrections(folds, name == PENULTIMATE, seed),
                 "probe_accuracy": probe.accuracy,
                 "probe_low": probe.low,
                 "probe_high": probe.high,
             }
         )
     return rows
+
+
+def _intervals(folds: Folds, weighting: Weighting, seed: int) -> dict[str, Interval]:
+    if weighting == "class":
+        return collapse_intervals(folds, seed=seed)
+    unweighted = ("cdnv", "numerical_rank")
+    weighted: dict[str, Function] = {
+        name: f if name in unweighted else partial(f, weighting=weighting)  # type: ignore[call-arg]
+        for name, f in COLLAPSE.items()
+    }
+    return intervals(folds, weighted, seed=seed)
+
+
+def _ends(found: dict[str, Interval], suffix: str = "") -> Row:
+    ends = {f"{name}{suffix}_low": one.low for name, one in found.items()}
+    return ends | {f"{name}{suffix}_high": one.high for name, one in found.items()}
+
+
+def _corrections(folds: Folds, with_intervals: bool, seed: int) -> Row:
+    """What any number of pictures would show, or a bound from below where these can't tell."""
+    many = corrected(folds.total)
+    estimates = {name: getattr(many, name) for name in CORRECTED}
+    row: Row = {f"{name}_corrected": estimate.value for name, estimate in estimates.items()}
+    if with_intervals:
+        return row | _ends(corrected_intervals(folds, draws=DRAWS, seed=seed), "_corrected")
+    return row | {f"{name}_corrected_low": one.lower for name, one in estimates.items() if one.value is None}
 
 
 def reading(best: Row, last: Row) -> str:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import csv
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
 
 from tightframe.errors import DataError, SettingsError, TightframeError
 from tightframe.features.extract import Features, Running, extract
-from tightframe.jobs.run import Result, Row, Run
+from tightframe.jobs.race import Contender, race
+from tightframe.jobs.run import Result, Row, Run, tune_command
 from tightframe.metrics.agreement import agreement
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.discriminant import cross_validated_lda
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.neighbours import neighbours_accuracy
+from tightframe.metrics.neighbours import NeighboursResult, neighbours_accuracy
+from tightframe.metrics.probes import ProbeResult
 from tightframe.metrics.recommendation import Standing, credit, standings
 from tightframe.metrics.registry import MEASURES
 from tightframe.metrics.ridge import cross_validated_ridge
@@ -29,8 +30,10 @@ from tightframe.sources.backbones import load_backbone, short_name
 
 EXPECTED = "expected_accuracy"
 COLLAPSE = ("nc1", "cdnv", "vci")
+LDA_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 BASELINES = {
     "probe_accuracy": True,
+    "lda_accuracy": True,
     "knn_accuracy": True,
     "source_accuracy": True,
     "parameters": True,
@@ -51,6 +54,7 @@ def rank(
     *,
     by: str = EXPECTED,
     truth: str | Mapping[str, float] | None = None,
+    budget: float | None = None,
     model_options: dict[str, Any] | None = None,
     seed: int = 0,
     run: Run | None = None,
@@ -71,6 +75,8 @@ def rank(
         truth: accuracies by network name, a CSV file with columns network and accuracy, or ``"probe"`` for the
             accuracy of the ridge probe on the test pictures: then ``further["quality"]`` says how well every column
             ranks, with intervals over networks.
+        budget: minutes to spend. Networks then race (see ``jobs.race``): pictures go to those that can still win, test
+            pictures are left alone, and networks that left early have fewer ``pictures_seen`` and no scores.
         model_options: further arguments of ``load_backbone`` for all of ``models`` given by name.
         run: where finished rows are remembered.
     """
@@ -79,12 +85,16 @@ def rank(
     if not models:
         raise SettingsError("no networks to rank; name some with --models")
     known = _known(truth, data)
-    listed = running.get("progress", silent)(models, "networks", len(models))
-    given = [
-        _row(data, model, model_options or {}, seed, run, running) | {"given": place}
-        for place, model in enumerate(listed)
-    ]
-    rows = ordered(given, by, seed)
+    if budget is None:
+        listed = running.get("progress", silent)(models, "networks", len(models))
+        given = [
+            _row(data, model, model_options or {}, seed, run, running) | {"given": place}
+            for place, model in enumerate(listed)
+        ]
+        rows = ordered(given, by, seed)
+    else:
+        _check_race(budget, by, truth)
+        rows = _raced(data, models, budget, model_options or {}, seed, running)
     good = [row for row in rows if "error" not in row]
     settings = {
         "data": data.name,
@@ -92,13 +102,14 @@ def rank(
         "test_pictures": len(data.test) if data.test else 0,
         "classes": len(data.classes),
         "by": by,
+        "budget": budget,
         "pool": running.get("pool", "auto"),
         "seed": seed,
     }
     told = [{key: value for key, value in row.items() if key != "correct"} for row in rows]
     further = {"quality": quality(good, known, seed)} if truth is not None else {}
-    notes = [*data.notes, *_notes(good, by)]
-    return Result("rank", told, settings, notes, _following(good), further=further)
+    notes = [*data.notes, *([_spared(good, len(data.train))] if budget is not None else []), *_notes(good, by)]
+    return Result("rank", told, settings, notes, _following(good, model_options or {}), further=further)
 
 
 def ordered(rows: list[Row], by: str, seed: int = 0) -> list[Row]:
@@ -164,6 +175,59 @@ def _known(truth: str | Mapping[str, float] | None, data: ImageSplits) -> Mappin
         ) from error
 
 
+def _check_race(budget: float, by: str, truth: str | Mapping[str, float] | None) -> None:
+    if not budget > 0:
+        raise SettingsError(f"a budget of {budget:g} minutes buys nothing; give more than 0")
+    if by != EXPECTED or truth is not None:
+        raise SettingsError("networks race for the best expected accuracy: leave out --by and --truth, or --budget")
+
+
+def _raced(
+    data: ImageSplits,
+    models: Sequence[str | Backbone],
+    minutes: float,
+    options: dict[str, Any],
+    seed: int,
+    running: Running,
+) -> list[Row]:
+    """Rows of a race: those still in it at the end, then the others, the later they left the earlier."""
+
+    def correct(backbone: Backbone, features: Features) -> Mapping[str, np.ndarray]:
+        return _probes(_folds(features, seed)).correct
+
+    contenders = [_contender(model, options) for model in models]
+    finalists = race(contenders, data.train, correct, minutes, seed, running)
+    rows = []
+    for place, contender in enumerate(contenders):
+        if contender.error is not None or contender.standing is None:
+            rows.append(_failed(contender.name, contender.error or TightframeError("not run")) | {"given": place})
+            continue
+        row: Row = {"network": contender.name, "parameters": contender.parameters}
+        if contender in finalists:
+            features = contender.features(data.train)
+            folds = _folds(features, seed)
+            row = _scored(contender.load(), features, folds, _probes(folds))
+        model = models[place]
+        uri = model if isinstance(model, str) else model.origin.get("uri")
+        row |= {"model": uri, "pictures_seen": len(contender.order), "seconds": contender.seconds, "given": place}
+        rows.append(row | _told(contender.standing) | {"tied": contender in finalists and contender.standing.tied})
+    return sorted(rows, key=lambda r: ("error" in r, -r.get("pictures_seen", 0), -r.get(EXPECTED, 0.0)))
+
+
+def _contender(model: str | Backbone, options: dict[str, Any]) -> Contender:
+    if isinstance(model, str):
+        return Contender(short_name(model), lambda: load_backbone(model, **options), _read)
+    return Contender(model.name, lambda: model, _read)
+
+
+def _spared(good: list[Row], pictures: int) -> str:
+    passes, all_passes = sum(row["pictures_seen"] for row in good), len(good) * pictures
+    return (
+        f"{passes:,} forward passes in place of {all_passes:,}: networks left the race once they were unlikely to win. "
+        "What is expected of those is what fewer pictures said; chances are among the networks of their last round"
+    )
+
+
 def _row(
     data: ImageSplits, model: str | Backbone, options: dict[str, Any], seed: int, run: Run | None, running: Running
 ) -> Row:
@@ -181,48 +245,78 @@ def _row(
         return run.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, running))
     except (DataError, SettingsError):
         raise  # the same for every network: said once, at once
-    except TightframeError as error:
-        return {"network": name, "error": str(error)}
     except Exception as error:  # one bad network must not end the list, whatever it raises
-        return {"network": name, "error": f"{type(error).__name__}: {error}"}
+        return _failed(name, error)
+
+
+def _failed(name: str, error: Exception) -> Row:
+    said = str(error) if isinstance(error, TightframeError) else f"{type(error).__name__}: {error}"
+    return {"network": name, "error": said}
 
 
 def _measured(data: ImageSplits, backbone: Backbone, seed: int, running: Running) -> Row:
     started = time.perf_counter()
-    read = [PENULTIMATE, OUTPUT] if backbone.head is not None else [PENULTIMATE]
-    features = extract(backbone, data.train, layers=read, **running)
-    folds = Folds.of(features[PENULTIMATE], data.train.labels, len(data.classes), seed=seed)
+    features = extract(backbone, data.train, layers=_read(backbone), **running)
+    folds = _folds(features, seed)
+    probes = _probes(folds)
+    row = _scored(backbone, features, folds, probes) | {"seconds": time.perf_counter() - started}
+    if data.test is not None:
+        held_out = extract(backbone, data.test, layers=[PENULTIMATE], **running)
+        row["test_accuracy"] = probes.ridge.head.accuracy(held_out[PENULTIMATE], data.test.labels)
+    return row
+
+
+def _read(backbone: Backbone) -> list[str]:
+    return [PENULTIMATE, OUTPUT] if backbone.head is not None else [PENULTIMATE]
+
+
+def _folds(features: Features, seed: int) -> Folds:
+    folds = Folds.of(features[PENULTIMATE], features.labels, len(features.classes), seed=seed)
     check_measurable(folds.total)
-    ridge, lda = cross_validated_ridge(folds), cross_validated_lda(folds, LDA_PENALTIES)
-    knn = neighbours_accuracy(features[PENULTIMATE], data.train.labels, len(data.classes))
-    row: Row = {
+    return folds
+
+
+class _Probes(NamedTuple):
+    """The held-out classifiers from which expected accuracy is made."""
+
+    ridge: ProbeResult
+    lda: ProbeResult
+    knn: NeighboursResult
+
+    @property
+    def correct(self) -> dict[str, np.ndarray]:
+        """What each got right while held out, (n,) a probe."""
+        return {name: getattr(self, name).correct for name in self._fields}
+
+
+def _probes(folds: Folds) -> _Probes:
+    return _Probes(
+        cross_validated_ridge(folds),
+        cross_validated_lda(folds, LDA_PENALTIES),
+        neighbours_accuracy(folds.features, folds.labels, folds.total.classes),
+    )
+
+
+def _scored(backbone: Backbone, features: Features, folds: Folds, probes: _Probes) -> Row:
+    """All that features of training pictures say."""
+    return {
         "network": backbone.name,
         "model": backbone.origin.get("uri"),
-        "probe_accuracy": ridge.accuracy,
-        "probe_low": ridge.low,
-        "probe_high": ridge.high,
-        "knn_accuracy": knn.accuracy,
+        "probe_accuracy": probes.ridge.accuracy,
+        "probe_low": probes.ridge.low,
+        "probe_high": probes.ridge.high,
+        "lda_accuracy": probes.lda.accuracy,
+        "knn_accuracy": probes.knn.accuracy,
         "source_accuracy": backbone.source_accuracy,
         **_scores(features, folds),
         "parameters": backbone.parameters,
         "multiply_adds": backbone.multiply_adds,
-        "pictures": len(data.train),
-        "saturated": len(data.train) <= backbone.penultimate.dimension + 1,
+        "pictures": len(features.labels),
+        "saturated": len(features.labels) <= backbone.penultimate.dimension + 1,
         "dimension": backbone.penultimate.dimension,
         "precision": features.precision,
-        "seconds": time.perf_counter() - started,
-        "correct": {
-            probe: [int(right) for right in found]
-            for probe, found in {"ridge": ridge.correct, "lda": lda.correct, "knn": knn.correct}.items()
-        },
+        "correct": {probe: [int(right) for right in found] for probe, found in probes.correct.items()},
     }
-    if data.test is not None:
-        held_out = extract(backbone, data.test, layers=[PENULTIMATE], **running)
-        row["test_accuracy"] = ridge.head.accuracy(held_out[PENULTIMATE], data.test.labels)
-    return row
-
-
-LDA_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 def _scores(features: Features, folds: Folds) -> Row:
@@ -263,16 +357,13 @@ def _notes(good: list[Row], by: str) -> list[str]:
     saturated = [row["network"] for row in good if row.get("h_score") is not None and row.get("saturated")]
     if saturated:
         notes.append(f"H-score is at its limit and says nothing for {', '.join(saturated)}: fewer pictures than values")
-    if by != EXPECTED and len({row["dimension"] for row in good}) > 1 and by not in BASELINES:
+    if by != EXPECTED and len({row.get("dimension") for row in good}) > 1 and by not in BASELINES:
         notes.append(f"{by} is compared across different dimensions here: read it with care")
-    precisions = {row["precision"] for row in good}
+    precisions = {row["precision"] for row in good if "precision" in row}
     if len(precisions) > 1:
         notes.append("some networks ran in bfloat16, others in float32; --precision float32 treats all alike")
     return notes
 
 
-def _following(good: list[Row]) -> list[str]:
-    if not good:
-        return []
-    model = shlex.quote(good[0]["model"] or good[0]["network"])
-    return [f"tightframe tune DATA --model {model} --out DIR"]
+def _following(good: list[Row], options: Mapping[str, Any]) -> list[str]:
+    return [tune_command(good[0]["model"] or good[0]["network"], options)] if good else []

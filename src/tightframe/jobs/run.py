@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,18 @@ class Result:
     def save(self, path: Path | str) -> None:
         """Write ``as_json`` to a file."""
         write_text(Path(path), self.as_json() + "\n")
+
+
+def tune_command(uri: str, options: Mapping[str, Any]) -> str:
+    """How to tune the network ``uri``, loaded with these ``options`` of ``load_backbone``, from the command line."""
+    given: list[Any] = ["--model", uri]
+    if not options.get("pretrained", True):
+        given.append("--no-pretrained")
+    for name in ("layers", "input_size", "mean", "std"):
+        value = options.get(name)
+        if value is not None:
+            given += [f"--{name.replace('_', '-')}", *(value if isinstance(value, (list, tuple)) else [value])]
+    return f"tightframe tune DATA {shlex.join(map(str, given))} --out DIR"
 
 
 class Run:

@@ -18,7 +18,7 @@ from tightframe.report.charts import (
     method_chart,
     ranking_chart,
 )
-from tightframe.report.columns import LAYERS, METHODS, RANKING, with_interval
+from tightframe.report.columns import LAYERS, METHODS, RANKING
 from tightframe.report.page import Grid, Samples, Section, write_report
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _networks(run: Transfer) -> Section:
         "as pictures come in. Drawing pictures anew gives the interval and the chance of being the best. NC1 says how "
         "tightly features cluster by class (lower is tighter). Test accuracy is shown and never used to choose."
     )
-    grid = Grid(RANKING, with_interval(rows, "expected_low", "expected_high"))
+    grid = Grid(RANKING, rows)
     return Section("Which network", words, [ranking_chart(rows), collapse_chart(rows), grid])
 
 
@@ -62,7 +62,7 @@ def _layers(run: Transfer) -> Section:
         "the most collapsed of those which, with the new head, own at most a tenth of all parameters, by NC1 per "
         "direction in which class means differ (or, with more classes than some blocks have values, tr Σ_W / tr Σ_B)."
     )
-    grid = Grid(LAYERS, with_interval(run.layers, "probe_low", "probe_high"))
+    grid = Grid(LAYERS, run.layers)
     return Section("Which layer", words, [layer_chart(run.layers), grid])
 
 
@@ -91,7 +91,7 @@ def _methods(run: Transfer) -> Section:
         "All methods on the same pictures, each with its own best rate and decay, then trained on all training "
         "pictures. Intervals are exact 95 % binomial intervals over the test pictures."
     )
-    grid = Grid(METHODS, with_interval(run.methods, "test_low", "test_high"))
+    grid = Grid(METHODS, run.methods)
     return Section("How to tune it", words, [method_chart(run.methods), grid])
 
 

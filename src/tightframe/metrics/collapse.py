@@ -24,6 +24,8 @@ from tightframe.metrics.registry import measure
 
 ROUNDING = 1e-12
 """What float64 leaves of a difference of two numbers near 1 that are equal."""
+SINGLE = 1e-7
+"""What float32 features leave of it: with no more samples than dimensions VCI is 0, up to that."""
 CLOSE = 1e-5
 """Squared distance over summed squared lengths from which a product of means leaves ten digits of it."""
 
@@ -89,7 +91,7 @@ def nc1(moments: ClassMoments, weighting: Weighting = "class") -> float:
     factor = between_factor(moments, weighting)
     if factor.rank == 0:
         return float("inf")
-    within = ((moments.scatter @ factor.directions) * factor.directions).sum(0) / moments.samples
+    within = ((moments.scatter @ factor.directions) * factor.directions).sum(0).clamp(min=0) / moments.samples
     return float((within / factor.singular.square()).sum()) / moments.classes
 
 
@@ -143,7 +145,7 @@ def vci(moments: ClassMoments, weighting: Weighting = "class") -> float:
     if not rank:
         return 1.0
     value = 1 - explained(moments, weighting) / rank
-    return value if value > ROUNDING else 0.0
+    return value if value > SINGLE else 0.0
 
 
 def explained(moments: ClassMoments, weighting: Weighting) -> float:

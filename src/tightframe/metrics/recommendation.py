@@ -7,6 +7,7 @@ luck cancels in differences between networks, so pictures are resampled for all 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import hypot, log2
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,9 @@ FADING = 100
 """Number of pictures that halve that."""
 DOUBT = 0.02
 """Standard deviation of what held-out predictions on these pictures don't tell of accuracy on others."""
+MOVING = 0.015
+"""Standard deviation by which accuracies of networks move apart each time that pictures are doubled, as measured
+(``benchmarks/ranking.py``)."""
 DRAWS = 4000
 CREDIBLE = 0.05
 """A network with at least this chance of being the best ties with the first."""
@@ -48,7 +52,9 @@ def credit(correct: Mapping[str, Sequence[int] | np.ndarray]) -> np.ndarray:
     return np.sum(parts, axis=0) / total
 
 
-def standings(credits: Sequence[np.ndarray], parameters: Sequence[int], seed: int = 0) -> list[Standing]:
+def standings(
+    credits: Sequence[np.ndarray], parameters: Sequence[int], seed: int = 0, eventually: int = 0
+) -> list[Standing]:
     """Where each of m networks stands.
 
     The estimate is the mean of a network's ``credit``, moved by how much larger the network is than the others
@@ -59,6 +65,7 @@ def standings(credits: Sequence[np.ndarray], parameters: Sequence[int], seed: in
         credits: of each network on the same n pictures, (n,) each.
         parameters: how many each network has.
         seed: of the draws.
+        eventually: how many pictures there will be, if more than n: who is the best then is less sure.
     """
     table = np.stack(credits)
     generator = np.random.default_rng(seed)
@@ -69,7 +76,8 @@ def standings(credits: Sequence[np.ndarray], parameters: Sequence[int], seed: in
     for start in range(0, DRAWS, 500):
         times = generator.multinomial(pictures, np.full(pictures, 1 / pictures), 500)
         drawn[start : start + 500] = times @ table.T / pictures
-    drawn += DOUBT * generator.standard_normal(drawn.shape)
+    doublings = log2(max(eventually / pictures, 1.0))
+    drawn += hypot(DOUBT, MOVING * doublings) * generator.standard_normal(drawn.shape)
     first = np.bincount(drawn.argmax(1), minlength=len(table)) / DRAWS
     ends = np.quantile(drawn, [0.025, 0.975], axis=0).clip(0, 1)
     best = int(table.mean(1).argmax())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tightframe.report.tables import Column, count, exact, millions, number, percent, seconds, size, span, text
+from tightframe.report.tables import Column, count, exact, millions, number, percent, rough, seconds, size, text
 
 RANKING = (
     Column("network", "Network", text),
     Column("expected_accuracy", "Expected accuracy", percent),
-    Column("interval", "95 % interval", span),
+    Column("expected", "95 % interval", percent, interval=True),
     Column("chance_best", "Best with chance", percent),
     Column("probe_accuracy", "Ridge probe", percent),
     Column("knn_accuracy", "k-NN", percent),
@@ -18,6 +16,7 @@ RANKING = (
     Column("source_accuracy", "Source accuracy", percent),
     Column("parameters", "Param. (M)", millions),
     Column("multiply_adds", "Mult.–adds (M)", millions),
+    Column("pictures_seen", "Pictures seen", count),
     Column("seconds", "Time", seconds),
 )
 
@@ -67,24 +66,27 @@ PROBES = (
 LAYERS = (
     Column("layer", "Layer", text),
     Column("dimension", "d", count),
+    Column("probe_accuracy", "Probe accuracy", percent),
+    Column("probe", "95 % interval", percent, interval=True),
     Column("nc1", "NC1", number),
+    Column("nc1", "95 % interval", rough, interval=True),
     Column("nc1_corrected", "NC1 corrected", number),
-    Column("nc1_at_least", "or at least", number),
+    Column("nc1_corrected", "95 % interval", rough, interval=True),
     Column("cdnv", "CDNV", number),
+    Column("cdnv", "95 % interval", rough, interval=True),
     Column("cdnv_corrected", "CDNV corrected", number),
+    Column("cdnv_corrected", "95 % interval", rough, interval=True),
     Column("vci", "VCI", number),
     Column("vci_corrected", "VCI corrected", number),
     Column("nc2_etf", "NC2", number),
     Column("numerical_rank", "Numerical rank", number),
-    Column("probe_accuracy", "Probe accuracy", percent),
-    Column("interval", "95 % interval", span),
 )
 
 METHODS = (
     Column("method", "Method", text),
     Column("layer", "Block", text),
     Column("test_accuracy", "Test accuracy", percent),
-    Column("interval", "95 % interval", span),
+    Column("test", "95 % interval", percent, interval=True),
     Column("train_accuracy", "Train accuracy", percent),
     Column("nc1", "NC1", number),
     Column("parameters", "Trained", count),
@@ -107,8 +109,3 @@ SAMPLES = (
     Column("predicted", "Said to be", text),
     Column("probability", "Probability", percent),
 )
-
-
-def with_interval(rows: list[dict[str, Any]], low: str, high: str) -> list[dict[str, Any]]:
-    """The rows with the two ends of their 95 % interval as one pair, under ``interval``."""
-    return [row | {"interval": (row[low], row[high])} if row.get(low) is not None else row for row in rows]

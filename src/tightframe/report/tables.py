@@ -5,7 +5,7 @@ A table is plain rows (dicts) read through columns::
     columns = [Column("network", "Network"), Column("nc1", "NC1", number), Column("test_accuracy", "Test", percent)]
     console.print(table("Networks", columns, rows))
 
-A format turns one value into what a person reads: ``percent``, ``span``, ``number``, ``exact``, ``count``,
+A format turns one value into what a person reads: ``percent``, ``number``, ``rough``, ``exact``, ``count``,
 ``millions``, ``seconds``, ``size``, ``text``. ``None`` and missing are "–"; infinities and NaN are shown as they are.
 Columns with nothing in them are left out. A row with an ``error`` is shown as the row's name and its message instead
 of as numbers. Names come from users' folders, so nothing in a row is ever read as markup.
@@ -65,11 +65,6 @@ def percent(value: Any) -> str:
     return _spell(value, spell)
 
 
-def span(value: Any) -> str:
-    """A pair of shares as "59.7–85.4 %"."""
-    return MISSING if value is None else f"{100 * value[0]:.1f}–{100 * value[1]:.1f} %"
-
-
 def number(value: Any) -> str:
     """Four significant digits: "0.1235", "12.35", "12,346", "1.235e-05"."""
 
@@ -77,6 +72,17 @@ def number(value: Any) -> str:
         if amount != 0 and not 1e-4 <= abs(amount) < 1e6:
             return f"{amount:.3e}"
         return f"{amount:,.0f}" if amount == 0 or abs(amount) >= 999.95 else f"{amount:#.4g}"
+
+    return _spell(value, spell)
+
+
+def rough(value: Any) -> str:
+    """Three significant digits, for the ends of intervals: "0.124", "12.3", "12,300"."""
+
+    def spell(amount: float) -> str:
+        if amount == 0 or not 1e-4 <= abs(amount) < 1e6:
+            return f"{amount:.2g}"
+        return f"{float(f'{amount:.3g}'):,.0f}" if abs(amount) >= 99.95 else f"{amount:#.3g}"
 
     return _spell(value, spell)
 
@@ -125,11 +131,15 @@ def size(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: the key in a row, the words above it, and how a value is spelled."""
+    """One column: the key in a row, the words above it, and how a value is spelled.
+
+    With ``interval`` it shows the ends of an interval, which rows hold under ``KEY_low`` and ``KEY_high``.
+    """
 
     key: str
     header: str
     format: Format = text
+    interval: bool = False
 
     @property
     def right(self) -> bool:
@@ -138,7 +148,18 @@ class Column:
 
     def cell(self, row: Row) -> str:
         """What a person reads in this column of ``row``."""
-        return self.format(row.get(self.key))
+        if not self.interval:
+            return self.format(row.get(self.key))
+        low, high = row.get(f"{self.key}_low"), row.get(f"{self.key}_high")
+        if low is None:
+            return MISSING
+        if high is None or math.isinf(high):
+            return f"≥ {self.format(low)}"
+        return f"{self.format(low).removesuffix(' %')}–{self.format(high)}"
+
+    def told_in(self, row: Row) -> bool:
+        """Whether ``row`` has something to show in this column."""
+        return row.get(f"{self.key}_low" if self.interval else self.key) not in (None, "")
 
 
 def failed(row: Row) -> bool:
@@ -150,9 +171,7 @@ def shown(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
     """Columns with something in at least one row that succeeded. The first always stays: it names the rows."""
     measured = [row for row in rows if not failed(row)]
     return [
-        column
-        for index, column in enumerate(columns)
-        if index == 0 or any(row.get(column.key) not in (None, "") for row in measured)
+        column for index, column in enumerate(columns) if index == 0 or any(column.told_in(row) for row in measured)
     ]
 
 
