@@ -4,15 +4,17 @@
 
 DIR holds `zoo/zoo.py` (a builder) and `data/*`; features are kept in CACHE. ImageNet networks see pictures
 at 128 px (96 px for CIFAR), CIFAR ones at 32 px. Truth is the test accuracy of the ridge probe trained on all training
-pictures. The bonus for size is fitted anew for every set on the other sets, as is the weight of each probe.
+pictures.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -20,27 +22,42 @@ import numpy as np
 import torch
 
 import tightframe
-from tightframe.jobs.rank import orders, rank
+from tightframe.jobs.rank import orders, quality, rank
 from tightframe.jobs.run import Row, Run
 from tightframe.metrics.agreement import agreement
-from tightframe.metrics.recommendation import FADING, SIZE, WEIGHTS
+from tightframe.metrics.recommendation import FADING, MOVING, SIZE, WEIGHTS
 
 SHOTS = (10, 20, None)
 SHOWN = ("weighted_tau", "regret")
+PROBES = ("probe_accuracy", "lda_accuracy", "knn_accuracy")
+GRID = [
+    (weights, size)
+    for weights in product((0.0, 0.2, 0.4), repeat=len(PROBES))
+    for size in (0.0, 0.02, 0.05, 0.08, 0.12)
+    if sum(weights)
+]
+Found = dict[tuple[str, int | None], list[Row]]
 
 
-def backbone(zoo: Path, name: str, data: str) -> tightframe.Backbone:
-    side = {} if "cifar" in name else {"input_size": 96 if data.startswith("cifar") else 128}
-    return tightframe.load_backbone(f"{zoo}:build:{name}", **side)
-
-
-def table(shared: Path, cache: Path) -> dict[tuple[str, int | None], list[Row]]:
+def networks_for(shared: Path, data: str) -> list[tightframe.Backbone]:
+    """All networks, set up for the pictures ``data``; those trained on ImageNet with their accuracy there."""
     sys.path.insert(0, str(shared / "zoo"))
     import zoo
 
-    found: dict[tuple[str, int | None], list[Row]] = {}
+    made = []
+    for name in zoo.names():
+        side = {} if "cifar" in name else {"input_size": 96 if data.startswith("cifar") else 128}
+        backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{name}", **side)
+        measured = [one["top1"] / 100 for one in zoo.card(name)["measured"].values()]
+        known = float(np.mean(measured)) if side else None
+        made.append(replace(backbone, source_accuracy=known))
+    return made
+
+
+def table(shared: Path, cache: Path) -> Found:
+    found: Found = {}
     for folder in sorted(p for p in (shared / "data").iterdir() if p.is_dir()):
-        networks = [backbone(shared / "zoo" / "zoo.py", name, folder.name) for name in zoo.names()]
+        networks = networks_for(shared, folder.name)
         for shots in SHOTS:
             started = time.perf_counter()
             data = tightframe.load_images(str(folder), shots=shots)
@@ -60,7 +77,7 @@ def judged(rows: list[Row], scores: list[float]) -> dict[str, float]:
     return {name: found[name].value for name in SHOWN}
 
 
-def columns(found: dict[tuple[str, int | None], list[Row]], shots: int | None) -> dict[str, dict[str, list[float]]]:
+def columns(found: Found, shots: int | None) -> dict[str, dict[str, list[float]]]:
     made: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (_, given), rows in found.items():
         for column, higher in orders().items():
@@ -71,29 +88,85 @@ def columns(found: dict[tuple[str, int | None], list[Row]], shots: int | None) -
     return made
 
 
-def estimate(rows: list[Row], probe: float, size: float) -> list[float]:
+def estimate(rows: list[Row], weights: tuple[float, ...], size: float) -> list[float]:
+    """Expected accuracy as ``metrics.recommendation`` makes it, with other numbers."""
     pictures = rows[0]["pictures"]
     logs = np.log([row["parameters"] for row in rows])
     bonus = size * FADING / (FADING + pictures) * (logs - logs.mean())
-    return [probe * r["probe_accuracy"] + (1 - probe) * r["knn_accuracy"] + b for r, b in zip(rows, bonus, strict=True)]
+    held_out = np.array([[row[probe] for probe in PROBES] for row in rows])
+    return list(held_out @ weights / sum(weights) + bonus)
 
 
-def left_out(found: dict[tuple[str, int | None], list[Row]], shots: int | None) -> dict[str, float]:
-    """Share of the probe against neighbours, and the bonus, chosen on all sets but the one they are judged on."""
+def left_out(found: Found, shots: int | None) -> dict[str, float]:
+    """Weights of the probes and the bonus, chosen on all sets but the one they are judged on."""
     sets = sorted({name for name, _ in found})
-    grid = list(product((0.5, 0.65, 0.8, 1.0), (0.0, 0.02, 0.05, 0.08, 0.12)))
     scored = {
-        (name, at): judged(found[name, shots], estimate(found[name, shots], *grid[at]))
+        (name, at): judged(found[name, shots], estimate(found[name, shots], *GRID[at]))
         for name in sets
-        for at in range(len(grid))
+        for at in range(len(GRID))
     }
     taken = []
     for held in sets:
-        means = [
-            np.mean([scored[name, at]["weighted_tau"] for name in sets if name != held]) for at in range(len(grid))
-        ]
+        rest = [name for name in sets if name != held]
+        means = [np.mean([scored[name, at]["weighted_tau"] for name in rest]) for at in range(len(GRID))]
         taken.append(scored[held, int(np.argmax(means))])
     return {name: float(np.mean([one[name] for one in taken])) for name in SHOWN}
+
+
+def means(found: Found) -> None:
+    """A line a column: mean weighted τ and regret over the sets, by pictures a class."""
+    print("| ranked by | " + " | ".join(f"{shots or 'all'} a class" for shots in SHOTS) + " |")
+    print("|---" * (len(SHOTS) + 1) + "|")
+    by_shots = {shots: columns(found, shots) for shots in SHOTS}
+    known = [column for column in orders() if column in by_shots[None]]
+    for column in sorted(known, key=lambda c: -np.mean(by_shots[None][c]["weighted_tau"])):
+        print(f"| `{column}` | " + " | ".join(spelled(by_shots[shots].get(column)) for shots in SHOTS) + " |")
+    rule = [{name: [value] for name, value in left_out(found, shots).items()} for shots in SHOTS]
+    print("| the rule of `expected_accuracy`, numbers left out | " + " | ".join(map(spelled, rule)) + " |")
+
+
+def spelled(cell: dict[str, list[float]] | None) -> str:
+    return f"{np.mean(cell['weighted_tau']):.2f} / {100 * np.mean(cell['regret']):.1f}" if cell else "–"
+
+
+def by_set(found: Found) -> None:
+    """Weighted τ of every column on every set, with its interval over networks."""
+    sets = sorted({name for name, _ in found})
+    table = {name: {row["score"]: row for row in quality(found[name, None], None)} for name in sets}
+    print("\n| ranked by | " + " | ".join(sets) + " |\n" + "|---" * (len(sets) + 1) + "|")
+    for column in orders():
+        cells = [table[name].get(column) for name in sets]
+        if any(cells):
+            told = [
+                f"{c['weighted_tau']:.2f} ({c['weighted_tau_low']:.2f} to {c['weighted_tau_high']:.2f})" if c else "–"
+                for c in cells
+            ]
+            print(f"| `{column}` | " + " | ".join(told) + " |")
+
+
+def moving(found: Found) -> float:
+    """By how much accuracies move apart with each doubling of pictures, root mean square over sets."""
+    apart = []
+    for name in {name for name, _ in found}:
+        few, many = found[name, SHOTS[0]], {row["network"]: row for row in found[name, None]}
+        change = np.array([many[row["network"]]["probe_accuracy"] - row["probe_accuracy"] for row in few])
+        doublings = np.log2(next(iter(many.values()))["pictures"] / few[0]["pictures"])
+        apart.append(change.var() / doublings**2)
+    return float(np.mean(apart) ** 0.5)
+
+
+def races(shared: Path, cache: Path, found: Found) -> None:
+    print(
+        "\n| pictures | first of all | first of the race | its regret | forward passes saved |\n|---|---|---|---|---|"
+    )
+    for name in sorted({name for name, _ in found}):
+        data, rows = tightframe.load_images(str(shared / "data" / name)), found[name, None]
+        store = tightframe.FeatureStore(cache / "features")
+        raced = rank(data, networks_for(shared, name), budget=600.0, store=store, precision="float32").rows
+        truth = {row["network"]: row["test_accuracy"] for row in rows}
+        passes = len(rows) * len(data.train) / sum(row["pictures_seen"] for row in raced)
+        regret = 100 * (max(truth.values()) - truth[raced[0]["network"]])
+        print(f"| {name} | {rows[0]['network']} | {raced[0]['network']} | {regret:.1f} points | {passes:.1f} × |")
 
 
 def main() -> None:
@@ -101,31 +174,31 @@ def main() -> None:
     shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
     if not (shared / "zoo" / "zoo.py").is_file():
         sys.exit("no networks and pictures: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
-    found = table(shared, Path(sys.argv[1]))
+    cache = Path(sys.argv[1])
+    found = table(shared, cache)
     count, sets = len(next(iter(found.values()))), len({name for name, _ in found})
     print("# How well each column ranks\n")
+    print(f"`python benchmarks/ranking.py CACHE` on {platform.machine()}, {torch.get_num_threads()} thread; ", end="")
+    print(f"Python {platform.python_version()}, PyTorch {torch.__version__}.\n")
     print(
-        f"{count} networks, {sets} picture sets; mean weighted Kendall τ / mean regret of the first choice in points,"
+        f"{count} networks, {sets} picture sets; mean weighted Kendall τ / mean regret of the first choice in points."
     )
-    print("by training pictures a class. Truth: test accuracy of the ridge probe on all training pictures.")
+    print("Truth: test accuracy of the ridge probe on all training pictures. `expected_accuracy` uses weights of")
+    print(f"{dict(WEIGHTS)} and a bonus of {SIZE}; the last line is the same rule with numbers chosen without the set")
+    print("that it is judged on. A score that gives every network the same value counts as τ = −1.\n")
+    means(found)
+    some = {key: [row for row in rows if row["source_accuracy"] is not None] for key, rows in found.items()}
+    few = len(next(iter(some.values())))
+    print(f"\n## The {few} networks trained on ImageNet, beside their accuracy there\n")
+    means(some)
+    print(f"\n## Set by set\n\nWeighted τ and its 95 % interval over {count} networks, all training pictures.")
+    by_set(found)
+    print("\n## Races (`rank --budget`)\n")
     print(
-        f"`expected_accuracy` uses {dict(WEIGHTS)} and a bonus of {SIZE}; the last line is judged on sets that had no "
+        f"{count} networks each. Accuracies of networks move apart by {moving(found):.3f} at each doubling of pictures,"
     )
-    print("part in choosing its numbers. A score that gives every network the same value counts as τ = −1.\n")
-    print("| ranked by | " + " | ".join(f"{shots or 'all'} a class" for shots in SHOTS) + " |")
-    print("|---" * (len(SHOTS) + 1) + "|")
-    by_shots = {shots: columns(found, shots) for shots in SHOTS}
-    lines = {
-        column: [by_shots[shots].get(column, {}) for shots in SHOTS] for column in orders() if column in by_shots[None]
-    }
-    for column in sorted(lines, key=lambda c: -np.mean(lines[c][-1]["weighted_tau"])):
-        cells = [
-            f"{np.mean(c['weighted_tau']):.2f} / {100 * np.mean(c['regret']):.1f}" if c else "–" for c in lines[column]
-        ]
-        print(f"| `{column}` | " + " | ".join(cells) + " |")
-    cells = [left_out(found, shots) for shots in SHOTS]
-    told = [f"{cell['weighted_tau']:.2f} / {100 * cell['regret']:.1f}" for cell in cells]
-    print("| probe, neighbours and size, weights left out | " + " | ".join(told) + " |")
+    print(f"root mean square over sets; the race takes {MOVING}.")
+    races(shared, cache, found)
 
 
 if __name__ == "__main__":

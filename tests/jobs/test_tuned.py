@@ -56,7 +56,7 @@ def test_it_holds_what_was_trained_and_no_more(saved):
     tensors = load_file(folder / "tuned.safetensors")
     assert set(tensors) == set(tuned.network.changed_state())
     trained = sum(p.numel() for p in tuned.network.parameters() if p.requires_grad)
-    buffers = sum(t.numel() for name, t in tensors.items() if "running" in name or "num_batches" in name)
+    buffers = sum(t.numel() for name, t in tensors.items() if "running" in name or "num_batches" in name or "gain" in name)
     assert sum(t.numel() for t in tensors.values()) == trained + buffers
     said = json.loads((folder / "tightframe.json").read_text())
     assert said["weights"] == tuned.backbone.weights
@@ -102,7 +102,10 @@ def test_a_folder_never_runs_a_python_file_but_the_user_may(folder, names, tmp_p
 @pytest.mark.parametrize(
     "entries",
     [
-        {"format": 2},
+        {"format": 1},
+        {"align": "sideways"},
+        {"align": "concat"},
+        {"scale": None},
         {"format": None},
         {"unheard_of": 1},
         {"backbone": "timm/resnet18"},

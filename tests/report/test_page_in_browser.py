@@ -159,7 +159,7 @@ def test_a_chart_can_be_saved(browser, full, kind):
 def test_degenerate_rows_are_drawn_too(browser, tmp_path, networks, layers, epochs, methods):
     hundred = [f"class [{index}] with a rather long name" for index in range(100)]
     matrix = [{"actual": a, "predicted": b, "count": int(a == b)} for a in hundred for b in hundred]
-    blank = {"test_accuracy": None, "probe_low": None, "probe_high": math.nan}
+    blank = {"test_accuracy": None, "expected_low": None, "expected_high": math.nan}
     charts = [
         ranking_chart(networks[:1]),
         ranking_chart([row | blank for row in networks]),

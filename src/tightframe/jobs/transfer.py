@@ -24,7 +24,7 @@ from tightframe.jobs.tune import Plan, choose_layer, tune
 from tightframe.jobs.tuned import Tuned
 from tightframe.protocols import Backbone, ImageSplits
 from tightframe.sources.backbones import load_backbone
-from tightframe.tuning.methods import METHODS, method_named
+from tightframe.tuning.methods import METHODS, PAPER, method_named
 
 MAIN = "scl"
 
@@ -57,7 +57,7 @@ def transfer(
     models: Sequence[str | Backbone],
     *,
     out: Path | str,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = PAPER,
     layer: str = "auto",
     by: str = "expected_accuracy",
     plan: Plan | None = None,

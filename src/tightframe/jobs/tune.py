@@ -23,13 +23,16 @@ from tightframe.files import write_text
 from tightframe.jobs.run import Row, plain
 from tightframe.jobs.tuned import Tuned, load_tuned
 from tightframe.metrics.choice import Reading, recommend_layer, spreads
+from tightframe.metrics.folds import Folds
+from tightframe.metrics.logistic_probe import cross_validated_logistic
 from tightframe.metrics.probes import interval
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
 from tightframe.sources.selection import stratified
 from tightframe.tuning.inputs import FeatureInputs, PixelInputs
 from tightframe.tuning.loop import Diverged, Inputs, Recipe, Split, Trainable, collapse_of, fit
-from tightframe.tuning.methods import Method, method_named
-from tightframe.tuning.surgery import HeadOnly, TunableNetwork
+from tightframe.tuning.methods import Method, Owned, method_named
+from tightframe.tuning.prefix import CannotCut, inputs_of
+from tightframe.tuning.surgery import Align, HeadOnly, Scale, TunableNetwork
 
 PLAIN_RATES, PLAIN_DECAYS = (0.1, 0.05, 0.01, 0.002), (1e-4, 5e-4)
 TRANSFORMER_RATES, TRANSFORMER_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
@@ -49,6 +52,10 @@ class Plan:
         batch_size: pictures a step.
         validation_share: of the training pictures, held out while rate and decay are chosen.
         seed: of every random choice.
+        align, scale: how the head of SCL sees the block's features beside the penultimate ones (see
+            ``tuning.surgery.Neck``). ``align="pad", scale="none"`` is the paper's sum.
+        cache_gb: gigabytes of disk for what goes into the tuned block, which then runs without what stands before it;
+            0 to run the whole network.
     """
 
     epochs: int = 30
@@ -58,6 +65,9 @@ class Plan:
     batch_size: int = 32
     validation_share: float = 0.2
     seed: int = 0
+    align: Align = "pad"
+    scale: Scale = "spread"
+    cache_gb: float = 8.0
 
     def choices(self, module: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Rates and decays to try."""
@@ -84,6 +94,8 @@ class Plan:
         sound = all(0 < rate <= largest for rate in self.rates or ())
         if not sound or not all(0 <= decay <= largest for decay in self.decays or ()):
             raise SettingsError("rates must be above 0 and decays 0 or more, and all of them finite")
+        if not self.cache_gb >= 0:
+            raise SettingsError(f"a cache of {self.cache_gb:g} GB: it must be 0 (none) or more")
 
 
 def tune(
@@ -103,7 +115,7 @@ def tune(
     network that is returned. Test pictures are looked at once, at the end.
 
     Args:
-        method: ``linear``, ``layer``, ``scl`` or ``full``.
+        method: a name in ``tuning.methods.METHODS``.
         layer: the block to tune, for the methods that tune one; ``"auto"`` for ``metrics.choice.recommend_layer``.
         plan: epochs, rates and decays to try, batch size, seed.
         out: a folder for the result, with a checkpoint every epoch while it is made.
@@ -127,8 +139,10 @@ def tune(
         _make(folder)
     started = time.perf_counter()
     block = _block(data, backbone, layer, running) if chosen.needs_layer else None
-    network = TunableNetwork(backbone, chosen, block, len(data.classes), running.get("pool", "auto"))
-    training = _training(data, backbone, network, running, folder, scope)
+    pool = running.get("pool", "auto")
+    network = TunableNetwork(backbone, chosen, block, len(data.classes), pool, plan.align, plan.scale)
+    _start(network, data, running)
+    training = _training(data, network, plan.cache_gb, running, folder, scope)
     recipe, rows, notes = training.run(plan, *plan.choices(backbone.module))
     notes = [*data.notes, *notes]
     tuned = Tuned(backbone, network, data.classes, {}, rows, notes)
@@ -162,28 +176,54 @@ def choose_layer(backbone: Backbone, features: Features) -> str:
     return recommend_layer(readings, head, backbone.parameters - old)
 
 
+def _start(network: TunableNetwork, data: ImageSplits, running: Running) -> None:
+    """Scale the skip connection by what features are before tuning; fit a probe where training starts from one."""
+    if len(network.read) == 1 and not network.method.warm:
+        return
+    found = extract(network.backbone, data.train, layers=network.read, **running)
+    parts = [torch.from_numpy(found[name]) for name in network.read]
+    network.neck.rescale(parts)
+    if network.method.warm:
+        seen = network.neck(parts).detach()
+        head = cross_validated_logistic(Folds.of(seen, data.train.labels, len(data.classes))).result.head
+        with torch.no_grad():
+            network.head.weight.copy_(head.weight)
+            network.head.bias.copy_(head.bias)
+
+
 def _training(
-    data: ImageSplits,
-    backbone: Backbone,
-    network: TunableNetwork,
-    running: Running,
-    folder: Path | None,
-    scope: str,
+    data: ImageSplits, network: TunableNetwork, cache_gb: float, running: Running, folder: Path | None, scope: str
 ) -> _Training:
-    """What is trained on which inputs: a linear probe needs the network's features only once."""
+    """What is trained on which inputs: what is a constant while training is computed once."""
     where, progress = device_of(running.get("device", "auto")), running.get("progress", silent)
-    title = f"tuning {network.method.name} {backbone.name}"
-    work = folder / "unfinished" if folder is not None else None
-    if network.method.trains == "nothing":
-        features = extract(backbone, data.train, layers=[PENULTIMATE], **running)[PENULTIMATE]
+    title = f"tuning {network.method.name} {network.backbone.name}"
+    further = (folder / "unfinished" if folder is not None else None, scope, progress, title)
+    if network.method.owns(network.base, network.layer) == Owned([], []):
+        features = extract(network.backbone, data.train, layers=[PENULTIMATE], **running)[PENULTIMATE]
         head = HeadOnly(network.head).to(where)
-        return _Training(
-            data.train, FeatureInputs(torch.tensor(features)), head, where, "float32", work, scope, progress, title
-        )
-    precision = likely_precision(backbone.module, where, running.get("precision", "auto"))
-    inputs = PixelInputs(Pixels(data.train, backbone.preprocessing))
+        return _Training(data.train, FeatureInputs(torch.tensor(features)), head, where, "float32", *further)
+    precision = likely_precision(network.base, where, running.get("precision", "auto"))
     on_device(network, where)
-    return _Training(data.train, inputs, network, where, precision, work, scope, progress, title)
+    notes = []
+    if network.layer is not None and cache_gb:
+        pictures = PixelInputs(Pixels(data.train, network.backbone.preprocessing, keep_bytes=0))
+        try:
+            part = network.from_block()
+            kept = inputs_of(
+                network.base,
+                [network.layer],
+                pictures,
+                len(data.train),
+                device=where,
+                precision=precision,
+                budget=cache_gb,
+                progress=progress,
+            )[network.layer]
+            return _Training(data.train, kept, part, where, precision, *further)
+        except CannotCut as error:
+            notes.append(f"trained whole, which takes longer: {error}")
+    inputs = PixelInputs(Pixels(data.train, network.backbone.preprocessing))
+    return _Training(data.train, inputs, network, where, precision, *further, notes=tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -199,13 +239,14 @@ class _Training:
     scope: str
     progress: Progress
     title: str
+    notes: tuple[str, ...] = ()
 
     def run(self, plan: Plan, rates: Sequence[float], decays: Sequence[float]) -> tuple[Recipe, list[Row], list[str]]:
         """Train the network in place; the recipe chosen, a row an epoch, and notes."""
         start = {name: tensor.detach().clone() for name, tensor in self.network.changed_state().items()}
         kept, held_out = stratified(self.data.labels, plan.validation_share, plan.seed)
         recipe = Recipe(rates[0], decays[0], epochs=plan.epochs, batch_size=plan.batch_size, seed=plan.seed)
-        rows, notes = list[Row](), list[str]()
+        rows, notes = list[Row](), [*self.notes]
         if len(rates) * len(decays) > 1 and len(held_out):
             short = replace(recipe, epochs=plan.search_epochs or max(1, plan.epochs // 3))
             found, rows = self._search(short, {"rate": rates, "decay": decays}, kept, held_out, start)

@@ -108,6 +108,8 @@ class Tuned:
             method=self.network.method.name,
             layer=self.network.layer,
             pool=self.network.pool,
+            align=self.network.neck.align,
+            scale=self.network.neck.scale,
             classes=list(self.classes),
             preprocessing=asdict(self.backbone.preprocessing),
             metrics=self.metrics,

@@ -27,7 +27,7 @@ from tightframe.report.theme import (
     tooltips,
 )
 
-PROBE, TEST = "probe, cross-validated", "test set"
+EXPECTED, TEST = "expected", "ridge probe on the test set"
 NC1 = "NC1 (log scale; lower is more collapsed)"
 Chart = Any
 
@@ -60,8 +60,8 @@ def _bars(base: Any, scale: Any) -> Any:
 
 
 def ranking_chart(rows: Sequence[Row]) -> Chart | None:
-    """Accuracy of a probe on each network's features, best first, with 95 % intervals, and accuracy on the test set."""
-    ranked = _best_first(rows, "probe_accuracy", "test_accuracy")
+    """Accuracy expected of each network, best first, with 95 % intervals, and a probe's accuracy on the test set."""
+    ranked = _best_first(rows, "expected_accuracy", "test_accuracy")
     if not ranked:
         return None
     names = _network_names(ranked)
@@ -73,13 +73,13 @@ def ranking_chart(rows: Sequence[Row]) -> Chart | None:
     tips += tooltips(seconds_text="Time")
     base = alt.Chart(data(points)).encode(y=_names(names, "Network"), color=colour, tooltip=tips)
     dots = base.mark_point(size=110).encode(x=accuracy_x("accuracy", scale, "Accuracy (%)"), shape=shape)
-    subtitle = "A linear classifier on the frozen features, best network first. Bars: 95 % intervals."
+    subtitle = "Simple classifiers on the frozen features, best network first. Bars: 95 % intervals."
     return _finish_rows(_bars(base, scale) + dots, names, "Accuracy of each network", subtitle)
 
 
 def _kinds(found: set[str]) -> tuple[Any, Any]:
     """Colour and shape of what was measured, with a legend where there is something to tell apart."""
-    marks = {PROBE: (BLUE, "circle"), TEST: (VERMILLION, "diamond")}
+    marks = {EXPECTED: (BLUE, "circle"), TEST: (VERMILLION, "diamond")}
     kinds = [kind for kind in marks if kind in found]
     legend = alt.Legend() if len(kinds) > 1 else None
     colours, shapes = ([marks[kind][part] for kind in kinds] for part in (0, 1))
@@ -95,10 +95,10 @@ def _finish_rows(chart: Any, names: Sequence[str], title: str, subtitle: str) ->
 
 def _ranking_points(name: str, row: Row) -> Iterable[dict[str, Any]]:
     facts = spelled(row, nc1=number, h_score=number, logme=number, parameters=count, seconds=seconds)
-    for kind, key in ((PROBE, "probe_accuracy"), (TEST, "test_accuracy")):
+    for kind, key in ((EXPECTED, "expected_accuracy"), (TEST, "test_accuracy")):
         if (accuracy := hundredfold(row.get(key))) is not None:
-            known = row if kind == PROBE else {}
-            ends = {"accuracy_text": percent(row.get(key)), **_interval(known, "probe_low", "probe_high")}
+            known = row if kind == EXPECTED else {}
+            ends = {"accuracy_text": percent(row.get(key)), **_interval(known, "expected_low", "expected_high")}
             yield {"name": name, "kind": kind, "accuracy": accuracy, **ends, **facts}
 
 

@@ -19,9 +19,9 @@ from tightframe.features.taps import Pool
 from tightframe.files import write_tensors, write_text
 from tightframe.protocols import Backbone
 from tightframe.tuning.methods import method_named
-from tightframe.tuning.surgery import TunableNetwork
+from tightframe.tuning.surgery import Align, Scale, TunableNetwork
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION, TENSORS = "tightframe.json", "tuned.safetensors"
 
 
@@ -35,6 +35,7 @@ class Description:
         method: name of the tuning method.
         layer: name of the tuned block, ``None`` for methods without.
         pool: how tokens are pooled.
+        align, scale: how features of the penultimate layer and of the block come together (see ``surgery.Neck``).
         classes: class names, in the order of the logits.
         preprocessing: what is done to a picture; the base network has to agree.
         metrics: measured when it was saved.
@@ -46,6 +47,8 @@ class Description:
     method: str
     layer: str | None
     pool: str
+    align: str
+    scale: str
     classes: list[str]
     preprocessing: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +107,8 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
         description.layer,
         len(description.classes),
         description.pool,  # type: ignore[arg-type]
+        description.align,  # type: ignore[arg-type]
+        description.scale,  # type: ignore[arg-type]
     )
     expected = network.changed_state()
     path = folder / TENSORS
@@ -135,12 +140,14 @@ def _tensors(path: Path, file: Any, expected: dict[str, Tensor]) -> dict[str, Te
 
 def _check(path: Path, description: Description) -> None:
     backbone = description.backbone
-    texts = (description.weights, description.method, description.pool)
+    texts = (description.weights, description.method, description.pool, description.align, description.scale)
     sound = (
         isinstance(backbone, dict)
         and isinstance(backbone.get("uri"), str)
         and all(isinstance(text, str) for text in texts)
         and description.pool in get_args(Pool)
+        and description.align in get_args(Align)
+        and description.scale in get_args(Scale)
         and isinstance(description.layer, str | None)
         and isinstance(description.classes, list)
         and len(description.classes) > 1

@@ -1,14 +1,33 @@
-"""Ways to adapt a backbone: each says which parameters it trains and what the new head sees.
+"""Ways to adapt a backbone: each says which parameters it owns and what the new head sees.
 
-Linear probe, Layer FT and SCL FT follow Li et al. (TMLR 2024, arXiv 2212.12206).
+Linear probe, Layer FT and SCL FT follow Li et al. (TMLR 2024, arXiv 2212.12206); BitFit Ben Zaken et al. (ACL 2022);
+LP-FT Kumar et al. (ICLR 2022).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
+
+from torch import nn
 
 from tightframe.errors import SettingsError
+from tightframe.features.taps import submodule
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+class Owned(NamedTuple):
+    """What a method trains of a network, besides the new head.
+
+    Attributes:
+        modules: trained whole, in training mode: batch norms in them follow the new pictures.
+        parameters: trained one by one, in modules that stay in eval mode.
+    """
+
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
 
 
 @dataclass(frozen=True)
@@ -17,31 +36,55 @@ class Method:
 
     Attributes:
         name: as given to ``--method``.
-        trains: what of the backbone is trained, besides the new head.
-        skip: whether the tuned block's pooled output is added to the features that the head sees.
+        owns: what it trains of a network whose tuned block has the name given.
+        needs_layer: whether a block has to be named or chosen.
+        skip: whether the head sees the tuned block's pooled output beside the penultimate features.
+        warm: whether training starts from a fitted probe in place of a head of zeros.
         summary: one line for people.
     """
 
     name: str
-    trains: Literal["nothing", "block", "everything"]
+    owns: Callable[[nn.Module, str | None], Owned]
+    needs_layer: bool
     skip: bool
+    warm: bool
     summary: str
 
-    @property
-    def needs_layer(self) -> bool:
-        """Whether a block has to be named or chosen."""
-        return self.trains == "block"
+
+def _nothing(base: nn.Module, layer: str | None) -> Owned:
+    return Owned([], [])
+
+
+def _block(base: nn.Module, layer: str | None) -> Owned:
+    return Owned([submodule(base, layer or "")], [])
+
+
+def _everything(base: nn.Module, layer: str | None) -> Owned:
+    return Owned([base], [])
+
+
+def _biases(base: nn.Module, layer: str | None) -> Owned:
+    return Owned([], [parameter for name, parameter in base.named_parameters() if name.endswith("bias")])
+
+
+def _norms(base: nn.Module, layer: str | None) -> Owned:
+    return Owned([module for module in base.modules() if isinstance(module, NORMS)], [])
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("linear", "nothing", False, "linear probe: a new head on frozen features"),
-        Method("layer", "block", False, "Layer FT: one block and a new head"),
-        Method("scl", "block", True, "SCL FT: one block, skip-connected to the features that the new head sees"),
-        Method("full", "everything", False, "full fine-tuning: every parameter and a new head"),
+        Method("linear", _nothing, False, False, False, "linear probe: a new head on frozen features"),
+        Method("layer", _block, True, False, False, "Layer FT: one block and a new head"),
+        Method("scl", _block, True, True, False, "SCL FT: one block, skip-connected to the features of the new head"),
+        Method("full", _everything, False, False, False, "full fine-tuning: every parameter and a new head"),
+        Method("bitfit", _biases, False, False, False, "BitFit: all biases and a new head"),
+        Method("norm", _norms, False, False, False, "all normalisation layers and a new head"),
+        Method("lp-ft", _everything, False, False, True, "LP-FT: a probe first, then every parameter"),
     )
 }
+PAPER = ("linear", "layer", "scl", "full")
+"""The methods that the paper compares."""
 
 
 def method_named(name: str) -> Method:

@@ -1,13 +1,14 @@
-"""The network that is tuned: a copy of the backbone without its head, a new head, and a skip connection between.
+"""The network that is tuned: a copy of the backbone without its head, a new head, and a neck between them.
 
-With a skip connection (SCL) the head sees ``h = φ(x) + P z(x)``: φ the penultimate features, z the pooled output of the
-tuned block, and P zero-padding of the shorter of the two, so that the connection has no parameters.
+With a skip connection (SCL) the neck brings together φ, the penultimate features, and z, the pooled output of the tuned
+block. ``align="pad"`` without scaling is the paper's parameter-free sum, φ + P z with P zero-padding of the shorter.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -18,16 +19,77 @@ from tightframe.errors import SettingsError
 from tightframe.features.taps import Pool, submodule, tapped
 from tightframe.protocols import PENULTIMATE, Backbone
 from tightframe.tuning.methods import Method
+from tightframe.tuning.prefix import Suffix
+
+Align = Literal["pad", "concat", "project"]
+Scale = Literal["none", "spread"]
+
+
+class Neck(nn.Module):
+    """What the head sees: features (n, d_i) of one or two places in the network as one vector (n, width).
+
+    Args:
+        widths: d of φ and, with a skip connection, of z.
+        align: ``"pad"`` adds them, the shorter zero-padded; ``"concat"`` puts them side by side; ``"project"`` adds
+            to φ a learned linear map of z, which starts at zero.
+        scale: ``"spread"`` multiplies z by one number, so that it varies as much as φ does before tuning (see
+            ``rescale``); ``"none"`` takes it as it is.
+    """
+
+    gain: Tensor
+
+    def __init__(self, widths: list[int], align: Align = "pad", scale: Scale = "none"):
+        super().__init__()
+        for name, value, known in (("align", align, Align), ("scale", scale, Scale)):
+            if value not in get_args(known):
+                raise SettingsError(f'no {name} "{value}"; choose {", ".join(get_args(known))}')
+        self.widths, self.align, self.scale = widths, align, scale
+        self.width = {"pad": max(widths), "concat": sum(widths), "project": widths[0]}[align]
+        self.project: nn.Linear | None = None
+        if len(widths) > 1 and align == "project":
+            self.project = nn.Linear(widths[1], widths[0], bias=False)
+            nn.init.zeros_(self.project.weight)
+        if len(widths) > 1 and scale == "spread":
+            self.register_buffer("gain", torch.ones(()))
+
+    def rescale(self, parts: list[Float[Tensor, "n _"]]) -> None:
+        """Take the gain from φ and z (n, d_i) as they are before tuning; 1 where either does not vary."""
+        if self.scale == "none" or len(parts) < 2:
+            return
+        spreads = [float(torch.linalg.matrix_norm(part - part.mean(0))) for part in parts]
+        if min(spreads) > 0:
+            self.gain.fill_(spreads[0] / spreads[1])
+
+    def forward(self, parts: list[Float[Tensor, "n _"]]) -> Float[Tensor, "n d"]:
+        """Features of each place, in the order of ``widths``, as one vector."""
+        if len(parts) == 1:
+            return parts[0]
+        features, skipped = parts[0], parts[1] if self.scale == "none" else parts[1] * self.gain
+        if self.align == "concat":
+            return torch.cat([features, skipped], 1)
+        if self.project is not None:
+            return features + self.project(skipped)
+        return sum_padded([features, skipped], self.width)
 
 
 class TunableNetwork(nn.Module):
     """A backbone under one method: ``features`` (n, d) that the head sees, and logits (n, K) from ``forward``.
 
-    Only what the method trains has gradients and, while training, is in training mode: BatchNorm of frozen blocks
-    keeps its running statistics. The head starts at zero, so training is the same whatever was drawn before.
+    Only what the method owns has gradients, and only modules that it trains whole are in training mode: BatchNorm of
+    frozen blocks keeps its running statistics. The head starts at zero, so training is the same whatever was drawn
+    before.
     """
 
-    def __init__(self, backbone: Backbone, method: Method, layer: str | None, classes: int, pool: Pool = "auto"):
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        layer: str | None,
+        classes: int,
+        pool: Pool = "auto",
+        align: Align = "pad",
+        scale: Scale = "none",
+    ):
         super().__init__()
         if method.needs_layer == (layer is None):
             raise SettingsError(f"method {method.name} " + ("needs a layer" if layer is None else "takes no layer"))
@@ -36,21 +98,15 @@ class TunableNetwork(nn.Module):
         if backbone.head:
             parent, _, name = backbone.head.rpartition(".")
             setattr(submodule(self.base, parent), name, nn.Identity())
-        self.width = backbone.penultimate.dimension
-        if method.skip and layer:
-            self.width = max(self.width, backbone.layer(layer).dimension)
-        self.head = nn.Linear(self.width, classes)
+        self.read = [PENULTIMATE, layer] if method.skip and layer else [PENULTIMATE]
+        self.neck = Neck([backbone.layer(name).dimension for name in self.read], align, scale)
+        self.head = nn.Linear(self.neck.width, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        for module in self.trained:
-            module.requires_grad_(True)
-
-    @property
-    def trained(self) -> list[nn.Module]:
-        """The modules that training changes, the head last."""
-        if self.method.trains == "everything":
-            return [self.base, self.head]
-        return [submodule(self.base, self.layer), self.head] if self.layer else [self.head]
+        owned = method.owns(self.base, layer)
+        self._modules_trained = [*owned.modules, self.neck, self.head]
+        for parameter in (*owned.parameters, *(p for module in self._modules_trained for p in module.parameters())):
+            parameter.requires_grad_(True)
 
     @property
     def trained_parameters(self) -> int:
@@ -62,27 +118,44 @@ class TunableNetwork(nn.Module):
         """Number of parameters of the whole tuned network, the new head included and the old one gone."""
         return sum(p.numel() for p in self.parameters())
 
+    def parts(self, inputs: Float[Tensor, "n ..."], run: Callable[[Tensor], Any] | None = None) -> list[Tensor]:
+        """Pooled features (n, d_i) that the neck is given, from pictures; or from what ``run`` takes in their place."""
+        with tapped(self.backbone, self.read, self.pool, module=self.base) as read:
+            (run or self.base)(inputs)
+        return [read[name] for name in self.read]
+
     def features(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """What the head sees: φ, with P z added where the method has a skip connection."""
-        wanted = [PENULTIMATE, self.layer] if self.method.skip and self.layer else [PENULTIMATE]
-        with tapped(self.backbone, wanted, self.pool, module=self.base) as read:
-            self.base(inputs)
-        return sum_padded([read[name] for name in wanted], self.width)
+        """What the head sees."""
+        return self.neck(self.parts(inputs))
 
     def forward(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Logits."""
         return self.head(self.features(inputs))
 
+    def from_block(self) -> FromBlock:
+        """The same network, to be run on what goes into its tuned block. Raises ``CannotCut`` where that can't be."""
+        return FromBlock(self)
+
+    def plain_head(self) -> nn.Linear:
+        """The head, where penultimate features are all that it sees: such a network is a plain one.
+
+        Raises:
+            SettingsError: the head sees more than the penultimate features.
+        """
+        if len(self.read) > 1:
+            raise SettingsError(f"the head of method {self.method.name} sees more than a plain network's head could")
+        return self.head
+
     def train(self, mode: bool = True) -> TunableNetwork:
-        """Training mode for what is trained, eval mode for the rest."""
+        """Training mode for modules that are trained whole, eval mode for the rest."""
         super().train(False)
-        for module in self.trained:
+        for module in self._modules_trained:
             module.train(mode)
         self.training = mode
         return self
 
     def changed_state(self) -> dict[str, Tensor]:
-        """All that training changes: parameters and buffers of the trained modules, under their names here."""
+        """All that training changes: what has gradients, and buffers of modules trained whole, by name."""
         return dict(self._changed())
 
     def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
@@ -92,12 +165,47 @@ class TunableNetwork(nn.Module):
                 tensor.copy_(tensors[name])
 
     def _changed(self) -> Iterator[tuple[str, Tensor]]:
-        within = {id(module) for top in self.trained for module in top.modules()}
+        within = {id(module) for top in self._modules_trained for module in top.modules()}
         for prefix, module in self.named_modules():
-            if id(module) in within:
-                for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                    if tensor is not None and name not in module._non_persistent_buffers_set:
-                        yield f"{prefix}.{name}", tensor
+            whole = id(module) in within
+            for name, parameter in module._parameters.items():
+                if parameter is not None and (whole or parameter.requires_grad):
+                    yield f"{prefix}.{name}", parameter
+            for name, buffer in module._buffers.items() if whole else ():
+                if buffer is not None and name not in module._non_persistent_buffers_set:
+                    yield f"{prefix}.{name}", buffer
+
+
+class FromBlock(nn.Module):
+    """A tunable network on what goes into its tuned block in place of pictures: same modules, same state."""
+
+    def __init__(self, network: TunableNetwork):
+        super().__init__()
+        assert network.layer is not None
+        self.network, self.head = network, network.head
+        self._suffix = Suffix(network.base, network.layer)
+
+    def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+        """What the head sees."""
+        return self.network.neck(self.network.parts(inputs, self._suffix))
+
+    def forward(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
+        """Logits."""
+        return self.head(self.features(inputs))
+
+    def train(self, mode: bool = True) -> FromBlock:
+        """As the whole network's."""
+        self.network.train(mode)
+        self.training = mode
+        return self
+
+    def changed_state(self) -> dict[str, Tensor]:
+        """As the whole network's."""
+        return self.network.changed_state()
+
+    def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
+        """As the whole network's."""
+        self.network.load_changed_state(tensors)
 
 
 class HeadOnly(nn.Module):
@@ -113,7 +221,7 @@ class HeadOnly(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Logits."""
-        return self.head(inputs)
+        return self.head(self.features(inputs))
 
     def changed_state(self) -> dict[str, Tensor]:
         """The head's parameters."""

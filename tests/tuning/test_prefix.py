@@ -1,0 +1,146 @@
+"""The prefix cache: running on from a block is running the network, and training there is training it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tightframe import load_backbone, load_images
+from tightframe.features.pixels import Pixels
+from tightframe.tuning.inputs import PixelInputs
+from tightframe.tuning.loop import Recipe, Split, fit
+from tightframe.tuning.methods import METHODS
+from tightframe.tuning.prefix import CannotCut, Suffix, inputs_of
+from tightframe.tuning.surgery import TunableNetwork
+
+CPU = torch.device("cpu")
+NETWORKS = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "test_nfnet")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_images("digits:5-9", shots=8, test_share=0.3)
+
+
+def kept(base, blocks, backbone, data, precision="float32", budget=1.0):
+    pictures = PixelInputs(Pixels(data.train, backbone.preprocessing))
+    found = inputs_of(
+        base, blocks, pictures, len(data.train), device=CPU, precision=precision, budget=budget, batch_size=16
+    )
+    return found, pictures
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_goes_on_from_any_of_its_blocks(name, data):
+    backbone = load_backbone(f"timm/{name}", pretrained=False, input_size=64)
+    blocks = [layer.name for layer in backbone.layers]
+    found, pictures = kept(backbone.module, blocks, backbone, data)
+    inputs = next(pictures.batches(range(8), 8))[1]
+    with torch.no_grad():
+        expected = backbone.module(inputs)
+        for block in blocks:
+            _, rows = next(found[block].batches(range(8), 8))
+            on = Suffix(backbone.module, block)(rows)
+            torch.testing.assert_close(on, expected, rtol=2e-2, atol=2e-3 * float(expected.abs().max()))
+            assert not list(Suffix(backbone.module, block).parameters())
+
+
+@pytest.mark.parametrize("method", ["layer", "scl"])
+@pytest.mark.parametrize("which", ["resnet", "transformer"])
+def test_training_from_the_block_is_training_the_whole(which, method, wide, transformer, data):
+    backbone = wide if which == "resnet" else transformer
+    block = backbone.layers[1].name
+    recipe = Recipe(rate=0.02, epochs=3, batch_size=16)
+    split = Split(data.train.labels, np.arange(30), np.arange(30, 40), 5)
+    rows, states = [], []
+    for cached in (False, True):
+        network = TunableNetwork(backbone, METHODS[method], block, 5)
+        found, pictures = kept(network.base, [block], backbone, data)
+        trained, inputs = (network.from_block(), found[block]) if cached else (network, pictures)
+        rows.append(fit(trained, inputs, split, recipe, device=CPU))
+        states.append({name: tensor.clone() for name, tensor in network.changed_state().items()})
+    for whole, part in zip(*rows, strict=True):
+        assert part["train_loss"] == pytest.approx(whole["train_loss"], rel=2e-3)
+        assert part["validation_loss"] == pytest.approx(whole["validation_loss"], rel=2e-3)
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=2e-2, atol=2e-3)
+
+
+def test_half_precision_is_kept_as_it_is_and_takes_two_bytes_a_value(wide, data):
+    block = wide.layers[2].name
+    for precision, half in (("float32", torch.float16), ("bfloat16", torch.bfloat16)):
+        found, _ = kept(copy.deepcopy(wide.module), [block], wide, data, precision)
+        assert found[block].values.dtype == half
+        assert found[block].bytes == 2 * found[block].values.numel()
+        assert len(found[block].values) == len(data.train)
+
+
+def test_values_too_large_for_float16_are_kept_as_bfloat16(wide, data):
+    module = copy.deepcopy(wide.module)
+    with torch.no_grad():
+        module.layer1[0].bn2.bias.fill_(1e6)
+    found, _ = kept(module, ["layer2.0"], wide, data)
+    assert found["layer2.0"].values.dtype == torch.bfloat16
+    assert torch.isfinite(found["layer2.0"].values.float()).all()
+
+
+def test_a_budget_that_does_not_do_is_said_with_what_would(wide, data):
+    with pytest.raises(CannotCut, match=r"layer2.0 takes .* GB, more than the 1e-06 allowed"):
+        kept(wide.module, ["layer2.0"], wide, data, budget=1e-6)
+
+
+class Back(nn.Module):
+    """Needs what came before its second block after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x):
+        before = self.first(x)
+        return self.third(self.second(before * 2) + x)
+
+
+class Choosy(Back):
+    """Looks at its values to decide."""
+
+    def forward(self, x):
+        return self.second(x) if x.sum() > 0 else self.first(x)
+
+
+class Twice(Back):
+    """Runs a block twice."""
+
+    def forward(self, x):
+        return self.second(self.second(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [(Back(), "goes back to what came before"), (Choosy(), "can't be followed"), (Twice(), "not called once")],
+)
+def test_networks_that_can_not_be_cut_say_why(module, says):
+    with pytest.raises(CannotCut, match=says):
+        Suffix(module, "second")
+
+
+class Optional_(nn.Module):
+    """Takes an optional argument, and uses a constant of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.offset = nn.Parameter(torch.randn(3))
+
+    def forward(self, x, mask=None):
+        x = self.second(self.first(x)) + self.offset.sigmoid()
+        return x if mask is None else x * mask
+
+
+def test_optional_arguments_and_constants_are_no_hindrance():
+    module, inputs = Optional_(), torch.randn(4, 3)
+    torch.testing.assert_close(Suffix(module, "second")(module.first(inputs)), module(inputs))
