@@ -34,7 +34,7 @@ def page() -> str:
         "",
     ]
     for kind, heading in HEADINGS.items():
-        found = [measure for measure in MEASURES.values() if measure.kind == kind]
+        found = sorted((m for m in MEASURES.values() if m.kind == kind), key=lambda measure: measure.name)
         if found:
             parts += [
                 f"## {heading}",
@@ -43,6 +43,11 @@ def page() -> str:
                 "|---|---|---|---|---|",
             ]
             parts += [_line(measure) for measure in found] + [""]
+    parts += [
+        "`ncti` (Wang et al., ICCV 2023) is scaled over a pool of networks, so it is no measure of one. `rank` shows",
+        "it, and `metrics.fisher_scores.ncti` brings together what `ncti_parts` finds of each network.",
+        "",
+    ]
     parts += [f"Left out unless asked for by name, being slow: {', '.join(sorted(SLOW))}."]
     return "\n".join(parts) + "\n"
 

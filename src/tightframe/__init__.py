@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from tightframe.features.extract import Features, extract
     from tightframe.features.moments import ClassMoments
     from tightframe.features.store import FeatureStore
+    from tightframe.jobs.estimator import TransferClassifier
+    from tightframe.jobs.evaluate import evaluate
+    from tightframe.jobs.export import export_onnx
+    from tightframe.jobs.hub import push_to_hub
     from tightframe.jobs.layers import layers
     from tightframe.jobs.measure import measure
+    from tightframe.jobs.merge import merge
     from tightframe.jobs.rank import rank
     from tightframe.jobs.run import Result
     from tightframe.jobs.transfer import Transfer, transfer
@@ -35,8 +40,13 @@ _HOMES = {
     "features.extract": ("Features", "extract"),
     "features.moments": ("ClassMoments",),
     "features.store": ("FeatureStore",),
+    "jobs.estimator": ("TransferClassifier",),
+    "jobs.evaluate": ("evaluate",),
+    "jobs.export": ("export_onnx",),
+    "jobs.hub": ("push_to_hub",),
     "jobs.layers": ("layers",),
     "jobs.measure": ("measure",),
+    "jobs.merge": ("merge",),
     "jobs.rank": ("rank",),
     "jobs.run": ("Result",),
     "jobs.transfer": ("Transfer", "transfer"),
@@ -67,14 +77,19 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "Result",
     "TightframeError",
     "Transfer",
+    "TransferClassifier",
     "Tuned",
     "collapse_metrics",
+    "evaluate",
+    "export_onnx",
     "extract",
     "layers",
     "load_backbone",
     "load_images",
     "load_tuned",
     "measure",
+    "merge",
+    "push_to_hub",
     "rank",
     "transfer",
     "transferability",

@@ -18,6 +18,12 @@ def write_text(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` as it is. Raises ``OSError``."""
+    with _whole(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write ``tensors``, from whichever device, as safetensors. Raises ``OSError``."""
     with _whole(path) as unfinished:

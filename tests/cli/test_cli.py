@@ -239,7 +239,7 @@ def test_predict_takes_any_picture_format(run, tuned, tmp_path):
 def test_help_names_what_the_jobs_know():
     from tightframe.cli import arguments
     from tightframe.jobs import rank, tune
-    from tightframe.tuning.methods import METHODS
+    from tightframe.tuning.methods import METHODS, PAPER
 
     def numbers(text):
         return [float(word) for word in re.findall(r"[\d.]+", text)]
@@ -249,4 +249,5 @@ def test_help_names_what_the_jobs_know():
     named = re.findall(r"[a-z]+[a-z0-9]*_[a-z]+|nc1|logme", arguments.BY_HELP)
     assert len(named) == 5
     assert set(named) <= set(rank.orders())
-    assert arguments.parser().parse_args(["transfer"]).methods == list(METHODS)
+    assert arguments.parser().parse_args(["transfer"]).methods == list(PAPER)
+    assert all(name in arguments.METHOD_HELP for name in METHODS)

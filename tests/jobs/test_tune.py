@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe import Plan, extract, load_backbone, load_images, tune
+from tightframe import Plan, load_backbone, load_images, tune
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.jobs.tune import choose_layer
 from tightframe.sources.selection import Subset
 from tightframe.tuning.loop import Diverged
+from tightframe.tuning.methods import METHODS
 
 PLAN = Plan(epochs=3, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3))
 
@@ -94,8 +95,11 @@ def test_test_pictures_decide_nothing(data, wide, finished):
     assert "test_accuracy" not in tuned.metrics
 
 
-def test_auto_is_the_rule_stated(data, wide, finished):
-    assert finished[0].network.layer == choose_layer(wide, extract(wide, data.train))
+def test_auto_is_the_block_that_won_the_race(data, wide, finished):
+    trials = [row for row in finished[0].history if row["phase"] == "block"]
+    chosen, rows = choose_layer(data, wide, METHODS["scl"], PLAN, {})
+    assert finished[0].network.layer == chosen
+    assert trials == rows
 
 
 @pytest.mark.parametrize("moment", [1, 2, 4, 7, 9])

@@ -21,8 +21,10 @@ files you trust."""
 RATES = "(default: 0.1 0.05 0.01 0.002; for transformers 0.01 0.001 0.0002)"
 DECAYS = "(default: 0.0001 0.0005; for transformers 0.0001 0)"
 DEVICE_HELP = "auto (default), cpu, cuda, cuda:1, …"
+METHOD_HELP = "linear, layer, scl, full, bitfit, norm or lp-ft"
 LAYER_HELP = "the block to tune (default: %(default)s)"
 BY_HELP = "column to order by: expected_accuracy (default), probe_accuracy, knn_accuracy, nc1, logme or another score"
+SAVED_HELP = "what `tightframe tune --out DIR` wrote"
 Command = Callable[[argparse.Namespace], None]
 
 
@@ -44,6 +46,10 @@ def parser() -> argparse.ArgumentParser:
     _rank(commands)
     _tune(commands)
     _predict(commands)
+    _evaluate(commands)
+    _merge(commands)
+    _export(commands)
+    _push(commands)
     return top
 
 
@@ -93,7 +99,7 @@ def _transfer(commands: Any) -> None:
         nargs="+",
         metavar="NAME",
         default=["linear", "layer", "scl", "full"],
-        help="of linear, layer, scl and full (default: all)",
+        help=f"any of {METHOD_HELP} (default: the first four)",
     )
     command.add_argument("--layer", default="auto", metavar="NAME", help=LAYER_HELP)
     command.add_argument("--by", metavar="SCORE", default="expected_accuracy", help=BY_HELP)
@@ -170,7 +176,10 @@ def _tune(commands: Any) -> None:
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
     command.add_argument("--model", metavar="M", required=True, help=MODEL_HELP)
     command.add_argument(
-        "--method", metavar="NAME", default="scl", help="linear, layer, scl or full (default: %(default)s)"
+        "--method",
+        metavar="NAME",
+        default="scl",
+        help=f"{METHOD_HELP} (default: %(default)s)",
     )
     command.add_argument("--layer", default="auto", metavar="NAME", help=LAYER_HELP)
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the tuned network")
@@ -192,6 +201,93 @@ def _predict(commands: Any) -> None:
     command.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read")
     command.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
     command.add_argument("--model", metavar="M", help="the base network, if its files moved or it is your own builder")
+
+
+def _evaluate(commands: Any) -> None:
+    command = _command(
+        commands,
+        "evaluate",
+        run.evaluate,
+        "how good a tuned network is on labelled pictures, class by class",
+        "tightframe evaluate runs/flowers-scl flowers",
+    )
+    _saved_options(command)
+    command.add_argument("data", metavar="DATA", help=DATA_HELP + "; of classes that it was tuned on")
+    command.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
+    _judged_options(command)
+
+
+def _merge(commands: Any) -> None:
+    command = _command(
+        commands,
+        "merge",
+        run.merge,
+        "a tuned network as a plain one, which timm loads without Tightframe",
+        "tightframe merge runs/flowers-full --out flowers-net",
+    )
+    _saved_options(command)
+    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="a new folder, in timm's layout")
+
+
+def _export(commands: Any) -> None:
+    command = _command(
+        commands,
+        "export",
+        run.export,
+        "a tuned network as one ONNX file, checked against ONNX Runtime",
+        "tightframe export runs/flowers-scl --onnx flowers.onnx --data flowers",
+    )
+    _saved_options(command)
+    command.add_argument("--onnx", metavar="FILE", type=_writable, required=True, help="the file to write")
+    command.add_argument("--data", metavar="DATA", help="pictures to check it on (default: made-up ones)")
+    command.add_argument(
+        "--pixels",
+        choices=("uint8", "float32"),
+        default="uint8",
+        help="what it takes: bytes (default), or numbers from 0 to 1",
+    )
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="P",
+        default=1e-4,
+        help="largest difference of a probability that is let pass (default: %(default)s)",
+    )
+    _judged_options(command)
+
+
+def _push(commands: Any) -> None:
+    command = _command(
+        commands,
+        "push",
+        run.push,
+        "send a tuned network to the Hugging Face hub, with a model card",
+        "tightframe push runs/flowers-scl ann/flowers-scl",
+    )
+    command.add_argument("folder", metavar="DIR", type=Path, help=SAVED_HELP)
+    command.add_argument("repository", metavar="REPO", help="USER/NAME, made if it is not there")
+    command.add_argument("--private", action="store_true", help="hide the repository from others, if it is made now")
+    command.add_argument("--licence", metavar="NAME", help="for the card: apache-2.0, mit, … (default: none stated)")
+
+
+def _saved_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", metavar="DIR", type=Path, help=SAVED_HELP)
+    command.add_argument("--model", metavar="M", help="the base network, if its files moved or it is your own builder")
+
+
+def _judged_options(command: argparse.ArgumentParser) -> None:
+    """Which of the pictures in DATA a tuned network is judged on."""
+    group = command.add_argument_group("pictures")
+    group.add_argument(
+        "--test-share",
+        type=float,
+        metavar="S",
+        default=0.25,
+        help="the share that `tune` held out where there is no test folder (default: 0.25)",
+    )
+    group.add_argument("--seed", type=int, metavar="N", default=0, help="by which it was held out (default: 0)")
+    group.add_argument("--all", action="store_true", help="take all pictures, where it was trained on none of them")
+    group.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read, and count them")
 
 
 def _run_options(command: argparse.ArgumentParser, cache: bool = True) -> None:
@@ -249,4 +345,17 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--search-epochs", type=int, metavar="N", help="of each trial (default: a third of --epochs)")
     group.add_argument("--rates", type=float, nargs="+", metavar="R", help="start rates to try " + RATES)
     group.add_argument("--decays", type=float, nargs="+", metavar="D", help="weight decays to try " + DECAYS)
+    group.add_argument(
+        "--align", metavar="HOW", default="pad", help="of scl: pad (default), concat or project the block's features"
+    )
+    group.add_argument(
+        "--scale", metavar="HOW", default="spread", help="of scl: bring them to the spread of the last ones, or none"
+    )
+    group.add_argument(
+        "--cache-gb",
+        type=float,
+        metavar="GB",
+        default=8.0,
+        help="disk for what goes into the block (default: 8; 0: none)",
+    )
     group.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures a step (default: %(default)s)")

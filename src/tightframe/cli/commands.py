@@ -11,6 +11,9 @@ from typing import Any
 from tightframe.cli import terminal
 from tightframe.errors import ModelError, SettingsError
 
+SHOWN = 10
+"""Most kinds of mistake that are shown."""
+
 
 def transfer(options: argparse.Namespace) -> None:
     """``tightframe transfer``."""
@@ -144,6 +147,70 @@ def predict(options: argparse.Namespace) -> None:
     terminal.close(Result("predict", rows, {"folder": str(options.folder)}), options.json)
 
 
+def evaluate(options: argparse.Namespace) -> None:
+    """``tightframe evaluate``."""
+    from tightframe.jobs.evaluate import evaluate, mistaken
+    from tightframe.jobs.tuned import load_tuned
+    from tightframe.report.columns import CLASSES, CONFUSIONS, EVALUATION, SAMPLES
+
+    with terminal.progress() as progress:
+        tuned = load_tuned(options.folder, options.model)
+        found = evaluate(tuned, _judged(options, progress), device=options.device)
+    terminal.show(
+        f"{tuned.backbone.name} ({tuned.network.method.name}) on {found.settings['data']}", EVALUATION, found.rows
+    )
+    terminal.show("Each class", CLASSES, found.further["classes"])
+    if found.further["mistakes"]:
+        terminal.show("What was taken for what", CONFUSIONS, mistaken(found.further["confusion"])[:SHOWN])
+        terminal.show("The surest mistakes", SAMPLES, found.further["mistakes"])
+    terminal.close(found, options.json)
+
+
+def merge(options: argparse.Namespace) -> None:
+    """``tightframe merge``."""
+    from tightframe.jobs.merge import merge
+    from tightframe.jobs.tuned import load_tuned
+    from tightframe.report.columns import MERGED
+
+    found = merge(load_tuned(options.folder, options.model), options.out)
+    terminal.show(f"A plain network in {options.out}", MERGED, found.rows)
+    terminal.close(found, options.json)
+
+
+def export(options: argparse.Namespace) -> None:
+    """``tightframe export``."""
+    from tightframe.jobs.export import export_onnx
+    from tightframe.jobs.tuned import load_tuned
+    from tightframe.report.columns import EXPORTED
+
+    with terminal.progress() as progress:
+        data = _judged(options, progress) if options.data else None
+        tuned = load_tuned(options.folder, options.model)
+        found = export_onnx(tuned, options.onnx, data, pixels=options.pixels, tolerance=options.tolerance)
+    terminal.show(f"{options.onnx} beside PyTorch", EXPORTED, found.rows)
+    terminal.close(found, options.json)
+
+
+def push(options: argparse.Namespace) -> None:
+    """``tightframe push``."""
+    from tightframe.jobs.hub import push_to_hub
+    from tightframe.report.columns import PUSHED
+
+    found = push_to_hub(
+        options.folder, options.repository, private=True if options.private else None, licence=options.licence
+    )
+    terminal.show("On the hub", PUSHED, found.rows)
+    terminal.close(found, options.json)
+
+
+def _judged(options: argparse.Namespace, progress: Any) -> Any:
+    """The pictures that ``tune`` held out, or all."""
+    from tightframe.sources.images import load_images
+
+    share = 0.0 if options.all else options.test_share
+    return load_images(options.data, test_share=share, seed=options.seed, skip_bad=options.skip_bad, progress=progress)
+
+
 def _images(options: argparse.Namespace, progress: Any) -> Any:
     from tightframe.sources.images import load_images
 
@@ -190,4 +257,7 @@ def _plan(options: argparse.Namespace) -> Any:
         decays=tuple(options.decays) if options.decays else None,
         batch_size=options.batch_size,
         seed=options.seed,
+        align=options.align,
+        scale=options.scale,
+        cache_gb=options.cache_gb,
     )

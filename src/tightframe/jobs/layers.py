@@ -19,6 +19,8 @@ from tightframe.metrics.neighbours import neighbours_accuracy, neighbours_predic
 from tightframe.metrics.ridge import cross_validated_ridge
 from tightframe.protocols import Backbone, ImageData, ImageSplits, silent
 
+STANDARDISED = "logistic regression and k-NN see features standardised; ridge and nearest centre see them as they are"
+
 
 class Judged(NamedTuple):
     """One probe on one layer: held out, on the pictures it was fitted to, and on test pictures."""
@@ -35,8 +37,9 @@ def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``nc1``, and for each
     probe (``ridge``, ``logistic``, ``centre``: nearest class mean, ``knn``: nearest neighbours) ``NAME_held_out``
     (cross-validated; leave-one-out for ``knn``), ``NAME_train`` and, where there are test pictures, ``NAME_test``,
-    ``NAME_calibration_error`` of ``logistic``, and ``NAME_per_class`` test accuracies. ``recommended`` marks one row:
-    the choice looks at held-out accuracy on training pictures only.
+    ``NAME_per_class`` test accuracies; ``logistic_calibration_error`` (held out), and what each probe chose
+    (``ridge_penalty``, ``logistic_strength``, ``knn_neighbours``). Logistic regression and neighbours see standardised
+    features. ``recommended`` marks one row: the choice looks at held-out accuracy on training pictures only.
     """
     pictures = data.train if isinstance(data, ImageSplits) else data
     unseen = data.test if isinstance(data, ImageSplits) else None
@@ -65,7 +68,7 @@ def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, 
         "layers",
         rows,
         settings,
-        [*notes, why],
+        [*notes, why, STANDARDISED],
         [tune_command(backbone.origin.get("uri", backbone.name), backbone.origin)],
     )
 
@@ -87,6 +90,7 @@ def _row(name: str, features: Features, test: Features | None, classes: int, see
 
 def _ridge(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
     found = cross_validated_ridge(folds)
+    row["ridge_penalty"] = found.penalty
     return _by_head(found.accuracy, found.correct, found.head, folds, unseen)
 
 
@@ -97,12 +101,13 @@ def _centre(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
 
 def _logistic(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
     found = cross_validated_logistic(folds)
-    row["logistic_calibration_error"] = found.calibration_error
+    row |= {"logistic_calibration_error": found.calibration_error, "logistic_strength": found.result.penalty}
     return _by_head(found.result.accuracy, found.result.correct, found.result.head, folds, unseen)
 
 
 def _knn(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
     found = neighbours_accuracy(folds.features, folds.labels, classes)
+    row["knn_neighbours"] = found.k
     fitted = neighbours_predict(folds.features, folds.labels, folds.features, classes)
     said = None if unseen is None else neighbours_predict(folds.features, folds.labels, unseen, classes).numpy()
     return Judged(found.accuracy, found.correct, float((fitted == folds.labels).double().mean()), said)

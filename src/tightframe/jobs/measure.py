@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import isfinite
 from typing import Unpack
 
 from tightframe.features.extract import Features, Running, extract
@@ -17,6 +18,7 @@ from tightframe.metrics.certainty import (
     corrected_intervals,
     intervals,
 )
+from tightframe.metrics.choice import spreads
 from tightframe.metrics.collapse import cautions
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
@@ -48,10 +50,9 @@ def measure(
     pictures = data.train if isinstance(data, ImageSplits) else data
     features = extract(backbone, pictures, **running)
     rows = layer_rows(backbone, features, weighting, seed, running.get("progress", silent))
-    best = min(rows, key=lambda row: row["nc1"])
-    last = rows[-1]
     notes = list(data.notes) if isinstance(data, ImageSplits) else []
-    notes += [reading(best, last), *cautions(features.moments(PENULTIMATE), weighting)]
+    notes += [reading(rows, spreads([features.moments(row["layer"]) for row in rows]))]
+    notes += cautions(features.moments(PENULTIMATE), weighting)
     settings = {
         "data": pictures.name,
         "pictures": len(pictures),
@@ -86,6 +87,8 @@ def layer_rows(
                 "parameters": layer.parameters,
                 **metrics,
                 "rank_between": metrics.rank_between,
+                "samples_per_class": list(metrics.samples_per_class),
+                "notes": list(metrics.notes),
                 **_ends(_intervals(folds, weighting, seed)),
                 **_corrections(folds, name == PENULTIMATE, seed),
                 "probe_accuracy": probe.accuracy,
@@ -122,10 +125,13 @@ def _corrections(folds: Folds, with_intervals: bool, seed: int) -> Row:
     return row | {f"{name}_corrected_low": one.lower for name, one in estimates.items() if one.value is None}
 
 
-def reading(best: Row, last: Row) -> str:
-    """One line on where features are most collapsed."""
-    if best["layer"] == last["layer"]:
-        return f"features are most collapsed where the head sees them (NC1 {last['nc1']:.3g})"
-    less = 1 - best["nc1"] / last["nc1"]
-    lowest = f"{best['layer']} is the most collapsed: NC1 {best['nc1']:.3g}"
-    return f"{lowest}, {100 * less:.0f} % below the penultimate features"
+def reading(rows: list[Row], spread: list[float]) -> str:
+    """One line on where features are most collapsed, by their ``spread`` within classes (see ``metrics.choice``)."""
+    best, last = spread.index(min(spread)), len(rows) - 1
+    if not isfinite(spread[best]):
+        return "class means coincide at every layer: these features don't tell the classes apart at all"
+    if best == last or not isfinite(spread[last]) or spread[last] == 0:
+        return f"features are most collapsed where the head sees them (NC1 {rows[last]['nc1']:.3g})"
+    less = 100 * (1 - spread[best] / spread[last])
+    told = f"{rows[best]['layer']} is the most collapsed: {less:.0f} % less spread within classes"
+    return f"{told} than the penultimate features"

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 import torch
 
-from tightframe.errors import DataError, SettingsError, TightframeError
+from tightframe.errors import DataError, MeasureError, SettingsError, TightframeError
 from tightframe.features.extract import Features, Running, extract
 from tightframe.jobs.race import Contender, race
 from tightframe.jobs.run import Result, Row, Run, tune_command
 from tightframe.metrics.agreement import agreement
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.discriminant import cross_validated_lda
+from tightframe.metrics.fisher_scores import ncti, ncti_parts
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.neighbours import NeighboursResult, neighbours_accuracy
 from tightframe.metrics.probes import ProbeResult
@@ -29,7 +30,10 @@ from tightframe.protocols import OUTPUT, PENULTIMATE, Backbone, ImageSplits, sil
 from tightframe.sources.backbones import load_backbone, short_name
 
 EXPECTED = "expected_accuracy"
+NCTI = "ncti"
+"""The one score that is scaled over the networks at hand, and changes with them."""
 COLLAPSE = ("nc1", "cdnv", "vci")
+PARTS = "ncti_parts"
 LDA_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 BASELINES = {
     "probe_accuracy": True,
@@ -45,7 +49,7 @@ BASELINES = {
 def orders() -> dict[str, bool]:
     """Columns that a ranking can go by, and whether higher is better."""
     measures = {m.name: m.higher_is_better for m in MEASURES.values() if m.kind == "score" or m.name in COLLAPSE}
-    return {EXPECTED: True, **measures, **BASELINES}
+    return {EXPECTED: True, **measures, NCTI: True, **BASELINES}
 
 
 def rank(
@@ -106,7 +110,7 @@ def rank(
         "pool": running.get("pool", "auto"),
         "seed": seed,
     }
-    told = [{key: value for key, value in row.items() if key != "correct"} for row in rows]
+    told = [{key: value for key, value in row.items() if key not in ("correct", PARTS)} for row in rows]
     further = {"quality": quality(good, known, seed)} if truth is not None else {}
     notes = [*data.notes, *([_spared(good, len(data.train))] if budget is not None else []), *_notes(good, by)]
     return Result("rank", told, settings, notes, _following(good, model_options or {}), further=further)
@@ -119,6 +123,9 @@ def ordered(rows: list[Row], by: str, seed: int = 0) -> list[Row]:
         credits = [credit(row["correct"]) for row in good]
         for row, standing in zip(good, standings(credits, [row["parameters"] for row in good], seed), strict=True):
             row |= _told(standing)
+        pool = [row for row in good if row.get(PARTS) is not None]
+        for row, score in zip(pool, ncti([tuple(row[PARTS]) for row in pool]), strict=True):
+            row[NCTI] = score
     known = [row for row in good if row.get(by) is not None]
     known.sort(key=lambda row: row[by], reverse=orders()[by])
     return known + [row for row in good if row.get(by) is None] + [row for row in rows if "error" in row]
@@ -309,6 +316,7 @@ def _scored(backbone: Backbone, features: Features, folds: Folds, probes: _Probe
         "knn_accuracy": probes.knn.accuracy,
         "source_accuracy": backbone.source_accuracy,
         **_scores(features, folds),
+        PARTS: _ncti_parts(features),
         "parameters": backbone.parameters,
         "multiply_adds": backbone.multiply_adds,
         "pictures": len(features.labels),
@@ -327,6 +335,13 @@ def _scores(features: Features, folds: Folds) -> Row:
         source = probabilities if probabilities.shape[1] > 1 else None
     wanted = [m.name for m in MEASURES.values() if m.kind == "score" or m.name in COLLAPSE]
     return dict(_possible(wanted, features, folds, source))
+
+
+def _ncti_parts(features: Features) -> list[float] | None:
+    try:
+        return list(ncti_parts(features[PENULTIMATE], features.labels, len(features.classes)))
+    except MeasureError:
+        return None
 
 
 def _possible(
@@ -356,9 +371,14 @@ def _notes(good: list[Row], by: str) -> list[str]:
         notes.append(f"these pictures can't tell {best} from {', '.join(tied)}: more of them would")
     saturated = [row["network"] for row in good if row.get("h_score") is not None and row.get("saturated")]
     if saturated:
-        notes.append(f"H-score is at its limit and says nothing for {', '.join(saturated)}: fewer pictures than values")
+        notes.append(
+            f"no more pictures than values: H-score, SFDA and VCI are at their limit and say nothing for "
+            f"{', '.join(saturated)}"
+        )
     if by != EXPECTED and len({row.get("dimension") for row in good}) > 1 and by not in BASELINES:
         notes.append(f"{by} is compared across different dimensions here: read it with care")
+    if by == NCTI:
+        notes.append("NCTI is scaled over the networks of this list: adding or leaving out one changes it")
     precisions = {row["precision"] for row in good if "precision" in row}
     if len(precisions) > 1:
         notes.append("some networks ran in bfloat16, others in float32; --precision float32 treats all alike")

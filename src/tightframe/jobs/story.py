@@ -58,9 +58,9 @@ def _networks(run: Transfer) -> Section:
 
 def _layers(run: Transfer) -> Section:
     words = (
-        "NC1 and probe accuracy after every block, in the order in which they run. The block marked is the one tuned: "
-        "the most collapsed of those which, with the new head, own at most a tenth of all parameters, by NC1 per "
-        "direction in which class means differ (or, with more classes than some blocks have values, tr Σ_W / tr Σ_B)."
+        "NC1 and probe accuracy after every block, in the order in which they run. The block marked is the one tuned. "
+        "Of the blocks which, with the new head, own at most a tenth of all parameters, the most collapsed and the "
+        "deepest were trained for a few epochs, and judged on training pictures held out."
     )
     grid = Grid(LAYERS, run.layers)
     return Section("Which layer", words, [layer_chart(run.layers), grid])

@@ -83,8 +83,12 @@ def transfer(
     key = [settings, backbone.fingerprint]
     layers = run.remember("layers", key, lambda: layer_rows(backbone, features, "class", plan.seed))
     chosen = None
-    if any(METHODS[name].needs_layer for name in chosen_methods):
-        chosen = choose_layer(backbone, features) if layer == "auto" else backbone.layer(layer).name
+    with_block = [METHODS[name] for name in chosen_methods if METHODS[name].needs_layer]
+    if with_block and layer == "auto":
+        method = METHODS[MAIN] if METHODS[MAIN] in with_block else with_block[0]
+        chosen = run.remember("block", key, lambda: choose_layer(data, backbone, method, plan, running))[0]
+    elif with_block:
+        chosen = backbone.layer(layer).name
     layers = [row | {"chosen": row["layer"] == chosen} for row in layers]
 
     tuned = {

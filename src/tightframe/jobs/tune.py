@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from tightframe.errors import SettingsError
-from tightframe.features.extract import Features, Running, extract
+from tightframe.features.extract import Running, extract
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
 from tightframe.files import write_text
-from tightframe.jobs.run import Row, plain
+from tightframe.jobs.block import Trial, choose_block
+from tightframe.jobs.run import Row, Run, plain
 from tightframe.jobs.tuned import Tuned, load_tuned
-from tightframe.metrics.choice import Reading, recommend_layer, spreads
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.logistic_probe import cross_validated_logistic
 from tightframe.metrics.probes import interval
@@ -116,7 +116,7 @@ def tune(
 
     Args:
         method: a name in ``tuning.methods.METHODS``.
-        layer: the block to tune, for the methods that tune one; ``"auto"`` for ``metrics.choice.recommend_layer``.
+        layer: the block to tune, for the methods that tune one; ``"auto"`` lets a few race (see ``jobs.block``).
         plan: epochs, rates and decays to try, batch size, seed.
         out: a folder for the result, with a checkpoint every epoch while it is made.
         resume: go on with, or just load, what an earlier call with the same settings left in ``out``.
@@ -138,13 +138,15 @@ def tune(
     if folder is not None:
         _make(folder)
     started = time.perf_counter()
-    block = _block(data, backbone, layer, running) if chosen.needs_layer else None
+    block, trials = None, list[Row]()
+    if chosen.needs_layer:
+        block, trials = _remembered(folder, scope, lambda: _block(data, backbone, layer, chosen, plan, running))
     pool = running.get("pool", "auto")
     network = TunableNetwork(backbone, chosen, block, len(data.classes), pool, plan.align, plan.scale)
     _start(network, data, running)
     training = _training(data, network, plan.cache_gb, running, folder, scope)
     recipe, rows, notes = training.run(plan, *plan.choices(backbone.module))
-    notes = [*data.notes, *notes]
+    rows, notes = [*trials, *rows], [*data.notes, *notes]
     tuned = Tuned(backbone, network, data.classes, {}, rows, notes)
     seconds = time.perf_counter() - started
     tuned = replace(tuned, metrics=_judge(tuned, data, recipe, seconds, running.get("device", "auto")))
@@ -156,24 +158,26 @@ def tune(
     return tuned
 
 
-def _block(data: ImageSplits, backbone: Backbone, layer: str, running: Running) -> str:
+def _block(
+    data: ImageSplits, backbone: Backbone, layer: str, method: Method, plan: Plan, running: Running
+) -> tuple[str, list[Row]]:
     if layer == "auto":
-        return choose_layer(backbone, extract(backbone, data.train, **running))
+        return choose_layer(data, backbone, method, plan, running)
     if layer == PENULTIMATE:
         raise SettingsError(f"{PENULTIMATE} names features, not a block to tune; `tightframe measure` lists the blocks")
-    return backbone.layer(layer).name
+    return backbone.layer(layer).name, []
 
 
-def choose_layer(backbone: Backbone, features: Features) -> str:
-    """The block that ``--layer auto`` tunes, from features of the training pictures at every block.
-
-    See ``metrics.choice.recommend_layer`` for the rule.
-    """
-    found = spreads([features.moments(block.name) for block in backbone.layers])
-    readings = [Reading(b.name, spread, b.parameters) for b, spread in zip(backbone.layers, found, strict=True)]
-    head = (backbone.penultimate.dimension + 1) * len(features.classes)
-    old = sum(p.numel() for p in backbone.module.get_submodule(backbone.head).parameters()) if backbone.head else 0
-    return recommend_layer(readings, head, backbone.parameters - old)
+def choose_layer(
+    data: ImageSplits, backbone: Backbone, method: Method, plan: Plan, running: Running
+) -> tuple[str, list[Row]]:
+    """The block that ``--layer auto`` tunes, and the trials that it was chosen by (see ``jobs.block``)."""
+    rates, decays = plan.choices(backbone.module)
+    rate = sorted(rates)[:2][-1]  # the second lowest: few pictures want low rates, few epochs not the lowest
+    recipe = Recipe(rate, decays[0], plan.epochs, plan.batch_size, seed=plan.seed)
+    trial = Trial(recipe, plan.validation_share, plan.align, plan.scale, plan.cache_gb)
+    features = extract(backbone, data.train, **running)
+    return choose_block(data.train, backbone, features, method, trial, running)
 
 
 def _start(network: TunableNetwork, data: ImageSplits, running: Running) -> None:
@@ -379,6 +383,14 @@ def _finished(folder: Path, scope: str, backbone: Backbone, resume: bool) -> Tun
     if not all(isinstance(record.get(part), list) for part in ("history", "notes")):
         return None
     return replace(load_tuned(folder, backbone), history=record["history"], notes=record["notes"])
+
+
+def _remembered(folder: Path | None, scope: str, choose: Callable[[], tuple[str, list[Row]]]) -> tuple[str, list[Row]]:
+    """What ``choose`` gives, or gave in an earlier call with these settings that was stopped."""
+    if folder is None:
+        return choose()
+    block, rows = Run(folder / "unfinished").remember("block", scope, choose)
+    return block, rows
 
 
 def _make(folder: Path) -> None:

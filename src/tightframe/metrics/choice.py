@@ -49,11 +49,15 @@ def recommend_layer(readings: Sequence[Reading], head_parameters: int, other_par
         head_parameters: of the new head.
         other_parameters: of the backbone without its old head.
     """
+    small = small_enough(readings, head_parameters, other_parameters)
+    return min(reversed(small), key=lambda r: r.spread).layer
+
+
+def small_enough(readings: Sequence[Reading], head_parameters: int, other_parameters: int) -> list[Reading]:
+    """Blocks that can be tuned within the allowance; the smallest one if no block is that small."""
     owned = [reading for reading in readings if reading.parameters > 0]
     if not owned:
         raise MeasureError("no layer has parameters to tune; name some with --layers")
     total = head_parameters + other_parameters
     small = [r for r in owned if r.parameters + head_parameters <= ALLOWANCE * total]
-    if not small:
-        return min(owned, key=lambda r: r.parameters).layer
-    return min(reversed(small), key=lambda r: r.spread).layer
+    return small or [min(owned, key=lambda r: r.parameters)]

@@ -33,6 +33,7 @@ SCORES = (
     Column("gbc", "GBC", number),
     Column("transrate", "TransRate", number),
     Column("sfda", "SFDA", number),
+    Column("ncti", "NCTI", number),
     Column("parc", "PARC", number),
 )
 
@@ -108,4 +109,53 @@ SAMPLES = (
     Column("actual", "Is", text),
     Column("predicted", "Said to be", text),
     Column("probability", "Probability", percent),
+)
+
+EVALUATION = (
+    Column("pictures", "Pictures", count),
+    Column("accuracy", "Accuracy", percent),
+    Column("accuracy", "95 % interval", percent, interval=True),
+    Column("balanced_accuracy", "Mean over classes", percent),
+    Column("calibration_error", "Calibration error", percent),
+    Column("log_loss", "Log-loss", number),
+)
+
+CLASSES = (
+    Column("class", "Class", text),
+    Column("pictures", "Pictures", count),
+    Column("right", "Right", count),
+    Column("accuracy", "Accuracy", percent),
+    Column("accuracy", "95 % interval", percent, interval=True),
+    Column("predicted", "Times said", count),
+)
+
+CONFUSIONS = (
+    Column("actual", "Is", text),
+    Column("predicted", "Said to be", text),
+    Column("count", "Times", count),
+    Column("share", "Of the class", percent),
+)
+
+MERGED = (
+    Column("network", "Network", text),
+    Column("format", "Form", text),
+    Column("parameters", "Param. (M)", millions),
+    Column("bytes", "Weights", size),
+    Column("difference", "Logits differ by", number),
+)
+
+EXPORTED = (
+    Column("network", "Network", text),
+    Column("bytes", "File", size),
+    Column("pictures", "Pictures", count),
+    Column("difference", "Probabilities differ by", number),
+    Column("same", "Same class", percent),
+    Column("opset", "Opset", count),
+)
+
+PUSHED = (
+    Column("repository", "Repository", text),
+    Column("address", "Address", text),
+    Column("files", "Files", count),
+    Column("bytes", "Sent", size),
 )

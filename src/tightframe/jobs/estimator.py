@@ -1,0 +1,240 @@
+"""Transfer as a scikit-learn classifier: ``TransferClassifier(...).fit(paths, labels).predict(paths)``.
+
+Pictures are given as paths, or as an array of bytes (n, height, width, 3). Parameters are plain values, so ``clone``,
+``cross_val_score``, ``GridSearchCV`` and joblib's workers take it as any other classifier.
+
+**Pickles.** A pickle of a fitted one holds what ``Tuned.save`` writes: what was trained, not the base network. That is
+loaded again by its name when first needed, and refused if its weights have another hash; ``set_params(backbone=...)``
+names it anew where it has moved. Unpickling runs code, whoever wrote the pickle chose which: open only your own, and
+use ``tuned_.save`` and ``load_tuned`` for what goes to or comes from others.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import assert_all_finite
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+
+from tightframe.errors import DataError, SettingsError
+from tightframe.files import write_bytes
+from tightframe.jobs.tune import Plan, tune
+from tightframe.jobs.tuned import Tuned, load_tuned
+from tightframe.protocols import Backbone, ImageSplits
+from tightframe.sources.backbones import load_backbone
+from tightframe.sources.pictures import open_picture
+
+
+class UnusableInput(DataError, ValueError):
+    """Pictures or labels of a kind that can't be used; a ``ValueError``, which scikit-learn expects."""
+
+
+class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Fine-tune a pretrained network on pictures.
+
+    Args:
+        backbone: its name, as ``load_backbone`` takes it.
+        method: how to tune it; see ``tightframe.tune``.
+        layer: the block to tune, for methods that tune one; ``"auto"`` chooses it.
+        epochs: of the final training.
+        rates, decays: to try, tuples; ``None`` for those of ``Plan``.
+        batch_size: pictures a step.
+        seed: of every random choice.
+        pool, precision, device: as ``tightframe.tune`` takes them.
+        backbone_options: further arguments of ``load_backbone``, such as ``{"input_size": 64}``.
+
+    Attributes:
+        classes_: labels in sorted order, (K,): the columns of ``predict_proba``.
+        tuned_: the ``Tuned`` network.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "timm/resnet18",
+        method: str = "scl",
+        layer: str = "auto",
+        *,
+        epochs: int = 30,
+        rates: Sequence[float] | None = None,
+        decays: Sequence[float] | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        pool: str = "auto",
+        precision: str = "auto",
+        device: str = "auto",
+        backbone_options: Mapping[str, Any] | None = None,
+    ):
+        self.backbone = backbone
+        self.method = method
+        self.layer = layer
+        self.epochs = epochs
+        self.rates = rates
+        self.decays = decays
+        self.batch_size = batch_size
+        self.seed = seed
+        self.pool = pool
+        self.precision = precision
+        self.device = device
+        self.backbone_options = backbone_options
+
+    def fit(self, X: Any, y: Any) -> TransferClassifier:
+        """Tune the network on pictures ``X`` with labels ``y`` (n,), two classes or more.
+
+        Raises:
+            UnusableInput: ``X`` or ``y`` are of a kind or shape that can't be used.
+            SettingsError, ModelError, BadPicture: as ``load_backbone`` and ``tune``.
+        """
+        pictures = _pictures(X)
+        classes, labels = _encoded(y, len(pictures))
+        shown = _Labelled(pictures, labels, tuple(map(str, classes.tolist())))
+        plan = Plan(
+            epochs=self.epochs,
+            rates=None if self.rates is None else tuple(self.rates),
+            decays=None if self.decays is None else tuple(self.decays),
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        running: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
+        splits = ImageSplits("pictures", shown, None)
+        self._tuned: Tuned | None = tune(
+            splits, self._base(), method=self.method, layer=self.layer, plan=plan, **running
+        )
+        self._saved: dict[str, bytes] = {}
+        self.classes_ = classes
+        return self
+
+    @property
+    def tuned_(self) -> Tuned:
+        """The tuned network; after unpickling, put together again at the first use.
+
+        Raises:
+            SavedError: the base network has other weights now.
+        """
+        check_is_fitted(self, "classes_")
+        if self._tuned is None:
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in self._saved.items():
+                    write_bytes(Path(folder) / name, content)
+                self._tuned = load_tuned(folder, self._base())
+        return self._tuned
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (n, K) of the classes in ``classes_``."""
+        tuned = self.tuned_
+        pictures = _pictures(X)
+        shown = _Labelled(pictures, np.zeros(len(pictures), dtype=np.int64), tuned.classes)
+        return tuned.probabilities(shown, device=self.device)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The likeliest class (n,) of each picture."""
+        shares = self.predict_proba(X)
+        return self.classes_[shares.argmax(1)]
+
+    def _base(self) -> Backbone:
+        if not isinstance(self.backbone, str):
+            raise SettingsError(
+                f"backbone is a {type(self.backbone).__name__}; give its name, timm/resnet18 or local-dir:PATH say, "
+                "by which it is loaded again in other processes"
+            )
+        return load_backbone(self.backbone, **(self.backbone_options or {}))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.one_d_array = True
+        tags.input_tags.string = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        tuned = state.get("_tuned")
+        if tuned is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                tuned.save(folder)
+                state["_saved"] = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        return state | {"_tuned": None} if "_tuned" in state else state
+
+
+@dataclass(frozen=True, eq=False)
+class _Labelled:
+    """Paths, or bytes (n, h, w, 3), with labels, as ``ImageData``."""
+
+    pictures: tuple[str, ...] | np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    name: str = "pictures"
+
+    @cached_property
+    def identifiers(self) -> tuple[str, ...]:
+        """Paths, or numbers."""
+        if isinstance(self.pictures, np.ndarray):
+            return tuple(f"picture {index}" for index in range(len(self)))
+        return self.pictures
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash over contents, order, labels and classes."""
+        digest = blake2b(repr(self.classes).encode(), digest_size=16, person=b"tf-estimator")
+        digest.update(self.labels.astype("<i8").tobytes())
+        if isinstance(self.pictures, np.ndarray):
+            digest.update(repr(self.pictures.shape).encode() + self.pictures.tobytes())
+            return digest.hexdigest()
+        for path in self.pictures:
+            digest.update(blake2b(Path(path).read_bytes(), digest_size=16).digest())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if isinstance(self.pictures, np.ndarray):
+            return Image.fromarray(self.pictures[index])
+        return open_picture(self.pictures[index])
+
+
+def _pictures(X: Any) -> tuple[str, ...] | np.ndarray:
+    """Paths, or bytes (n, h, w, 3). Raises ``UnusableInput``."""
+    wanted = "give paths, or bytes (uint8) of shape (n, height, width, 3)"
+    if isinstance(X, (str, Path)):
+        raise UnusableInput(f"X is one path, {X}; give a list of them")
+    if isinstance(X, np.ndarray) and X.ndim > 1:
+        if X.ndim != 4 or X.shape[3] != 3 or X.dtype != np.uint8:
+            raise UnusableInput(f"X is an array of {X.dtype} and of shape {X.shape}; {wanted}")
+        found: tuple[str, ...] | np.ndarray = np.ascontiguousarray(X)
+    else:
+        entries = list(X) if hasattr(X, "__iter__") else [X]
+        strange = [entry for entry in entries if not isinstance(entry, (str, Path))]
+        if strange:
+            raise UnusableInput(f"X holds a {type(strange[0]).__name__} ({strange[0]!r:.60}); {wanted}")
+        found = tuple(map(str, entries))
+    if not len(found):
+        raise UnusableInput("X holds 0 pictures, and at least 1 is needed")
+    return found
+
+
+def _encoded(y: Any, pictures: int) -> tuple[np.ndarray, np.ndarray]:
+    """Classes (K,) in sorted order, and labels (n,) that index them. Raises ``UnusableInput``."""
+    if y is None:
+        raise UnusableInput("fitting requires y to be passed, but the target y is None; give every picture's label")
+    try:
+        labels = column_or_1d(y, warn=True)
+        assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
+    except ValueError as error:
+        raise UnusableInput(f"y can't be labels of classes ({error}); give one label a picture") from error
+    if len(labels) != pictures:
+        raise UnusableInput(f"X has {pictures} pictures and y {len(labels)} labels; give one label a picture")
+    classes, encoded = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise UnusableInput(f"y has 1 class, {classes[0]!r}; 2 are needed to tell apart")
+    return classes, encoded.astype(np.int64)

@@ -1,0 +1,177 @@
+"""How good a tuned network is on labelled pictures: accuracy, calibration, each class, and what it confuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tightframe.errors import DataError
+from tightframe.jobs.run import Result, Row
+from tightframe.jobs.tuned import Tuned
+from tightframe.metrics.judging import calibration_error
+from tightframe.metrics.probes import interval
+from tightframe.protocols import ImageData, ImageSplits
+
+MISTAKES = 10
+NAMED = 5
+"""Most class names to put into one message."""
+
+
+def evaluate(tuned: Tuned, data: ImageData | ImageSplits, *, batch_size: int = 64, device: str = "auto") -> Result:
+    """Judge ``tuned`` on the pictures in ``data``.
+
+    The one row holds ``pictures``, ``classes`` (those that occur), ``accuracy`` with its exact 95 % interval
+    (``accuracy_low``, ``accuracy_high``), ``balanced_accuracy`` (mean over classes), ``calibration_error`` (expected,
+    in 0 … 1) and ``log_loss`` (mean, in nats). ``further`` holds
+
+    - ``classes``: a row a class that occurs: ``pictures``, ``right``, ``accuracy`` with interval, and how often it was
+      ``predicted``
+    - ``confusion``: for each actual class, the classes that it was taken for: ``count`` and ``share`` of the class
+    - ``mistakes``: the ``MISTAKES`` surest wrong answers
+
+    Args:
+        tuned: the network.
+        data: labelled pictures; of splits, the test pictures, or all where there are none.
+        batch_size: pictures at a time.
+        device: where to run.
+
+    Raises:
+        DataError: no pictures, or classes that the network does not know.
+        BadPicture: a picture can't be decoded.
+    """
+    judged, notes = _judged_part(data)
+    labels = _labels_of(tuned, judged)
+    logits, _ = tuned.logits_and_features(judged, batch_size, device)
+    answers = _Answers(judged, tuned.classes, labels, logits)
+    settings = {
+        "network": tuned.backbone.name,
+        "method": tuned.network.method.name,
+        "data": judged.name,
+        "pictures": judged.fingerprint,
+        "classes": list(tuned.classes),
+    }
+    further = {"classes": answers.by_class(), "confusion": answers.confusion(), "mistakes": answers.mistakes()}
+    return Result("evaluate", [answers.overall()], settings, notes, further=further)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Labels (n,) in the network's own numbering, and logits (n, K)."""
+
+    data: ImageData
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    logits: Tensor
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """Probabilities (n, K), in float64."""
+        return self.logits.double().softmax(1)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """Classes (n,) as numbers."""
+        return self.shares.argmax(1).numpy()
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Pictures of each class, right answers and predictions of it, (3, K)."""
+        lists = (self.labels, self.labels[self.predicted == self.labels], self.predicted)
+        return np.stack([np.bincount(entries, minlength=len(self.classes)) for entries in lists])
+
+    def overall(self) -> Row:
+        """The row about all pictures together."""
+        pictures, right, _ = self.counts
+        present = pictures > 0
+        return {
+            "pictures": len(self.labels),
+            "classes": int(present.sum()),
+            **_rated(int(right.sum()), len(self.labels)),
+            "balanced_accuracy": float((right[present] / pictures[present]).mean()),
+            "calibration_error": calibration_error(self.shares, self.labels),
+            "log_loss": float(functional.cross_entropy(self.logits.double(), torch.from_numpy(self.labels))),
+        }
+
+    def by_class(self) -> list[Row]:
+        """A row a class that occurs."""
+        return [
+            {"class": self.classes[index], "pictures": pictures, "right": right}
+            | _rated(right, pictures)
+            | {"predicted": predicted}
+            for index, (pictures, right, predicted) in enumerate(self.counts.T.tolist())
+            if pictures
+        ]
+
+    def confusion(self) -> list[Row]:
+        """What each class was taken for, right answers included; what never happened has no row."""
+        pairs, counts = np.unique(np.stack([self.labels, self.predicted], 1), axis=0, return_counts=True)
+        return [
+            {
+                "actual": self.classes[actual],
+                "predicted": self.classes[predicted],
+                "count": count,
+                "share": count / int(self.counts[0, actual]),
+            }
+            for (actual, predicted), count in zip(pairs.tolist(), counts.tolist(), strict=True)
+        ]
+
+    def mistakes(self) -> list[Row]:
+        """The surest wrong answers, surest first."""
+        confidence = self.shares.amax(1).numpy()
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return [
+            {
+                "path": self.data.identifiers[index],
+                "actual": self.classes[self.labels[index]],
+                "predicted": self.classes[self.predicted[index]],
+                "probability": float(confidence[index]),
+            }
+            for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+        ]
+
+
+def mistaken(confusion: Sequence[Row]) -> list[Row]:
+    """The rows of ``confusion`` that are mistakes, most frequent first."""
+    return sorted((row for row in confusion if row["actual"] != row["predicted"]), key=lambda row: -row["count"])
+
+
+def _rated(right: int, total: int) -> Row:
+    low, high = interval(right, total)
+    return {"accuracy": right / total, "accuracy_low": low, "accuracy_high": high}
+
+
+def _judged_part(data: ImageData | ImageSplits) -> tuple[ImageData, list[str]]:
+    """The pictures to judge on, and what to know about them."""
+    if not isinstance(data, ImageSplits):
+        return data, []
+    if data.test is not None:
+        return data.test, data.notes
+    told = f"all {len(data.train)} pictures of {data.name} were judged: on those it was trained on it looks too good"
+    return data.train, [*data.notes, told]
+
+
+def _labels_of(tuned: Tuned, data: ImageData) -> np.ndarray:
+    """Labels (n,) of ``data`` in the numbering of ``tuned``."""
+    if not len(data):
+        raise DataError(f"{data.name} has no pictures to judge on; hold some out with --test-share, or give others")
+    places = {name: index for index, name in enumerate(tuned.classes)}
+    present = np.unique(data.labels).tolist()
+    strange = [data.classes[label] for label in present if data.classes[label] not in places]
+    if strange:
+        raise DataError(
+            f"{data.name} has pictures of {_listed(strange)}, but the network was tuned on {_listed(tuned.classes)}: "
+            "rename those folders as the network's classes, take them out, or tune on all these classes"
+        )
+    return np.array([places.get(name, -1) for name in data.classes], dtype=np.int64)[data.labels]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    shown = ", ".join(f'"{name}"' for name in names[:NAMED])
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,125 @@
+"""The commands on what was tuned: judge it, merge it, export it, push it, as a person types them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import huggingface_hub
+import pytest
+import timm
+
+from tightframe import load_images
+from tightframe.cli import main, terminal
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.setattr(terminal.out, "width", 80)
+    monkeypatch.setattr(terminal.err, "width", 80)
+
+    def run(*arguments):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            status = stopped.code
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures") / "digits here"
+    data = load_images("digits:5-9", shots=8).train
+    for index, label in enumerate(data.labels):
+        (root / f"digit {data.classes[label]}").mkdir(parents=True, exist_ok=True)
+        data[index].save(root / f"digit {data.classes[label]}" / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tuned(pictures, names, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "net"
+    short = ("--epochs", "2", "--rates", "0.05", "--decays", "0.0001", "--layer", "layer3.0")
+    assert main(["tune", str(pictures), "--model", names["wide"], "--out", str(folder), *short]) == 0
+    return folder
+
+
+def test_evaluate_judges_what_tune_held_out(run, tuned, pictures, tmp_path):
+    status, out, _ = run("evaluate", tuned, pictures, "--json", tmp_path / "found.json")
+    assert status == 0
+    assert re.search(r"digit 5 .*\n *digit 6 ", out)
+    found = json.loads((tmp_path / "found.json").read_text())
+    metrics = json.loads((tuned / "tightframe.json").read_text())["metrics"]
+    assert found["rows"][0]["pictures"] == 10
+    assert found["rows"][0]["accuracy"] == metrics["test_accuracy"]
+    assert "surest mistakes" in out
+    assert max(map(len, out.split("rows, settings")[0].splitlines())) <= 80
+
+
+def test_evaluate_all_says_what_that_means(run, tuned, pictures):
+    status, out, _ = run("evaluate", tuned, pictures, "--all")
+    assert status == 0
+    assert "all 40 pictures" in out.replace("\n", " ")
+
+
+def test_evaluate_of_other_classes_is_refused(run, tuned):
+    status, _, err = run("evaluate", tuned, "digits")
+    assert status == 1
+    assert "rename" in err
+
+
+def test_merge_refuses_a_skip_connection_and_takes_others(run, tuned, pictures, names, tmp_path):
+    status, _, err = run("merge", tuned, "--out", tmp_path / "plain")
+    assert status == 1
+    assert "tightframe export" in err.replace("\n", " ")
+    short = ("--epochs", "1", "--rates", "0.05", "--decays", "0.0001", "--method", "linear")
+    assert run("tune", pictures, "--model", names["wide"], "--out", tmp_path / "linear", *short)[0] == 0
+    status, out, _ = run("merge", tmp_path / "linear", "--out", tmp_path / "plain")
+    assert status == 0
+    assert "timm.create_model" in out
+    module = timm.create_model(f"local-dir:{tmp_path / 'plain'}", pretrained=True)
+    assert module.pretrained_cfg["label_names"] == [f"digit {digit}" for digit in range(5, 10)]
+
+
+def test_export_writes_a_file_and_says_how_well_it_agrees(run, tuned, pictures, tmp_path):
+    arguments = ("export", tuned, "--onnx", tmp_path / "net.onnx", "--data", pictures)
+    status, out, _ = run(*arguments, "--json", tmp_path / "found.json")
+    assert status == 0
+    row = json.loads((tmp_path / "found.json").read_text())["rows"][0]
+    assert row["difference"] < 1e-5
+    assert row["pictures"] == 10
+    assert "beside PyTorch" in " ".join(out.split())
+    assert (tmp_path / "net.onnx").stat().st_size == row["bytes"]
+    status, _, err = run("export", tuned, "--onnx", "/nonexistent/net.onnx")
+    assert status == 2
+    assert "can't be written" in err
+
+
+def test_push_names_where_it_went(run, tuned, monkeypatch):
+    class Shelf:
+        def create_repo(self, repo_id, *, private=None, exist_ok=False):
+            return f"https://hub.example/{repo_id}?{private}"
+
+        def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+            pass
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Shelf)
+    status, out, _ = run("push", tuned, "ann/digits", "--private")
+    assert status == 0
+    assert "https://hub.example/ann/digits?True" in "".join(line.strip() for line in out.splitlines())
+    assert "licence" in out
+    assert run("push", tuned, "nobody")[0] == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "merge", "export", "push"])
+def test_help_explains_every_option(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "Example: tightframe " + command in out
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    for option in set(re.findall(r"^  (--[a-z-]+)", plain, flags=re.M)):
+        assert re.search(rf"^  {option}\b[^\n]*(\n {{20,}}|  )\S", plain, flags=re.M), option
+    assert run(command, *(["nowhere", "x/y"] if command == "push" else ["nowhere"]))[0] in (1, 2)

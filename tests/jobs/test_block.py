@@ -1,0 +1,84 @@
+"""Choosing the block: who takes part, that the better half goes on, and what happens where no race can be held."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tightframe import extract, load_backbone, load_images
+from tightframe.jobs import block as racing
+from tightframe.jobs.block import Trial, candidates, choose_block, readings
+from tightframe.metrics.choice import Reading, recommend_layer
+from tightframe.tuning.loop import Recipe
+from tightframe.tuning.methods import METHODS
+from tightframe.tuning.prefix import CannotCut
+
+TRIAL = Trial(Recipe(rate=0.01, epochs=6, batch_size=16), 0.3, "pad", "spread", 1.0)
+DEPTH = [Reading(f"b{depth}", spread, 10) for depth, spread in enumerate([1, 9, 2, 8, 3, 7, 6, 5])]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_images("digits:5-9", shots=10, test_share=0.3)
+
+
+@pytest.fixture(scope="module")
+def wide(names):
+    return load_backbone(names["wide"])
+
+
+def choose(data, backbone, trial=TRIAL, method="scl"):
+    return choose_block(data.train, backbone, extract(backbone, data.train), METHODS[method], trial, {})
+
+
+def test_the_most_collapsed_and_the_deepest_take_part_in_their_order():
+    assert candidates(DEPTH, 10, 1000) == ["b0", "b2", "b4", "b5", "b6", "b7"]
+    assert candidates(DEPTH[:2], 10, 1000) == ["b0", "b1"]
+
+
+def test_one_that_is_small_enough_needs_no_race():
+    assert candidates([Reading("a", 1.0, 500), Reading("b", 2.0, 5)], 10, 1000) == ["b"]
+
+
+def test_the_better_half_goes_on_for_twice_as_long(data, wide, monkeypatch):
+    blocks = candidates(*readings(wide, extract(wide, data.train)))
+    monkeypatch.setattr(racing, "candidates", lambda *_: ["layer1.0", "layer2.0", "layer3.0", "layer4.0"])
+    chosen, rows = choose(data, wide)
+    assert [row["epochs"] for row in rows] == [1, 1, 1, 1, 2, 2]
+    first = sorted(rows[:4], key=lambda row: row["validation_loss"])
+    assert {row["layer"] for row in rows[4:]} == {row["layer"] for row in first[:2]}
+    assert chosen == min(rows[4:], key=lambda row: row["validation_loss"])["layer"]
+    assert choose(data, wide) == (chosen, rows), "the same again"
+    assert blocks
+
+
+@pytest.mark.parametrize("method", ["layer", "scl"])
+def test_a_block_that_helps_wins(data, wide, method, monkeypatch):
+    """All but one candidate diverge."""
+    fitted = racing.fit
+
+    def fit(network, inputs, split, recipe, **options):
+        if network.network.layer != "layer2.0":
+            raise racing.Diverged("no")
+        return fitted(network, inputs, split, recipe, **options)
+
+    monkeypatch.setattr(racing, "candidates", lambda *_: ["layer1.0", "layer2.0", "layer3.0"])
+    monkeypatch.setattr(racing, "fit", fit)
+    chosen, rows = choose(data, wide, method=method)
+    assert chosen == "layer2.0"
+    assert [np.isfinite(row["validation_loss"]) for row in rows] == [False, True, False]
+
+
+@pytest.mark.parametrize("why", ["cut", "budget", "pictures", "diverged"])
+def test_without_a_race_the_most_collapsed_small_block_is_taken(data, wide, why, monkeypatch):
+    features = extract(wide, data.train)
+    usual = recommend_layer(*readings(wide, features))
+    monkeypatch.setattr(racing, "candidates", lambda *_: ["layer1.0", "layer2.0"])
+    trial = Trial(TRIAL.recipe, 0.3, "pad", "spread", 1e-9 if why == "budget" else 1.0)
+    if why == "cut":
+        monkeypatch.setattr(racing, "inputs_of", lambda *_, **__: (_ for _ in ()).throw(CannotCut("no")))
+    if why == "pictures":
+        monkeypatch.setattr(racing, "stratified", lambda labels, *_: (np.arange(len(labels)), np.arange(0)))
+    if why == "diverged":
+        monkeypatch.setattr(racing, "fit", lambda *_, **__: (_ for _ in ()).throw(racing.Diverged("no")))
+    assert choose(data, wide, trial)[0] == usual
