@@ -3,8 +3,8 @@
     TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=2 python benchmarks/blocks.py > benchmarks/results/blocks.md
 
 DIR holds `zoo/zoo.py` (a builder) and `data/*`. 20 pictures a class; every candidate is tuned by SCL with its own rate
-and decay chosen, as `tightframe tune` does. Regret is what the block chosen falls short of the best one in hindsight, by
-test accuracy; noise in the test accuracies makes the best one look better than it is, so it is an upper bound.
+and decay chosen, as `tightframe tune` does. Regret is what the block chosen falls short of the best one in hindsight,
+by test accuracy; noise in the test accuracies makes the best one look better than it is, so it is an upper bound.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -137,15 +138,23 @@ def ratio(function: Callable[[], object], floor: Callable[[], object], rounds: i
     return best[1], best[0]
 
 
+def resident_peak(forget: bool = True) -> int:
+    """Most kilobytes that this process held since its peak was last forgotten (Linux): now, that is, if it is now."""
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+
+
 def grown(count: int, dimension: int, classes: int) -> float:
     """Megabytes by which a fresh process grows while it does everything, beyond its features."""
     code = (
-        "import sys; sys.path.insert(0, 'benchmarks'); import measure, resource\n"
+        "import sys; sys.path.insert(0, 'benchmarks'); import measure\n"
         "small = measure.sample(3000, 64, 3); measure.everything(*small, 3)\n"
         f"given = measure.sample({count}, {dimension}, {classes})\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = measure.resident_peak()\n"
         f"measure.everything(*given, {classes})\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+        "print((measure.resident_peak(forget=False) - before) / 1024)"
     )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 

@@ -26,7 +26,7 @@ from tightframe.metrics.summary import collapse_metrics
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData
 
 NETWORKS = ("timm/resnet18", "timm/vit_tiny_patch16_224", "timm/mobilenetv2_100")
-PICTURES, CLASSES, BATCH, ROUNDS = 128, 8, 32, 3
+PICTURES, CLASSES, BATCH, ROUNDS = 256, 8, 64, 3
 NAMES = ("nc1", "cdnv", "vci")
 
 
@@ -105,13 +105,13 @@ def main() -> None:
             ratios = f"{half / half_bare:.2f} | {whole / whole_bare:.2f} | {loop / half:.2f}"
             print(f"| {name} | {len(backbone.layers) + 1} | {ratios} |", flush=True)
             shifts.append((name, *(measured(backbone, data, p).moments(PENULTIMATE) for p in ("float32", "bfloat16"))))
-    print("\nWhat bfloat16 changes of the penultimate features' metrics:\n")
+    print("\nThe penultimate features' metrics, float32 → bfloat16:\n")
     print("| network | " + " | ".join(NAMES) + " |")
     print("|---" * (len(NAMES) + 1) + "|")
     for name, exact, half in shifts:
         check_measurable(exact)
         before, after = collapse_metrics(exact), collapse_metrics(half)
-        print(f"| {name} | " + " | ".join(f"{100 * (after[m] / before[m] - 1):+.2f} %" for m in NAMES) + " |")
+        print(f"| {name} | " + " | ".join(f"{before[m]:.4g} → {after[m]:.4g}" for m in NAMES) + " |")
 
 
 if __name__ == "__main__":
