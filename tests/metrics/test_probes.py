@@ -19,7 +19,7 @@ from tightframe.features.moments import ClassMoments
 from tightframe.metrics.discriminant import cross_validated_centre, cross_validated_lda, lda, nearest_centre
 from tightframe.metrics.folds import Folds, fold_of
 from tightframe.metrics.probes import PENALTIES, interval
-from tightframe.metrics.ridge import cross_validated_ridge, ridge
+from tightframe.metrics.ridge import _Rest, cross_validated_ridge, ridge, ridge_errors
 
 SHAPES = {"n > d": (60, 7), "n < d": (30, 50), "n = d": (24, 24)}
 
@@ -93,6 +93,38 @@ def test_cross_validation_is_a_loop_over_folds(shape: str, folds: int, seed: int
     whole = sklearn_ridge(features, labels, found.penalty, features.shape[1])
     np.testing.assert_allclose(found.head.logits(features), whole.predict(features), rtol=0, atol=1e-7)
     assert found.head.weight.shape == (3, features.shape[1])
+
+
+@pytest.mark.parametrize("shape", ["n > d", "n < d", "wide and single"])
+def test_errors_are_the_same_by_either_factorisation(shape: str) -> None:
+    features, labels = sample(*SHAPES.get(shape, (900, 300)))
+    folds, _ = Folds.of(features.astype("float32" if shape not in SHAPES else float), labels, 3).compacted()
+    for fold in range(5):
+        rest = _Rest(folds, fold)
+        spread = rest.held_scatter.addr(rest.held * rest.gap, rest.gap)
+        found = rest._by_tridiagonal(spread, PENALTIES)
+        assert found is not None
+        torch.testing.assert_close(found, rest._by_eigenvectors(spread, PENALTIES), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("penalties", [(0.0, 1.0), (1e-14, 1.0), PENALTIES])
+def test_no_penalty_drowns_in_rounding(penalties: tuple[float, ...]) -> None:
+    """Scatter of float32 features of low rank and far from zero has eigenvalues below zero, below −penalty too."""
+    features, labels = sample(900, 20)
+    flat = (features @ np.random.default_rng(2).normal(size=(20, 300)) * np.geomspace(1, 100, 300)).astype("float32")
+    single, double = (ridge_errors(Folds.of(given, labels, 3), penalties) for given in (flat, flat.astype(float)))
+    assert (single > 0).all()
+    torch.testing.assert_close(single[-2:], double[-2:], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_predictions_do_not_see_how_far_from_zero_features_are(dtype: str) -> None:
+    features, labels = sample(900, 300)
+    features = np.round(features * 64) / 64  # exact in float32 after the move, too
+    near, far = (
+        cross_validated_centre(Folds.of(rows.astype(dtype), labels, 3)) for rows in (features, features + 4096)
+    )
+    np.testing.assert_array_equal(near.predicted, far.predicted)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -29,13 +29,15 @@ from tightframe.errors import MeasureError, SavedError
 from tightframe.files import write_tensors
 
 Weighting = Literal["class", "sample"]
-CHUNK = 4096
+CHUNK = 2048
 """Rows that are centred at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
 CHUNK_BYTES = 2**24
 NARROW = 256
 """Values up to which products are always float64, at little cost: features of first blocks and of untrained networks
 can vary a thousand times more in one direction than in another, which float32 products would blur."""
-STRIPE = 512
+LEAST_SQUARE = 1e-25
+"""Mean square below which products are made again in float64: of constant features, too, at no harm."""
+STRIPE = 256
 """Columns of the scatter made by one product: the half above the diagonal is left out, stripe by stripe."""
 
 FORMAT = "tightframe.ClassMoments/2"
@@ -209,7 +211,7 @@ FIELDS = ("counts", "means", "scatter", "variances", "third", "fourth")
 
 
 class _Batch:
-    """One batch of features on its way to moments, read twice: for its class means, then around them.
+    """One batch of features on its way to moments, read twice: for its means, then around them.
 
     Means are sums in float64. Centring subtracts them as rounded to the precision of the features, which is exact
     wherever features are far from zero; what rounding left out is made up for at the end.
@@ -228,24 +230,32 @@ class _Batch:
         centres = means.to(self.dtype)
         scatter = torch.zeros(dimension, dimension, **wide)
         squares = torch.zeros(self.classes, dimension, **wide)
+        third, fourth = torch.zeros(dimension, **wide), torch.zeros((), **wide)
+        centre = ((self.counts.double() @ means) / max(len(self.features), 1)).to(self.dtype)
+        room: Tensor | None = None  # one chunk's worth, taken once: fresh memory costs more than the arithmetic in it
         for rows, labels in chunks(self.features, self.labels):
-            centred = rows - centres[labels]
-            _add_gram(scatter, centred)
+            room = torch.empty_like(rows) if room is None else room
+            centred = torch.sub(rows, centre, out=room[: len(rows)])
+            lengths = torch.linalg.vecdot(centred, centred)
+            third += lengths @ centred
+            fourth += lengths.double().square().sum()
+            torch.index_select(centres, 0, labels, out=centred)
+            _add_gram(scatter, torch.sub(rows, centred, out=centred))
             squares += _by_class(centred.square_(), labels, self.classes)
         rest = means - centres.double()
         _add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
-        third, fourth = self._tails((self.counts.double() @ means) / max(len(self.features), 1))
         variances = (squares / present - rest.square()).clamp(min=0)
-        return ClassMoments(self.counts, means, _mirrored(scatter), variances, third, fourth)
+        found = ClassMoments(self.counts, means, _mirrored(scatter), variances, third, fourth)
+        if self.dtype != torch.float64 and not _within_single(found):
+            return _Batch(self.features.double(), self.labels, self.classes).moments()
+        return found
 
-    def _tails(self, centre: Float64[Tensor, " d"]) -> tuple[Tensor, Tensor]:
-        third, fourth = torch.zeros_like(centre), centre.new_zeros(())
-        for rows, _ in chunks(self.features, self.labels):
-            centred = rows - centre.to(self.dtype)
-            squared = torch.linalg.vecdot(centred, centred)
-            third += squared @ centred
-            fourth += squared.double().square().sum()
-        return third, fourth
+
+def _within_single(moments: ClassMoments) -> bool:
+    """Whether sums of squares neither left the range of float32 nor sank to its smallest numbers."""
+    usual = float(moments.scatter.trace()) / max(moments.samples * moments.dimension, 1)
+    whole = bool(torch.isfinite(moments.fourth)) and bool(torch.isfinite(moments.third).all())
+    return whole and bool(torch.isfinite(moments.scatter).all()) and usual > LEAST_SQUARE
 
 
 def work_type(features: Tensor) -> torch.dtype:
@@ -266,8 +276,10 @@ def chunks(
 def sums_by_class(features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int) -> Float64[Tensor, "k d"]:
     """Sum of the features of each class."""
     sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
+    room: Tensor | None = None
     for rows, which in chunks(features, labels):
-        sums.index_add_(0, which, rows.double())
+        room = torch.empty_like(rows, dtype=torch.float64) if room is None else room
+        sums.index_add_(0, which, room[: len(rows)].copy_(rows))
     return sums
 
 
@@ -336,9 +348,21 @@ def _flaw(counts: Tensor, **wide: Tensor) -> str:
 
 
 def as_tensor(values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-    """``values`` (tensor, array or sequence) as a tensor, without a copy where that is safe."""
-    if not isinstance(values, Tensor):
-        values = np.asarray(values)
-        if not values.flags.writeable or min(values.strides, default=0) < 0:
-            values = values.copy()
+    """``values`` (tensor, array or sequence of numbers) as a tensor without gradient, and no copy where that is safe.
+
+    Raises:
+        MeasureError: they are not numbers.
+    """
+    if isinstance(values, Tensor):
+        return torch.as_tensor(values.detach(), dtype=dtype, device=device)
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise MeasureError(
+            f"{values.dtype} values are no numbers; number class names with np.unique(labels, return_inverse=True)[1]"
+        )
+    usual = np.result_type(values.dtype, np.int64 if values.dtype.kind == "u" and values.itemsize > 1 else values.dtype)
+    kind = np.dtype(np.float64) if usual.kind == "f" and usual.itemsize > 8 else usual.newbyteorder("=")
+    values = values.astype(np.int64 if values.dtype == np.uint64 else kind, copy=False)
+    if not values.flags.writeable or min(values.strides, default=0) < 0:
+        values = values.copy()
     return torch.as_tensor(values, dtype=dtype, device=device)

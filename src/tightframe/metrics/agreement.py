@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from tightframe.errors import MeasureError
+
 DRAWS = 400
 
 
@@ -30,8 +32,16 @@ def agreement(
         (Kendall's τ-b), ``spearman``, ``pearson``, and ``regret``: how far the accuracy of the network with the highest
         score falls short of the best one, in the unit of ``truth`` (its mean over networks that share the highest
         score). Intervals are percentiles of a bootstrap over networks: with few of them they are wide, and honest.
+        Infinite scores have a rank, but no Pearson's r; where a score or an accuracy is NaN, so is everything.
+
+    Raises:
+        MeasureError: there are not as many scores as accuracies, or none at all.
     """
     given = np.asarray(scores, float), np.asarray(truth, float)
+    if given[0].ndim != 1 or given[0].shape != given[1].shape or not len(given[0]):
+        raise MeasureError(f"{given[0].shape} scores and {given[1].shape} accuracies: give one of each a network")
+    if np.isnan(given).any():
+        return {name: Agreement(np.nan, np.nan, np.nan) for name in STATISTICS}
     generator = np.random.default_rng(seed)
     chosen = generator.integers(0, len(given[0]), (draws, len(given[0])))
     found = {}
@@ -47,6 +57,8 @@ def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.n
     def statistic(scores: np.ndarray, truth: np.ndarray) -> float:
         if len(set(scores.tolist())) < 2 or len(set(truth.tolist())) < 2:
             return float("nan")  # one value throughout ranks nothing
+        if function is stats.pearsonr and not np.isfinite([scores, truth]).all():
+            return float("nan")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.NearConstantInputWarning)
             return float(function(scores, truth)[0])

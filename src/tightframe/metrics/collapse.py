@@ -18,8 +18,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments, Weighting, as_tensor
-from tightframe.metrics.factors import between_factor, rounding_of, spectrum
+from tightframe.features.moments import ClassMoments, Weighting, as_tensor, check_samples
+from tightframe.metrics.factors import between_factor, rounding, spectrum
 from tightframe.metrics.registry import measure
 
 ROUNDING = 1e-12
@@ -54,7 +54,8 @@ def cautions(moments: ClassMoments, weighting: Weighting = "class") -> list[str]
     notes = check_measurable(moments)
     rank = between_factor(moments, weighting).rank
     if rank < moments.classes - 1:
-        notes.append(f"class means span {rank} of {moments.classes - 1} directions: some classes coincide")
+        why = "features have no more values" if rank == moments.dimension else "some classes coincide"
+        notes.append(f"class means span {rank} of {moments.classes - 1} directions: {why}")
     return notes
 
 
@@ -118,7 +119,7 @@ def nc1_ratio(moments: ClassMoments, weighting: Weighting = "class") -> float:
 def cdnv(moments: ClassMoments) -> float:
     """Class-distance normalised variance, mean over pairs of (v_i + v_j) / (2‖μ_i − μ_j‖²) (Galanti et al. 2021)."""
     check_measurable(moments)
-    return _mean_over_pairs(moments.class_variances, _squared_distances(moments.means), rounding_of(moments.means))
+    return _mean_over_pairs(moments.class_variances, _squared_distances(moments.means), rounding(moments))
 
 
 @measure(
@@ -130,8 +131,11 @@ def cdnv(moments: ClassMoments) -> float:
 def numerical_rank(moments: ClassMoments) -> float:
     """(tr Σ_W)² / ‖Σ_W‖_F²: in how many directions classes spread, between 1 and d; 0 where there is no spread."""
     check_measurable(moments)
-    squared = float(moments.scatter.square().sum())
-    return float(moments.scatter.trace()) ** 2 / squared if squared > 0 else 0.0
+    trace = float(moments.scatter.trace())
+    if trace <= moments.samples * rounding(moments) ** 2:
+        return 0.0
+    entries = moments.scatter.flatten() / trace
+    return float(1 / (entries @ entries))
 
 
 @measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Xu, Liu, ICML 2023")
@@ -173,9 +177,7 @@ def nc2_angle(moments: ClassMoments, weighting: Weighting = "class") -> float:
     check_measurable(moments)
     means = _centred_means(moments, weighting)
     directions = means / means.norm(dim=1, keepdim=True)
-    first, second = torch.triu_indices(moments.classes, moments.classes, offset=1)
-    cosines = (directions @ directions.T)[first, second]
-    return float((cosines + 1 / (moments.classes - 1)).abs().mean())
+    return _over_pairs((directions @ directions.T + 1 / (moments.classes - 1)).abs_())
 
 
 @measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Zhu et al., NeurIPS 2021")
@@ -202,6 +204,9 @@ def nc4(moments: ClassMoments, head: Head, features: Any) -> float:
     _check_head(moments, head)
     wide: dict[str, Any] = {"dtype": torch.float64, "device": moments.means.device}
     rows = as_tensor(features, **wide)
+    check_samples(rows, torch.zeros(len(rows), dtype=torch.int64), 1, moments.dimension)
+    if not len(rows):
+        raise MeasureError("no features to classify; NC4 needs those that the moments are of")
     by_head = Head(as_tensor(head.weight, **wide), as_tensor(head.bias, **wide)).logits(rows).argmax(1)
     centre = moments.global_mean  # distances are taken around it: far offsets would cancel
     by_mean = torch.cdist(rows - centre, moments.means - centre).argmin(1)
@@ -209,9 +214,13 @@ def nc4(moments: ClassMoments, head: Head, features: Any) -> float:
 
 
 def _mean_over_pairs(variances: Float64[Tensor, " k"], squared: Float64[Tensor, "k k"], rounding: float) -> float:
-    first, second = torch.triu_indices(len(variances), len(variances), offset=1, device=variances.device)
-    spread, apart = (variances[first] + variances[second]) / 2, squared[first, second]
-    return float(torch.where(apart > rounding**2, spread / apart, torch.inf).mean())
+    spread = (variances[:, None] + variances) / 2
+    return _over_pairs(torch.where(squared > rounding**2, spread / squared, torch.inf))
+
+
+def _over_pairs(values: Float64[Tensor, "k k"]) -> float:
+    """Mean over pairs of two different classes of what is the same for both their orders; in place."""
+    return float(values.fill_diagonal_(0).sum()) / (len(values) * (len(values) - 1))
 
 
 def _squared_distances(means: Float64[Tensor, "k d"]) -> Float64[Tensor, "k k"]:

@@ -26,12 +26,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import isfinite, log2
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import cdnv, check_measurable, nc1, vci
 from tightframe.metrics.factors import between_factor
@@ -52,6 +54,8 @@ RIDGE = 0.1
 """Of the sample covariance, in units of tr Σ / (N − K): it falls to 0 as samples are added."""
 NODES = 401
 HUGE = 1e12
+LARGEST = 60
+"""Binary exponent of features, and its negative, within which they are taken as they are."""
 WIDEST = 4.0
 """Largest width of log eigenvalues that is looked for: a factor of 3000 within one standard deviation either way."""
 
@@ -93,9 +97,10 @@ def corrected(moments: ClassMoments) -> Corrected:
         An ``Estimate`` for each metric. Where classes have no spread or their means coincide exactly, plug-in values.
 
     Raises:
-        MeasureError: fewer than two classes, an empty class, or no class with two samples.
+        MeasureError: fewer than two classes, an empty class, no class with two samples, or squares that overflow.
     """
     check_measurable(moments)
+    moments = _of_usual_size(moments)
     rank = between_factor(moments).rank
     if rank == 0 or not float(moments.scatter.trace()) > 0:
         exact = [Estimate(value, value, True) for value in (nc1(moments), cdnv(moments), vci(moments))]
@@ -103,6 +108,25 @@ def corrected(moments: ClassMoments) -> Corrected:
     parts = _parts(moments)
     within, pairs, share = _nc1(parts, rank), _cdnv(parts), _vci(parts, rank)
     return Corrected(within, pairs, share, tuple(_notes(parts, {"NC1": within, "CDNV": pairs, "VCI": share})))
+
+
+def _of_usual_size(moments: ClassMoments) -> ClassMoments:
+    """The same divided by a power of two where sixth powers of features would leave what float64 holds."""
+    variance = float(moments.scatter.trace()) / moments.samples
+    if not isfinite(variance):
+        raise MeasureError("features are so large that their squares overflow; divide all of them by one number")
+    exponent = round(log2(variance) / 2) if variance > 0 else 0
+    if abs(exponent) <= LARGEST:
+        return moments
+    unit, nothing = 2.0**-exponent, moments.third + torch.nan  # higher moments are not looked at here
+    return replace(
+        moments,
+        means=moments.means * unit,
+        scatter=moments.scatter * unit * unit,
+        variances=moments.variances * unit * unit,
+        third=nothing,
+        fourth=nothing.sum(),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,9 +79,9 @@ def _higher(sample: Float64[Tensor, "d d"], first: float, second: float, m: floa
     third = (m * m * cube - 3 * (m + 1) * first * second - first**3) / (m * m + 3 * m + 4)
     third = max(third, second**2 / first)
     if m <= len(sample):
-        return first, second, third, max(first * (third / second) ** 3, third**2 / second)
+        return first, second, third, max(first * (third / second) ** 3, third * (third / second))
     extra = (4 * first * third + 2 * second**2) / m + 6 * first**2 * second / m**2 + first**4 / m**3
-    return first, second, third, max((quartic - extra) / (1 + 6 / m), third**2 / second)
+    return first, second, third, max((quartic - extra) / (1 + 6 / m), third * (third / second))
 
 
 def _unevenness(folds: Folds) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import Head
@@ -19,21 +21,29 @@ def lda(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list[H
     Gaussian classes of one covariance Σ_W + penalty · tr(Σ_T)/d · I, prior chances as in the sample. That matrix
     differs from the shrunk Σ_T by the K class means only, and is inverted through them (Woodbury).
     """
-    whole, centre, between = spectrum(moments, "sample"), moments.global_mean, moments.between("sample")
+    whole, centre = spectrum(moments, "sample"), moments.global_mean
     unit = float(whole.values.mean()) or 1.0
     means = whole.vectors.T @ (moments.means - centre).T
-    spread = whole.vectors.T @ between
-    identity = torch.eye(moments.classes, dtype=torch.float64, device=between.device)
+    root = (moments.counts.double() / moments.samples).sqrt()
     heads = []
     for penalty in penalties:
         inverse = (1 / (whole.values + penalty * unit))[:, None]
-        core = identity - spread.T @ (inverse * spread)  # singular only where classes have no spread at all
-        towards = torch.linalg.lstsq(core, spread.T @ (inverse * means), driver="gelsd" if core.is_cpu else None)
-        weight = (whole.vectors @ (inverse * (means + spread @ towards.solution))).T
+        inner = root[:, None] * (means.T @ (inverse * means))
+        towards = root[:, None] * _solved(torch.eye(len(inner)).to(inner) - inner * root, inner)
+        weight = (whole.vectors @ (inverse * torch.addmm(means, means, towards))).T
         prior = (moments.counts.double() / moments.samples).log()  # −∞ for a class without samples
         bias = prior - ((moments.means - centre) * weight).sum(1) / 2
         heads.append(Head(weight, bias - weight @ centre))
     return heads
+
+
+def _solved(core: Float64[Tensor, "k k"], wanted: Float64[Tensor, "k k"]) -> Float64[Tensor, "k k"]:
+    """X of ``core`` X = ``wanted``, least squares where ``core`` is singular: classes have no spread at all then."""
+    lower, failed = torch.linalg.cholesky_ex(core)
+    pivots = lower.diagonal()
+    if not failed and pivots.min() > 1e-4 * pivots.max():
+        return torch.cholesky_solve(wanted, lower)
+    return torch.linalg.lstsq(core, wanted, driver="gelsd" if core.is_cpu else None).solution
 
 
 def nearest_centre(moments: ClassMoments) -> Head:

@@ -55,15 +55,28 @@ def between_factor(moments: ClassMoments, weighting: Weighting = "class") -> Bet
     let noise through.
     """
     directions, singular, _ = torch.linalg.svd(moments.between(weighting), full_matrices=False)
-    cutoff = rounding_of(moments.means)
+    cutoff = rounding(moments)
     rank = min(int((singular > cutoff).sum()), moments.classes - 1)
     return BetweenFactor(directions[:, :rank], singular[:rank], cutoff)
 
 
+@once
+def rounding(moments: ClassMoments) -> float:
+    """How far apart rounding can put class means that coincide."""
+    return rounding_of(moments.means)
+
+
 def rounding_of(means: Float64[Tensor, "k d"]) -> float:
     """How far apart rounding can put class means (k, d) that coincide."""
-    scale = float(torch.linalg.matrix_norm(means, 2)) / len(means) ** 0.5
-    return max(means.shape) * EPS * scale
+    return max(means.shape) * EPS * _spectral_norm(means) / len(means) ** 0.5
+
+
+def _spectral_norm(matrix: Float64[Tensor, "k d"]) -> float:
+    """The largest singular value, from the smaller Gram matrix: only small ones would lose digits there."""
+    unit = float(matrix.abs().max()) or 1.0  # no square overflows, nor vanishes
+    scaled = matrix / unit
+    gram = scaled @ scaled.T if len(matrix) <= matrix.shape[1] else scaled.T @ scaled
+    return unit * float(torch.linalg.eigvalsh(gram)[-1]) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)

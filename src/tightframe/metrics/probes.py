@@ -10,6 +10,7 @@ import torch
 from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
+from tightframe.features.moments import CHUNK, work_type
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.folds import Folds
 
@@ -43,10 +44,18 @@ class ProbeResult:
 
 
 def held_out(folds: Folds, head_without: Callable[[int], Head]) -> Tensor:
-    """The class (n,) given to each sample by the head that was fitted without its fold."""
+    """The class (n,) given to each sample by the head that was fitted without its fold.
+
+    Logits are made around the mean of all samples, so that features' own precision is enough wherever they lie.
+    """
     predicted = torch.empty_like(folds.labels)
-    for fold, rows in enumerate(folds.held):
-        predicted[rows] = head_without(fold).predict(folds.features[rows])
+    origin = folds.total.global_mean.to(work_type(folds.features))
+    for fold, held in enumerate(folds.held):
+        head = head_without(fold)
+        weight, bias = head.weight.T.to(origin.dtype), head.logits(origin[None]).to(origin.dtype)
+        for rows in held.split(CHUNK):
+            centred = folds.features[rows].to(origin.dtype).sub_(origin)
+            predicted[rows] = torch.addmm(bias, centred, weight).argmax(1)
     return predicted
 
 

@@ -5,6 +5,7 @@ Higher is better. Scores are compared between networks on the same pictures only
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from tightframe.metrics.registry import measure
 
 LOGME_TOLERANCE = 1e-8
 LOGME_ROUNDS = 1000
+BLOCK_BYTES = 2**20
+"""How large one table (classes × dimensions) of LogME's problems that are solved together may be."""
 USELESS = 1e12
 """α/β over the largest eigenvalue of FᵀF from which on features no longer count; and, below its inverse, noise."""
 
@@ -101,20 +104,25 @@ def logme(moments: ClassMoments) -> float:
     """
     check_measurable(moments)
     problem = _OneHotRegression.of(moments)
+    evidence = torch.cat([_evidence(part) for part in problem.blocks()])
+    return float(evidence.mean() / problem.samples)
+
+
+def _evidence(problem: _OneHotRegression) -> Float64[Tensor, " k"]:
+    """Log evidence of each class where it is stationary."""
     ratio = _fixed_point(problem)
     fit = problem.fit(ratio)
     beta = problem.samples / (fit.misfit + ratio * fit.size).clamp(min=problem.samples * EPS)  # a perfect fit: no noise
     alpha = ratio * beta
     samples, dimension = problem.samples, len(problem.values)
-    evidence = (
+    return (
         dimension / 2 * alpha.log()
         + samples / 2 * beta.log()
-        - (fit.logdet + dimension * beta.log()) / 2
+        - (problem.logdet(ratio) + dimension * beta.log()) / 2
         - beta / 2 * fit.misfit
         - alpha / 2 * fit.size
         - samples / 2 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
     )
-    return float(evidence.mean() / samples)
 
 
 class _Fit(NamedTuple):
@@ -124,7 +132,6 @@ class _Fit(NamedTuple):
     size: Tensor  # squared weight norm
     effective: Tensor  # effective number of parameters, γ
     free: Tensor  # N − γ, from a sum in which nothing cancels
-    logdet: Tensor  # of FᵀF + α/β
 
 
 class _OneHotRegression(NamedTuple):
@@ -159,45 +166,60 @@ class _OneHotRegression(NamedTuple):
         """No eigenvalue of FᵀF is larger; 1 where all are 0."""
         return float(self.values[-1] + self.samples * (self.mean @ self.mean)) or 1.0
 
+    def blocks(self) -> Iterator[_OneHotRegression]:
+        """The problems of a few classes at a time, whose tables of numbers stay in the processor's cache."""
+        size = max(1, BLOCK_BYTES // (8 * len(self.values)))
+        places = torch.arange(len(self.counts), device=self.counts.device)
+        return (self.only(part) for part in places.split(size))
+
     def only(self, classes: Tensor) -> _OneHotRegression:
-        """The problems of some classes (a mask)."""
+        """The problems of some classes (a mask, or places)."""
         return self._replace(cross=self.cross[classes], outside=self.outside[classes], counts=self.counts[classes])
 
     def fit(self, ratio: Float64[Tensor, " k"]) -> _Fit:
         """The posterior mean of each class at its α/β."""
         kept = self.values > 0
-        inverse = 1 / (ratio[:, None] + self.values)
-        tilted = inverse * self.mean
-        first, second = tilted @ self.mean, tilted.square().sum(1)
-        along = (tilted * self.cross).sum(1)
+        root = self.values.sqrt()
+        inverse = (ratio[:, None] + self.values).reciprocal_()
+        sums = inverse @ torch.stack([kept.double(), self.values, self.mean.square()], 1)
+        spared, effective, first = sums.unbind(1)
+        tilted, shrunk = inverse * self.mean, inverse * self.cross
+        second, by_values = (tilted.square() @ torch.stack([torch.ones_like(root), self.values], 1)).unbind(1)
         grown = 1 + self.samples * first
-        gain = (self.counts - self.samples * along) / grown
-        weights = inverse * self.cross + gain[:, None] * tilted
-        root = torch.where(kept, self.values, 1.0).sqrt()
-        missed = torch.where(kept, ratio[:, None] * inverse * self.cross / root - gain[:, None] * tilted * root, 0.0)
+        gain = (self.counts - self.samples * (shrunk @ self.mean)) / grown
+        weights = torch.addcmul(shrunk, gain[:, None], tilted)
+        missed = (shrunk * torch.where(kept, 1 / root, 0.0)).mul_(ratio[:, None])
+        missed.addcmul_(tilted.mul_(root), gain[:, None], value=-1)
         rank_one = self.samples * ratio * second / grown
-        by_mean = (1 + self.samples * (tilted.square() @ self.values)) / grown  # 1 − rank_one
+        by_mean = (1 + self.samples * by_values) / grown  # 1 − rank_one
         beside = self.samples - 1 - int(kept.sum())
         return _Fit(
-            missed.square().sum(1) + gain.square() / self.samples + self.outside,
-            weights.square().sum(1),
-            (self.values * inverse).sum(1) + rank_one,
-            beside + (ratio[:, None] * inverse[:, kept]).sum(1) + by_mean,
-            -inverse.log().sum(1) + grown.log(),
+            torch.linalg.vecdot(missed, missed) + gain.square() / self.samples + self.outside,
+            torch.linalg.vecdot(weights, weights),
+            effective + rank_one,
+            beside + ratio * spared + by_mean,
         )
+
+    def logdet(self, ratio: Float64[Tensor, " k"]) -> Float64[Tensor, " k"]:
+        """Of FᵀF + α/β, for each class."""
+        shifted = ratio[:, None] + self.values
+        return shifted.log().sum(1) + (1 + self.samples * ((1 / shifted) @ self.mean.square())).log()
 
 
 def _fixed_point(problem: _OneHotRegression) -> Float64[Tensor, " k"]:
     """α/β of each class at which the evidence is stationary (MacKay 1992); settled classes are left alone."""
-    ratio, moving = torch.ones_like(problem.outside), torch.ones_like(problem.outside, dtype=torch.bool)
+    ratio, part = torch.ones_like(problem.outside), problem
+    moving = torch.arange(len(ratio), device=ratio.device)
     for _ in range(LOGME_ROUNDS):
-        part, before = problem.only(moving), ratio[moving]
+        before = ratio[moving]
         fit = part.fit(before)
         noise = fit.misfit / fit.free
         after = torch.where(fit.size > 0, noise * fit.effective / fit.size, torch.inf)
-        after = after.clamp(part.largest / USELESS, part.largest * USELESS)  # perfect fits and useless features
+        after = after.clamp(problem.largest / USELESS, problem.largest * USELESS)  # perfect fits and useless features
         ratio[moving] = after
-        moving[moving.clone()] = (after - before).abs() > LOGME_TOLERANCE * before
-        if not bool(moving.any()):
+        unsettled = (after - before).abs() > LOGME_TOLERANCE * before
+        if not bool(unsettled.all()):
+            part, moving = part.only(unsettled), moving[unsettled]
+        if not len(moving):
             break
     return ratio

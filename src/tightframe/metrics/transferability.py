@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from tightframe.metrics import (  # noqa: F401 - importing them is what register
     scores,
     source_scores,
 )
-from tightframe.metrics.collapse import Head
+from tightframe.metrics.collapse import Head, check_measurable
 from tightframe.metrics.registry import MEASURES
 
 SLOW = frozenset({"nleep"})
@@ -41,7 +41,7 @@ def transferability(
         head: a linear classifier trained on these classes (K, d), for what needs one.
         source: probabilities (n, K_source) that the network's own head gives, for LEEP and NCE.
         only: names of measures to compute, collapse metrics included. All scores but the slow ones (``nleep``)
-            unless given.
+            unless given; then one that these features have no meaning for (PARC's in one dimension) is left out.
 
     Returns:
         A value for each measure that the evidence allows. With moments alone: ``h_score``, ``h_score_shrunk``,
@@ -51,15 +51,28 @@ def transferability(
         MeasureError: an unknown name, one that needs what was not given, or features that don't fit their labels.
     """
     evidence = _evidence(given, labels, classes, head, source)
+    only = [only] if isinstance(only, str) else only
     for name in only or ():
         if name not in MEASURES:
             raise MeasureError(f'no measure "{name}"; choose of {", ".join(MEASURES)}')
         missing = [need for need in MEASURES[name].needs if evidence.get(need) is None]
         if missing:
             raise MeasureError(f"{name} needs {', '.join(missing)} as well; give them too")
-    wanted = [measure for measure in MEASURES.values() if measure.kind == "score" and measure.name not in SLOW]
-    found = {m.name: m.of(evidence) for m in (wanted if only is None else map(MEASURES.__getitem__, only))}
+    found = dict(_all(evidence)) if only is None else {name: MEASURES[name].of(evidence) for name in only}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _all(evidence: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """Every score; what features are refused for is said, and what only one score refuses them for leaves it out."""
+    check_measurable(evidence["moments"])
+    for measure in MEASURES.values():
+        if measure.kind != "score" or measure.name in SLOW:
+            continue
+        try:
+            yield measure.name, measure.of(evidence)
+        except MeasureError:
+            if "features" not in measure.needs:
+                raise
 
 
 def _evidence(given: Any, labels: Any, classes: int | None, head: Head | None, source: Any) -> dict[str, Any]:
@@ -71,7 +84,8 @@ def _evidence(given: Any, labels: Any, classes: int | None, head: Head | None, s
         raise MeasureError("features need their labels: transferability(features, labels)")
     features, labels = as_tensor(given), as_tensor(labels)
     if classes is None:
-        integers = not labels.is_floating_point() and labels.dtype != torch.bool and labels.numel() > 0
-        classes = int(labels.max()) + 1 if integers else 1  # whatever else it is, moments say what is wrong with it
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise MeasureError(f"labels must be integers from 0 on, not {labels.dtype}")
+        classes = int(labels.max()) + 1 if labels.numel() else 1  # moments say what is wrong with none
     moments = ClassMoments.from_features(features, labels, classes)
     return {"moments": moments, "features": features, "labels": labels, "classes": classes, **rest}
