@@ -93,7 +93,7 @@ def test_what_was_saved_predicts_as_it_was_judged(data, finished):
         logits, features = tuned.logits_and_features(data.test)
         assert (logits.argmax(1).numpy() == data.test.labels).mean() == row["test_accuracy"]
         assert row["test_low"] <= row["test_accuracy"] <= row["test_high"]
-        assert features.shape[1] == tuned.network.width
+        assert features.shape[1] == tuned.network.neck.width
 
 
 def test_samples_are_told_as_the_network_sees_them(data, finished):

@@ -178,7 +178,7 @@ def whitened(
     length = max(float(gram.trace()), 0.0)
     energy = 2 * (count + count / len(noise)) * length + dimension * (count**2 + float(noise.square().sum()))
     values, vectors = torch.linalg.eigh(_steadied(gram, energy))
-    return contrasts @ (vectors * values.sqrt())[:, -rank:]
+    return contrasts @ (vectors * values.clamp(min=0).sqrt())[:, -rank:]
 
 
 def _steadied(gram: Float64[Tensor, "p p"], energy: float) -> Float64[Tensor, "p p"]:
