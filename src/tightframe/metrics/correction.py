@@ -36,7 +36,7 @@ from torch import Tensor
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import cdnv, check_measurable, nc1, vci
-from tightframe.metrics.factors import between_factor
+from tightframe.metrics.factors import between_factor, contrasts_of
 
 EDGE = 0.7
 """Share ρ/(1+ρ) of its largest possible value that noise may reach in an inverse that still counts as identifiable."""
@@ -177,7 +177,7 @@ def _parts(moments: ClassMoments) -> _Parts:
     scales = _scales(moments)
     own = (moments.counts - 1).double()
     freedom = float(own @ scales) ** 2 / float(own @ scales.square())
-    contrasts = _contrasts(moments)
+    contrasts = contrasts_of(moments.classes, moments.means)
     between = (moments.means - moments.means.mean(0)).T @ contrasts
     once = covariance @ between
     traces = _traces(covariance, freedom)
@@ -189,14 +189,6 @@ def _parts(moments: ClassMoments) -> _Parts:
     slope = _Noisy(gram.along, 2 * (second - traces[2] * across), across, 2 * traces[2])
     gram, slope, doubt = _steadied(gram, slope, traces, freedom, moments.dimension)
     return _Parts(moments, contrasts, between, covariance, noise, traces, gram, slope, doubt, freedom)
-
-
-def _contrasts(moments: ClassMoments) -> Float64[Tensor, "k r"]:
-    """Orthonormal basis of what is left of K values without their mean."""
-    classes = moments.classes
-    rest = torch.eye(classes).to(moments.means)[:, 1:]
-    basis, _ = torch.linalg.qr(torch.cat([torch.ones_like(rest[:, :1]), rest], dim=1))
-    return basis[:, 1:]
 
 
 def _scales(moments: ClassMoments) -> Float64[Tensor, " k"]:

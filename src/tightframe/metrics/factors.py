@@ -79,6 +79,12 @@ def _spectral_norm(matrix: Float64[Tensor, "k d"]) -> float:
     return unit * float(torch.linalg.eigvalsh(gram)[-1]) ** 0.5
 
 
+def contrasts_of(classes: int, like: Tensor) -> Float64[Tensor, "k r"]:
+    """Orthonormal basis of what is left of K values without their mean, r = K − 1, on the device of ``like``."""
+    unit = torch.eye(classes).to(like)
+    return torch.linalg.qr(torch.cat([torch.ones_like(unit[:, :1]), unit[:, 1:]], 1))[0][:, 1:]
+
+
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """Eigenvalues (d,), ascending and not negative, and eigenvectors (d, d), in columns, of a covariance."""

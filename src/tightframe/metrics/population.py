@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.denoising import Spread, denoised, whitened
-from tightframe.metrics.factors import spectrum
+from tightframe.metrics.factors import contrasts_of, spectrum
 from tightframe.metrics.folds import Folds
 
 JITTER = 1e-11
@@ -58,7 +58,7 @@ class Population:
         sigma.diagonal().add_((1 - spread.keep + JITTER) * usual)
         factor = torch.linalg.cholesky(sigma)
         middle = moments.means.mean(0)
-        contrasts = _contrasts(moments.classes).to(middle)
+        contrasts = contrasts_of(moments.classes, middle)
         seen = contrasts.T @ (moments.means - middle)
         noise = contrasts.T @ ((spread.scales / counts)[:, None] * contrasts)
         clean, doubt = denoised(seen, sample, factor, noise, spread)
@@ -96,7 +96,7 @@ class Population:
         beyond = len(self.factor) - rank
         if beyond:  # noise in all other directions
             gram += wishart(torch.diag(error), float(beyond), rng)
-        contrasts = _contrasts(classes).to(gram)
+        contrasts = contrasts_of(classes, gram)
         rank = min(classes - 1, len(self.factor))
         seats = contrasts @ _factored(contrasts.T @ gram @ contrasts, rank)
         identity = torch.eye(rank).to(gram)
@@ -164,12 +164,6 @@ def _factored(matrix: Float64[Tensor, "p p"], rank: int) -> Float64[Tensor, "p r
         return factor
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt())[:, -rank:]
-
-
-def _contrasts(classes: int) -> Float64[Tensor, "k r"]:
-    """Orthonormal basis of what is left of K values without their mean, r = K − 1."""
-    unit = torch.eye(classes, dtype=torch.float64)
-    return torch.linalg.qr(torch.cat([torch.ones_like(unit[:, :1]), unit[:, 1:]], 1))[0][:, 1:]
 
 
 def _alive(moments: ClassMoments) -> ClassMoments:
