@@ -62,6 +62,18 @@ def test_it_says_the_same_for_any_number_of_pictures(tuned, data, exported):
     assert wanted.std(0).max() > 0.03, "pictures must be told apart, or the test shows nothing"
 
 
+def test_lora_is_exported(data, names, tmp_path):
+    tuned = tune(data, load_backbone(names["wide"]), method="lora", plan=PLAN)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in (*tuned.network.owned.parameters, tuned.network.head.weight):
+            parameter.normal_(std=0.3, generator=generator)
+        tuned.network.head.weight.div_(tuned.logits_and_features(data.test)[0].std(0).max() / 3)
+    (row,) = export_onnx(tuned, tmp_path / "net.onnx", data).rows
+    assert row["same"] == 1
+    assert tuned.probabilities(data.test).std(0).max() > 0.03, "pictures must be told apart, or the test shows nothing"
+
+
 def test_the_row_says_what_was_checked(exported):
     found, path = exported
     (row,) = found.rows

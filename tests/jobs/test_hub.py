@@ -80,6 +80,25 @@ def test_three_files_are_sent_and_nothing_else(folder):
     assert not (folder / "README.md").exists()
 
 
+def test_of_lora_the_files_of_peft_are_sent(names, network_folders, tmp_path):
+    data = load_images("digits:5-9", shots=4, test_share=0.2)
+    tuned = tune(data, load_backbone(names["wide"]), method="lora", plan=PLAN, out=tmp_path / "net")
+    shelf = Shelf()
+    (row,) = push_to_hub(tmp_path / "net", REPO, api=shelf).rows
+    trained = {"adapter_config.json", "adapter_model.safetensors"}
+    assert set(shelf.files) == {"tightframe.json", "README.md"} | trained
+    assert row["files"] == 4
+    assert "pip install 'tightframe[lora]'" in shelf.files["README.md"].decode()
+    assert not any(str(network_folders["wide"].parent).encode() in content for content in shelf.files.values())
+    for name, content in shelf.files.items():
+        (tmp_path / name).write_bytes(content)
+    again = load_tuned(tmp_path, names["wide"])
+    assert (again.probabilities(data.test) == tuned.probabilities(data.test)).all()
+    (tmp_path / "net" / "adapter_config.json").unlink()
+    with pytest.raises(SavedError, match=r"holds no adapter_config\.json; give the whole folder"):
+        push_to_hub(tmp_path / "net", REPO, api=Shelf())
+
+
 def test_what_was_sent_loads_with_the_base_network_named(folder, names, tmp_path):
     shelf = Shelf()
     found = push_to_hub(folder, REPO, api=shelf)

@@ -44,7 +44,7 @@ def data():
     return load_images("digits:5-9", shots=4, test_share=0.2)
 
 
-@pytest.fixture(scope="module", params=["linear", "layer", "full"])
+@pytest.fixture(scope="module", params=["linear", "layer", "full", "lora"])
 def tuned(request, data, names):
     return tune(data, load_backbone(names["wide"]), method=request.param, plan=PLAN)
 
@@ -73,7 +73,8 @@ def test_timm_and_tightframe_load_it_and_it_says_the_same(tuned, data, tmp_path)
     (row,) = found.rows
     assert row["format"] == "timm"
     assert row["difference"] < 1e-5
-    assert row["parameters"] == tuned.network.all_parameters
+    added = sum(p.numel() for name, p in tuned.network.named_parameters() if ".lora_" in name)
+    assert row["parameters"] == tuned.network.all_parameters - added
     assert row["bytes"] == (tmp_path / "plain" / "model.safetensors").stat().st_size
 
 
@@ -107,13 +108,14 @@ def test_a_skip_connection_is_refused_with_what_to_do(data, names, tmp_path):
     assert not (tmp_path / "plain").exists()
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto"])
-def test_other_architectures_with_a_size_of_their_own(data, name, tmp_path):
+def test_other_architectures_with_a_size_of_their_own(data, name, method, tmp_path):
     small = {"depth": 2} if "vit" in name else {"depths": (1, 1, 1, 1)} if "convnext" in name else {}
     timm_net = timm.create_model(name, num_classes=7, **({"img_size": 32} if "vit" in name else {}), **small)
     folder = saved_for_timm(timm_net, name, small, tmp_path / "net")
     size = {} if "vit" in name else {"input_size": 32}
-    tuned = tune(data, load_backbone(f"local-dir:{folder}", **size), method="full", plan=PLAN)
+    tuned = tune(data, load_backbone(f"local-dir:{folder}", **size), method=method, plan=PLAN)
     (row,) = merge(tuned, tmp_path / "plain").rows
     assert row["format"] == "timm"
     assert row["difference"] < 1e-4

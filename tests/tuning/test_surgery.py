@@ -23,6 +23,7 @@ OWNED = {
     "full": lambda name: True,
     "lp-ft": lambda name: True,
     "bitfit": lambda name: name.endswith(".bias"),
+    "lora": lambda name: ".lora_" in name,
     "norm": lambda name: name.rpartition(".")[0].endswith(NORMS),
 }
 

@@ -1,4 +1,4 @@
-"""A saved folder shared through the Hugging Face hub: ``tightframe.json``, ``tuned.safetensors`` and a model card.
+"""A saved folder shared through the Hugging Face hub: ``tightframe.json``, what was trained and a model card.
 
 Nothing else in the folder is sent, and no path of this machine: a base network that came from a folder or a builder is
 named by the last part of its path. A ``README.md`` in the folder is taken as the card; else one is written for it,
@@ -21,10 +21,10 @@ from tightframe.jobs.run import Result, Row
 from tightframe.report.columns import METHODS
 from tightframe.sources.backbones import BUILDER, short_name
 from tightframe.tuning import checkpoint
-from tightframe.tuning.checkpoint import DESCRIPTION, TENSORS, Description
+from tightframe.tuning.checkpoint import DESCRIPTION, Description
+from tightframe.tuning.methods import method_named
 
 CARD = "README.md"
-SENT = (DESCRIPTION, TENSORS, CARD)
 LISTED = 50
 """Most class names in a card."""
 
@@ -74,22 +74,26 @@ def push_to_hub(
     """
     folder = Path(folder)
     description = checkpoint.read(folder)
-    if not (folder / TENSORS).is_file():
-        raise SavedError(f"{folder} holds no {TENSORS}; give the whole folder that `tightframe tune --out` wrote")
+    trained = checkpoint.files(description.method)
+    for name in trained:
+        if not (folder / name).is_file():
+            raise SavedError(f"{folder} holds no {name}; give the whole folder that `tightframe tune --out` wrote")
     _check_name(repo_id)
     notes = []
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
-        shutil.copyfile(folder / TENSORS, staged / TENSORS)
+        for name in trained:
+            shutil.copyfile(folder / name, staged / name)
         notes += _stage_description(folder, staged, description)
         if (folder / CARD).is_file():
             shutil.copyfile(folder / CARD, staged / CARD)
         else:
             write_text(staged / CARD, card(description, repo_id, licence))
             notes += [] if licence else ["the card states no licence: choose one with --licence, or edit it on the hub"]
-        row: Row = {"repository": repo_id, "files": len(SENT)}
-        row["bytes"] = sum((staged / name).stat().st_size for name in SENT)
-        row["address"] = _sent(staged, repo_id, private, message, api)
+        sent = [DESCRIPTION, *trained, CARD]
+        row: Row = {"repository": repo_id, "files": len(sent)}
+        row["bytes"] = sum((staged / name).stat().st_size for name in sent)
+        row["address"] = _sent(staged, sent, repo_id, private, message, api)
     return Result("push", [row], {"folder": str(folder), "repository": repo_id}, notes)
 
 
@@ -138,8 +142,9 @@ def _loading(uri: str, description: Description, repo_id: str, name: str) -> str
         if known
         else "The base network is not on the hub: put its own name (a folder or a builder) in place of …"
     )
+    package = "'tightframe[lora]'" if method_named(description.method).adapt else "tightframe"
     return (
-        f"```sh\npip install tightframe\nhf download {repo_id} --local-dir {name}\n"
+        f"```sh\npip install {package}\nhf download {repo_id} --local-dir {name}\n"
         f"tightframe predict {name} PICTURE{option}\n```\n\n"
         f"```python\nimport tightframe\nfrom huggingface_hub import snapshot_download\n\n"
         f'tuned = tightframe.load_tuned(snapshot_download("{repo_id}"){model})\nprint(tuned.predict(["picture.jpg"]))\n'
@@ -182,7 +187,7 @@ def _check_name(repo_id: str) -> None:
         raise SettingsError(f'"{repo_id}" does not say whose it is; give USER/NAME')
 
 
-def _sent(staged: Path, repo_id: str, private: bool | None, message: str, api: Hub | None) -> str:
+def _sent(staged: Path, names: list[str], repo_id: str, private: bool | None, message: str, api: Hub | None) -> str:
     """Make the repository and send the files; its address."""
     if api is None:
         from huggingface_hub import HfApi
@@ -190,7 +195,7 @@ def _sent(staged: Path, repo_id: str, private: bool | None, message: str, api: H
         api = HfApi()
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=str(staged), allow_patterns=list(SENT), commit_message=message)
+        api.upload_folder(repo_id=repo_id, folder_path=str(staged), allow_patterns=names, commit_message=message)
     except Exception as error:  # whatever the hub's client and its HTTP library raise
         why = " ".join(str(error).split())[:300]
         raise PushFailed(

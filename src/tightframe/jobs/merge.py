@@ -25,6 +25,7 @@ from tightframe.files import write_tensors, write_text
 from tightframe.jobs.run import Result, Row, versions
 from tightframe.jobs.tuned import Tuned
 from tightframe.sources.backbones import load_backbone
+from tightframe.tuning.places import place_of_head, put
 
 WEIGHTS, TIMM_CONFIG, PLAIN_CONFIG = "model.safetensors", "config.json", "merged.json"
 TOLERANCE = 1e-4
@@ -120,23 +121,15 @@ def difference(tuned: Tuned, plain: nn.Module) -> float:
 
 def _with_head(tuned: Tuned, head: nn.Linear) -> nn.Module | None:
     """A copy of the trained base with ``head`` where the old one was; ``None`` where there is no place for one."""
-    plain, place = copy.deepcopy(tuned.network.base).cpu().eval().requires_grad_(False), tuned.backbone.head
-    plain = plain.to(memory_format=torch.contiguous_format)  # which safetensors wants
-    if place is None and hasattr(plain, "reset_classifier"):  # one of timm's that came without a head
-        plain.reset_classifier(head.out_features)  # type: ignore[operator]
-        place = _place_of(plain, plain.get_classifier())  # type: ignore[operator]
+    plain, place = tuned.network.plain_base(), place_of_head(tuned.backbone)
     if place is None:
         return None
-    old = submodule(tuned.backbone.module if tuned.backbone.head else plain, place)
-    parent, _, name = place.rpartition(".")
-    setattr(submodule(plain, parent), name, _like(old, head))
+    if tuned.backbone.head is None:  # one of timm's that came without
+        plain.reset_classifier(head.out_features)  # type: ignore[operator]
+    put(plain, place.name, _like(place.module, head))
     if hasattr(plain, "num_classes"):
         plain.num_classes = head.out_features  # type: ignore[assignment]
     return plain
-
-
-def _place_of(module: nn.Module, part: object) -> str | None:
-    return next((name for name, member in module.named_modules() if member is part), None)
 
 
 def _like(old: nn.Module, head: nn.Linear) -> nn.Module:

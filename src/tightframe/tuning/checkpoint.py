@@ -2,6 +2,10 @@
 
 The base network is not inside. Its hash is, and loading onto other weights is refused. Nothing read here can run
 code: JSON and safetensors only, every name, shape and type compared with what the network expects before use.
+
+For LoRA peft's ``adapter_config.json`` and ``adapter_model.safetensors`` take the place of ``tuned.safetensors``. With
+them peft makes the same of a plain network, where that could say the same (see ``jobs.merge``). The configuration is
+for peft: it is written here and never read.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -18,6 +23,7 @@ from tightframe.errors import SavedError, SettingsError
 from tightframe.features.taps import Pool
 from tightframe.files import write_tensors, write_text
 from tightframe.protocols import Backbone
+from tightframe.tuning import lora
 from tightframe.tuning.methods import method_named
 from tightframe.tuning.surgery import Align, Scale, TunableNetwork
 
@@ -55,11 +61,18 @@ class Description:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+def files(method: str) -> tuple[str, ...]:
+    """Names of the files that hold what ``method`` trained, that of the tensors last."""
+    return (lora.CONFIG, lora.WEIGHTS) if method_named(method).adapt else (TENSORS,)
+
+
 def write(folder: Path, network: TunableNetwork, description: Description) -> None:
     """Save ``network`` into ``folder``, made if need be; the description last, since nothing counts without it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    write_tensors(folder / TENSORS, network.changed_state())
+    if network.method.adapt:
+        write_text(folder / lora.CONFIG, lora.config_text(network.base, network.backbone))
+    write_tensors(folder / files(network.method.name)[-1], _kept(network))
     text = json.dumps({"format": FORMAT, **asdict(description)}, indent=1, ensure_ascii=False)
     write_text(folder / DESCRIPTION, text)
 
@@ -110,15 +123,22 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
         description.align,  # type: ignore[arg-type]
         description.scale,  # type: ignore[arg-type]
     )
-    expected = network.changed_state()
-    path = folder / TENSORS
+    expected = _kept(network)
+    path = folder / files(description.method)[-1]
     try:
-        with safe_open(str(path), "pt") as file:
-            network.load_changed_state(_tensors(path, file, expected))
+        with safe_open(str(path), "pt") as file, torch.no_grad():
+            for name, tensor in _tensors(path, file, expected).items():
+                expected[name].copy_(tensor)
     except (SafetensorError, OSError) as error:
         raise SavedError(f"{path} can't be read ({error}); it is missing or damaged") from error
     network.train(False)
     return network
+
+
+def _kept(network: TunableNetwork) -> dict[str, Tensor]:
+    """What is kept of the network, by the names in its file: the network's own memory."""
+    changed = network.changed_state()
+    return lora.as_peft(changed, network.backbone) if network.method.adapt else changed
 
 
 def _tensors(path: Path, file: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:

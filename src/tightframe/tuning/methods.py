@@ -1,7 +1,7 @@
 """Ways to adapt a backbone: each says which parameters it owns and what the new head sees.
 
 Linear probe, Layer FT and SCL FT follow Li et al. (TMLR 2024, arXiv 2212.12206); BitFit Ben Zaken et al. (ACL 2022);
-LP-FT Kumar et al. (ICLR 2022).
+LP-FT Kumar et al. (ICLR 2022); LoRA Hu et al. (ICLR 2022).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import nn
 
 from tightframe.errors import SettingsError
 from tightframe.features.taps import submodule
+from tightframe.protocols import Backbone
+from tightframe.tuning import lora
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -36,11 +38,13 @@ class Method:
 
     Attributes:
         name: as given to ``--method``.
-        owns: what it trains of a network whose tuned block has the name given.
+        owns: what it trains of a network whose tuned block has the name given, once that is adapted.
         needs_layer: whether a block has to be named or chosen.
         skip: whether the head sees the tuned block's pooled output beside the penultimate features.
         warm: whether training starts from a fitted probe in place of a head of zeros.
         summary: one line for people.
+        adapt: puts modules of its own into a copy of the backbone without its head, which goes on to compute the same.
+            What such a method trains is saved in peft's format.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Method:
     skip: bool
     warm: bool
     summary: str
+    adapt: Callable[[nn.Module, Backbone], None] | None = None
 
 
 def _nothing(base: nn.Module, layer: str | None) -> Owned:
@@ -71,6 +76,10 @@ def _norms(base: nn.Module, layer: str | None) -> Owned:
     return Owned([module for module in base.modules() if isinstance(module, NORMS)], [])
 
 
+def _adapters(base: nn.Module, layer: str | None) -> Owned:
+    return Owned([], lora.adapters(base))
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -81,6 +90,7 @@ METHODS = {
         Method("bitfit", _biases, False, False, False, "BitFit: all biases and a new head"),
         Method("norm", _norms, False, False, False, "all normalisation layers and a new head"),
         Method("lp-ft", _everything, False, False, True, "LP-FT: a probe first, then every parameter"),
+        Method("lora", _adapters, False, False, False, "LoRA: maps of low rank and a new head", lora.adapt),
     )
 }
 PAPER = ("linear", "layer", "scl", "full")

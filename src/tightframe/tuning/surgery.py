@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tightframe.errors import SettingsError
-from tightframe.features.taps import Pool, submodule, tapped
+from tightframe.features.taps import Pool, tapped
 from tightframe.protocols import PENULTIMATE, Backbone
+from tightframe.tuning import lora
 from tightframe.tuning.methods import Method
+from tightframe.tuning.places import put
 from tightframe.tuning.prefix import Suffix
 
 Align = Literal["pad", "concat", "project"]
@@ -76,8 +78,12 @@ class TunableNetwork(nn.Module):
     """A backbone under one method: ``features`` (n, d) that the head sees, and logits (n, K) from ``forward``.
 
     Only what the method owns has gradients, and only modules that it trains whole are in training mode: BatchNorm of
-    frozen blocks keeps its running statistics. The head starts at zero, so training is the same whatever was drawn
-    before.
+    frozen blocks keeps its running statistics. The head starts at zero, and what a method adds from a fixed seed,
+    so training is the same whatever was drawn before.
+
+    Attributes:
+        base: the copy of the backbone, without its head, with what the method adds.
+        owned: what the method trains of it.
     """
 
     def __init__(
@@ -96,16 +102,20 @@ class TunableNetwork(nn.Module):
         self.backbone, self.method, self.layer, self.pool = backbone, method, layer, pool
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
         if backbone.head:
-            parent, _, name = backbone.head.rpartition(".")
-            setattr(submodule(self.base, parent), name, nn.Identity())
+            put(self.base, backbone.head, nn.Identity())
+        if method.adapt:
+            method.adapt(self.base, backbone)
         self.read = [PENULTIMATE, layer] if method.skip and layer else [PENULTIMATE]
         self.neck = Neck([backbone.layer(name).dimension for name in self.read], align, scale)
         self.head = nn.Linear(self.neck.width, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        owned = method.owns(self.base, layer)
-        self._modules_trained = [*owned.modules, self.neck, self.head]
-        for parameter in (*owned.parameters, *(p for module in self._modules_trained for p in module.parameters())):
+        self.owned = method.owns(self.base, layer)
+        self._modules_trained = [*self.owned.modules, self.neck, self.head]
+        for parameter in (
+            *self.owned.parameters,
+            *(p for module in self._modules_trained for p in module.parameters()),
+        ):
             parameter.requires_grad_(True)
 
     @property
@@ -145,6 +155,13 @@ class TunableNetwork(nn.Module):
         if len(self.read) > 1:
             raise SettingsError(f"the head of method {self.method.name} sees more than a plain network's head could")
         return self.head
+
+    def plain_base(self) -> nn.Module:
+        """A copy of the base on the CPU, in eval mode, of the backbone's own modules: what was added is merged."""
+        plain = copy.deepcopy(self.base).cpu().eval().requires_grad_(False)
+        if self.method.adapt:
+            lora.merge(plain)
+        return plain.to(memory_format=torch.contiguous_format)  # which safetensors wants
 
     def train(self, mode: bool = True) -> TunableNetwork:
         """Training mode for modules that are trained whole, eval mode for the rest."""
