@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tightframe.errors import SettingsError
 from tightframe.files import write_text
 
 Row = dict[str, Any]
@@ -81,6 +82,31 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"stage": name, "key": wanted, "value": value}, ensure_ascii=False))
         return value
+
+
+def claim(folder: Path, settings: Any, resume: bool = True) -> None:
+    """Make ``folder`` the place of one run with these ``settings``, or see that it already is.
+
+    Raises:
+        SettingsError: it holds something else, or, without ``resume``, anything.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"{folder} is a file; give --out a folder")
+    mark, wanted = folder / "run.txt", fingerprint_of(settings)
+    used = folder.exists() and any(not entry.name.endswith(".unfinished") for entry in folder.iterdir())
+    if used and not resume:
+        raise SettingsError(f"{folder} is not empty; add --resume to go on with it, or choose another --out")
+    if mark.is_file():
+        if mark.read_text(encoding="utf-8").strip() != wanted:
+            raise SettingsError(
+                f"{folder} holds a run with other settings or pictures; choose another --out, "
+                "or delete it to start anew"
+            )
+        return
+    if used:
+        raise SettingsError(f"{folder} is not empty and holds no run of tightframe; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(mark, wanted + "\n")
 
 
 def fingerprint_of(settings: Any) -> str:

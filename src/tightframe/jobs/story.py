@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tightframe.jobs.compare import chosen_trial
 from tightframe.jobs.run import Row
 from tightframe.protocols import ImageData, ImageSplits
 from tightframe.report.charts import (
@@ -77,19 +78,14 @@ def _training(histories: dict[str, list[Row]]) -> Section:
 
 def _shown_trial(history: Sequence[Row]) -> list[Row]:
     """The epochs of the trial that was chosen; of the final training if nothing was searched."""
-    final = [row for row in history if row["phase"] == "final"]
-    chosen = [
-        row
-        for row in history
-        if row["phase"] == "search" and (row["start_rate"], row["decay"]) == (final[0]["start_rate"], final[0]["decay"])
-    ]
-    return chosen or final
+    return chosen_trial(history) or [row for row in history if row["phase"] == "final"]
 
 
 def _methods(run: Transfer) -> Section:
     words = (
         "All methods on the same pictures, each with its own best rate and decay, then trained on all training "
-        "pictures. Intervals are exact 95 % binomial intervals over the test pictures."
+        "pictures. Validation accuracy is that on training pictures held out while rate and decay were chosen. "
+        "Intervals are exact 95 % binomial intervals over the pictures judged."
     )
     grid = Grid(METHODS, run.methods)
     return Section("How to tune it", words, [method_chart(run.methods), grid])

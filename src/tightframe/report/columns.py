@@ -86,6 +86,8 @@ LAYERS = (
 METHODS = (
     Column("method", "Method", text),
     Column("layer", "Block", text),
+    Column("validation_accuracy", "Validation accuracy", percent),
+    Column("validation", "95 % interval", percent, interval=True),
     Column("test_accuracy", "Test accuracy", percent),
     Column("test", "95 % interval", percent, interval=True),
     Column("train_accuracy", "Train accuracy", percent),

@@ -1,0 +1,230 @@
+"""Several methods, one table: judged on pictures held out from training, resumable, and one failure ends nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tightframe import Plan, compare, load_backbone, load_images, load_tuned, tune
+from tightframe.errors import BadPicture, LayerNotFound, ModelError, SettingsError
+from tightframe.jobs.compare import verdict
+from tightframe.metrics.probes import interval
+from tightframe.sources.selection import Subset, stratified
+from tightframe.tuning.methods import METHODS
+
+SMALL = f"{Path(__file__).with_name('small_network.py')}:make"
+PLAN = Plan(epochs=3, search_epochs=2, rates=(1.0, 0.3), decays=(1e-4,), batch_size=8)
+NAMES = ("linear", "layer", "scl", "full")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_images("digits:5-9", shots=20, test_share=0.2)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load_backbone(SMALL)
+
+
+@pytest.fixture(scope="module")
+def finished(data, small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared") / "run"
+    return compare(data, small, NAMES, plan=PLAN, out=folder), folder
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A method that no network can be tuned by."""
+
+    def owns(base, layer):
+        raise ModelError("nothing here can be tuned so")
+
+    monkeypatch.setitem(METHODS, "broken", dataclasses.replace(METHODS["full"], name="broken", owns=owns))
+    return "broken"
+
+
+def untimed(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_a_row_a_method_and_a_saved_folder_each(data, finished):
+    compared, folder = finished
+    assert [row["method"] for row in compared.rows] == list(compared.tuned) == list(NAMES)
+    assert [row["layer"] for row in compared.rows] == [None, compared.block, compared.block, None]
+    assert compared.result.settings["layer"] == compared.block
+    json.loads(compared.result.as_json())
+    for row in compared.rows:
+        logits, _ = load_tuned(folder / row["method"], SMALL).logits_and_features(data.test)
+        assert (logits.argmax(1).numpy() == data.test.labels).mean() == row["test_accuracy"]
+
+
+def test_each_is_what_tune_alone_makes_of_the_same_block(data, small, finished):
+    compared, _ = finished
+    for row in untimed(compared.rows):
+        alone = tune(data, small, method=row["method"], layer=compared.block or "auto", plan=PLAN).metrics
+        assert untimed([alone])[0] == {key: row[key] for key in alone if key != "seconds"}
+
+
+def test_validation_is_that_of_the_chosen_trial(data, finished):
+    compared, _ = finished
+    held_out = len(stratified(data.train.labels, PLAN.validation_share, PLAN.seed)[1])
+    assert {row["rate"] for row in compared.rows} == {1.0, 0.3}
+    assert len({row["validation_accuracy"] for row in compared.rows}) > 1
+    for row in compared.rows:
+        history = compared.tuned[row["method"]].history
+        last = [r for r in history if r["phase"] == "search" and r["epoch"] == PLAN.search_epochs]
+        assert len(last) == 2
+        assert row["validation_accuracy"] == min(last, key=lambda r: r["validation_loss"])["validation_accuracy"]
+        right = row["validation_accuracy"] * held_out
+        assert right == pytest.approx(round(right))
+        assert (row["validation_low"], row["validation_high"]) == interval(round(right), held_out)
+
+
+def test_the_method_to_use_is_named_and_comes_next(finished):
+    compared, folder = finished
+    assert "validates best" in compared.result.notes[0]
+    assert compared.best in NAMES
+    assert compared.result.following == [compared.tuned[compared.best].predict_command(folder / compared.best)]
+
+
+def test_test_pictures_choose_nothing(data, small, finished, tmp_path):
+    compared, _ = finished
+    again = compare(dataclasses.replace(data, test=None), small, NAMES, plan=PLAN, out=tmp_path / "run")
+    assert "test_accuracy" not in again.rows[0]
+    assert (again.best, again.block, again.result.notes) == (compared.best, compared.block, compared.result.notes)
+    seen = ("validation_accuracy", "validation_low", "validation_high", "train_accuracy", "rate", "decay")
+    for one, other in zip(compared.rows, again.rows, strict=True):
+        assert [one[key] for key in seen] == [other[key] for key in seen]
+
+
+def row(method, right, parameters, total=100):
+    low, high = interval(right, total)
+    judged = {"validation_accuracy": right / total, "validation_low": low, "validation_high": high}
+    return {"method": method, "parameters": parameters, "test_accuracy": 1 - right / total} | judged
+
+
+def test_of_methods_alike_the_smallest_is_used():
+    rows = [row("full", 92, 9000), row("scl", 90, 500), row("linear", 60, 50)]
+    best, told = verdict(rows, 100)
+    assert best == "scl"
+    assert told.startswith("full validates best: 92.0 % of 100 training pictures held out; intervals overlap with scl,")
+    assert "linear" not in told
+
+
+def test_of_methods_apart_the_best_is_used():
+    best, told = verdict([row("linear", 60, 50), {"method": "norm", "error": "none"}, row("full", 92, 9000)], 100)
+    assert best == "full"
+    assert "overlap" not in told
+
+
+def test_at_the_same_accuracy_the_smaller_is_the_best():
+    best, told = verdict([row("full", 100, 9000), row("linear", 100, 50)], 100)
+    assert best == "linear"
+    assert told.startswith("linear validates best")
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_where_nothing_was_held_out_none_is_chosen(data, small, tmp_path, few):
+    plan = PLAN if few else dataclasses.replace(PLAN, rates=(0.3,))
+    if few:
+        firsts = np.unique(data.train.labels, return_index=True)[1]
+        data = dataclasses.replace(data, train=Subset(data.train, firsts))
+    compared = compare(data, small, ["linear", "full"], plan=plan, out=tmp_path / "run")
+    assert [row["validation_accuracy"] for row in compared.rows] == [None, None]
+    assert all("test_accuracy" in row for row in compared.rows)
+    assert compared.best is None
+    assert compared.result.following == []
+    assert "no method is chosen" in compared.result.notes[0]
+
+
+def test_a_method_that_fails_says_why_and_the_others_go_on(data, small, finished, broken, tmp_path):
+    compared = compare(data, small, [broken, "linear"], plan=PLAN, out=tmp_path / "run")
+    assert compared.rows[0] == {"method": broken, "error": "nothing here can be tuned so"}
+    assert untimed(compared.rows[1:]) == untimed(finished[0].rows[:1])
+    assert list(compared.tuned) == [compared.best] == ["linear"]
+
+
+@pytest.mark.parametrize(("methods", "by"), [(("layer", "scl"), "scl"), (("linear", "layer"), "layer")])
+def test_the_block_is_chosen_once_by_scl_or_the_first_that_needs_one(data, small, tmp_path, monkeypatch, methods, by):
+    asked = []
+
+    def choose(data, backbone, method, plan, running):
+        asked.append(method.name)
+        return "0", []
+
+    monkeypatch.setattr("tightframe.jobs.compare.choose_layer", choose)
+    compared = compare(data, small, methods, plan=PLAN, out=tmp_path / "run")
+    assert asked == [by]
+    assert compared.block == "0"
+    assert {row["layer"] for row in compared.rows} <= {None, "0"}
+
+
+def test_without_a_block_the_methods_that_need_none_go_on(data, small, tmp_path, monkeypatch):
+    def none(*arguments):
+        raise ModelError("no block is small enough")
+
+    monkeypatch.setattr("tightframe.jobs.compare.choose_layer", none)
+    compared = compare(data, small, ["scl", "linear", "layer"], plan=PLAN, out=tmp_path / "run")
+    assert [row.get("error") for row in compared.rows] == ["no block is small enough", None, "no block is small enough"]
+    assert compared.block is None
+
+
+def test_if_all_fail_it_fails(data, small, broken, tmp_path):
+    with pytest.raises(ModelError, match="broken said: nothing here can be tuned so"):
+        compare(data, small, [broken], plan=PLAN, out=tmp_path / "run")
+
+
+def test_pictures_that_can_not_be_read_end_it(data, small, tmp_path, monkeypatch):
+    def bad(*arguments, **options):
+        raise BadPicture("a.png", "cut short")
+
+    monkeypatch.setattr("tightframe.jobs.compare.tune", bad)
+    with pytest.raises(BadPicture, match="--skip-bad"):
+        compare(data, small, ["linear", "full"], plan=PLAN, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("moment", [1, 4, 8, 13, 20, 30])
+def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, small, finished, tmp_path, stopping_at, moment):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        compare(data, small, NAMES, plan=PLAN, out=folder, progress=stopping_at(moment))
+    compared = compare(data, small, NAMES, plan=PLAN, out=folder, resume=True)
+    assert untimed(compared.rows) == untimed(finished[0].rows)
+    assert compared.result.notes == finished[0].result.notes
+    assert not list(folder.rglob("*unfinished*"))
+
+
+def test_resumed_when_finished_it_trains_nothing(data, small, finished, monkeypatch):
+    monkeypatch.setattr("tightframe.jobs.training.fit", None)
+    monkeypatch.setattr("tightframe.jobs.compare.choose_layer", None)
+    compared, folder = finished
+    again = compare(data, small, NAMES, plan=PLAN, out=folder, resume=True)
+    assert again.rows == compared.rows  # times included
+    assert again.best == compared.best
+
+
+def test_a_folder_is_one_comparisons_own(data, small, finished, tmp_path):
+    _, folder = finished
+    with pytest.raises(SettingsError, match="--resume"):
+        compare(data, small, NAMES, plan=PLAN, out=folder)
+    with pytest.raises(SettingsError, match="other settings"):
+        compare(data, small, ["linear"], plan=PLAN, out=folder, resume=True)
+    (tmp_path / "thesis.tex").write_text("do not lose me")
+    with pytest.raises(SettingsError, match="no run"):
+        compare(data, small, NAMES, plan=PLAN, out=tmp_path, resume=True)
+
+
+def test_names_are_checked_before_anything_is_done(data, small, tmp_path):
+    for methods in (["linear", "magic"], []):
+        with pytest.raises(SettingsError, match="linear, layer, scl"):
+            compare(data, small, methods, plan=PLAN, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(LayerNotFound, match="nearest"):
+        compare(data, small, ["scl"], layer="9", plan=PLAN, out=tmp_path / "other")
+    twice = compare(data, small, ["scl", "scl"], layer="0", plan=PLAN, out=tmp_path / "twice")
+    assert [(row["method"], row["layer"]) for row in twice.rows] == [("scl", "0")]
