@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tightframe.features.extract import Features, extract
     from tightframe.features.moments import ClassMoments
     from tightframe.features.store import FeatureStore
+    from tightframe.jobs.compare import Comparison, compare
     from tightframe.jobs.estimator import TransferClassifier
     from tightframe.jobs.evaluate import evaluate
     from tightframe.jobs.export import export_onnx
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from tightframe.jobs.layers import layers
     from tightframe.jobs.measure import measure
     from tightframe.jobs.merge import merge
+    from tightframe.jobs.plan import Plan
     from tightframe.jobs.rank import rank
     from tightframe.jobs.run import Result
     from tightframe.jobs.transfer import Transfer, transfer
-    from tightframe.jobs.tune import Plan, tune
+    from tightframe.jobs.tune import tune
     from tightframe.jobs.tuned import Tuned, load_tuned
     from tightframe.metrics.collapse import Head
     from tightframe.metrics.following import NeuralCollapse
@@ -40,6 +42,7 @@ _HOMES = {
     "features.extract": ("Features", "extract"),
     "features.moments": ("ClassMoments",),
     "features.store": ("FeatureStore",),
+    "jobs.compare": ("Comparison", "compare"),
     "jobs.estimator": ("TransferClassifier",),
     "jobs.evaluate": ("evaluate",),
     "jobs.export": ("export_onnx",),
@@ -47,10 +50,11 @@ _HOMES = {
     "jobs.layers": ("layers",),
     "jobs.measure": ("measure",),
     "jobs.merge": ("merge",),
+    "jobs.plan": ("Plan",),
     "jobs.rank": ("rank",),
     "jobs.run": ("Result",),
     "jobs.transfer": ("Transfer", "transfer"),
-    "jobs.tune": ("Plan", "tune"),
+    "jobs.tune": ("tune",),
     "jobs.tuned": ("Tuned", "load_tuned"),
     "metrics.collapse": ("Head",),
     "metrics.following": ("NeuralCollapse",),
@@ -68,6 +72,7 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "Backbone",
     "ClassMoments",
     "CollapseMetrics",
+    "Comparison",
     "FeatureStore",
     "Features",
     "Head",
@@ -80,6 +85,7 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "TransferClassifier",
     "Tuned",
     "collapse_metrics",
+    "compare",
     "evaluate",
     "export_onnx",
     "extract",

@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all: written beside their place under a name of this process, then renamed."""
+"""Files that are there whole or not at all: written beside their place under a name of this process, then renamed.
+
+Of processes that a launcher started together to do the same, the first alone leaves files.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tightframe.process import is_first
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,6 +48,7 @@ def _whole(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished
-        unfinished.replace(path)
+        if is_first():
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

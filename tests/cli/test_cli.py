@@ -103,6 +103,31 @@ def test_tune_into_a_folder_in_use_is_refused_and_resume_loads_it(run, pictures,
     assert "scl" in out
 
 
+def test_tune_compares_methods(run, pictures, names, tmp_path):
+    command = ("tune", pictures, "--model", names["wide"], "--compare", "linear, scl", "--out", tmp_path / "ways")
+    training = ("--epochs", "2", "--rates", "0.05", "0.01", "--decays", "0.0001", "--json", tmp_path / "rows.json")
+    status, out, _ = run(*command, *training)
+    assert status == 0
+    assert re.search(r"linear +–? .*\n *scl +layer\d", out)
+    assert "Validation" in out
+    found = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["method"] for row in found["rows"]] == ["linear", "scl"]
+    assert all(row["validation_low"] <= row["validation_accuracy"] for row in found["rows"])
+    following = re.search(r"next: (.*)", out)
+    assert following is not None
+    assert run(*shlex.split(following[1])[1:3], next(pictures.rglob("*.png")))[0] == 0
+
+
+def test_methods_to_compare_are_checked_before_anything_is_loaded(run):
+    tune = ("tune", "nowhere", "--model", "x", "--out", "o")
+    status, _, err = run(*tune, "--compare", "linear,magic")
+    assert status == 1
+    assert 'no method "magic"; choose linear, layer, scl, full' in err.replace("\n", " ")
+    status, _, err = run(*tune, "--compare", "linear,full", "--method", "layer")
+    assert status == 2
+    assert "not allowed with" in err
+
+
 def test_transfer_on_folders(run, pictures, names, tmp_path):
     command = ("transfer", pictures, "--models", *names.values(), "--out", tmp_path / "run", *SHORT)
     status, out, err = run(*command, "--methods", "linear", "scl")
@@ -238,14 +263,14 @@ def test_predict_takes_any_picture_format(run, tuned, tmp_path):
 
 def test_help_names_what_the_jobs_know():
     from tightframe.cli import arguments
-    from tightframe.jobs import rank, tune
+    from tightframe.jobs import plan, rank
     from tightframe.tuning.methods import METHODS, PAPER
 
     def numbers(text):
         return [float(word) for word in re.findall(r"[\d.]+", text)]
 
-    assert numbers(arguments.RATES) == [*tune.PLAIN_RATES, *tune.TRANSFORMER_RATES]
-    assert numbers(arguments.DECAYS) == [*tune.PLAIN_DECAYS, *tune.TRANSFORMER_DECAYS]
+    assert numbers(arguments.RATES) == [*plan.PLAIN_RATES, *plan.TRANSFORMER_RATES]
+    assert numbers(arguments.DECAYS) == [*plan.PLAIN_DECAYS, *plan.TRANSFORMER_DECAYS]
     named = re.findall(r"[a-z]+[a-z0-9]*_[a-z]+|nc1|logme", arguments.BY_HELP)
     assert len(named) == 5
     assert set(named) <= set(rank.orders())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tightframe import extract, load_backbone, load_images
 from tightframe.jobs import block as racing
 from tightframe.jobs.block import Trial, candidates, choose_block, readings
+from tightframe.jobs.plan import Plan
 from tightframe.metrics.choice import Reading, recommend_layer
-from tightframe.tuning.loop import Recipe
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import CannotCut
+from tightframe.tuning.recipe import Recipe
 
-TRIAL = Trial(Recipe(rate=0.01, epochs=6, batch_size=16), 0.3, "pad", "spread", 1.0)
+PLAN = Plan(validation_share=0.3, cache_gb=1.0)
+TRIAL = Trial(PLAN, Recipe(rate=0.01, epochs=6, batch_size=16))
 DEPTH = [Reading(f"b{depth}", spread, 10) for depth, spread in enumerate([1, 9, 2, 8, 3, 7, 6, 5])]
 
 
@@ -74,7 +78,7 @@ def test_without_a_race_the_most_collapsed_small_block_is_taken(data, wide, why,
     features = extract(wide, data.train)
     usual = recommend_layer(*readings(wide, features))
     monkeypatch.setattr(racing, "candidates", lambda *_: ["layer1.0", "layer2.0"])
-    trial = Trial(TRIAL.recipe, 0.3, "pad", "spread", 1e-9 if why == "budget" else 1.0)
+    trial = replace(TRIAL, plan=replace(PLAN, cache_gb=1e-9 if why == "budget" else 1.0))
     if why == "cut":
         monkeypatch.setattr(racing, "inputs_of", lambda *_, **__: (_ for _ in ()).throw(CannotCut("no")))
     if why == "pictures":

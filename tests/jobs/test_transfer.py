@@ -122,7 +122,7 @@ def test_the_layer_rule_is_the_one_stated(data, finished):
 
 def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finished, monkeypatch):
     before = outcome(finished.folder)
-    monkeypatch.setattr("tightframe.jobs.tune.fit", None)
+    monkeypatch.setattr("tightframe.jobs.training.fit", None)
     again = transfer(data, list(names.values()), out=finished.folder, plan=PLAN)
     assert outcome(finished.folder) == before
     assert again.methods == finished.methods  # times included: they are those of the first run

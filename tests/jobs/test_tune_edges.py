@@ -37,7 +37,7 @@ def same(first, second):
 
 
 def test_a_folder_that_can_not_be_made_is_said_before_training(data, narrow, tmp_path, monkeypatch):
-    monkeypatch.setattr("tightframe.jobs.tune.fit", None)
+    monkeypatch.setattr("tightframe.jobs.training.fit", None)
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="another --out"):
         tune(data, narrow, method="linear", plan=PLAN, out=tmp_path / "file" / "out")
@@ -47,7 +47,7 @@ def test_a_folder_that_takes_no_files_is_said_before_training(data, narrow, tmp_
     def refuse(**where):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tightframe.jobs.tune.fit", None)
+    monkeypatch.setattr("tightframe.jobs.training.fit", None)
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(SettingsError, match=r"out can't be written to \(Permission denied\)"):
         tune(data, narrow, method="linear", plan=PLAN, out=tmp_path / "out")

@@ -52,7 +52,12 @@ def test_loaded_it_gives_the_same_logits_to_the_bit(saved, data):
 
 def test_it_holds_what_was_trained_and_no_more(saved):
     tuned, folder = saved
-    assert {path.name for path in folder.iterdir()} == {"tightframe.json", "tuned.safetensors", "history.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "tightframe.json",
+        "tuned.safetensors",
+        "history.json",
+        "log.jsonl",
+    }
     tensors = load_file(folder / "tuned.safetensors")
     assert set(tensors) == set(tuned.network.changed_state())
     trained = sum(p.numel() for p in tuned.network.parameters() if p.requires_grad)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe.tuning.inputs import FeatureInputs
-from tightframe.tuning.loop import Recipe, Split, fit
+from tightframe.tuning.inputs import KeptInputs
+from tightframe.tuning.loop import fit
+from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.surgery import HeadOnly
 
 RECIPE = Recipe(epochs=3, batch_size=8)
@@ -20,13 +21,15 @@ def trained(file=None, on_epoch=lambda row: None):
     head = torch.nn.Linear(4, 2)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
-    inputs = FeatureInputs(FEATURES)
+    inputs = KeptInputs(FEATURES)
     fit(HeadOnly(head), inputs, SPLIT, RECIPE, device=torch.device("cpu"), checkpoint=file, on_epoch=on_epoch)
     return head.weight.detach().clone()
 
 
 @pytest.fixture
-def interrupted(tmp_path):
+def interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr("tightframe.tuning.state.SAVE_SECONDS", 0)
+
     def stop(row):
         if row["epoch"] == 2:
             raise KeyboardInterrupt

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import nc1
-from tightframe.tuning.inputs import FeatureInputs
-from tightframe.tuning.loop import Diverged, Recipe, Split, fit, logits_of, predict_features
+from tightframe.tuning.inputs import KeptInputs
+from tightframe.tuning.loop import Diverged, fit, logits_of, predict_features
 from tightframe.tuning.methods import METHODS
+from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.surgery import HeadOnly, TunableNetwork
 
 CPU = torch.device("cpu")
@@ -29,7 +30,9 @@ class Drawn:
         generator = torch.Generator().manual_seed(0)
         self.inputs = torch.randn(size, 3, 32, 32, generator=generator)
 
-    def batches(self, order, size):
+    views = 1
+
+    def batches(self, order, size, views=None):
         for start in range(0, len(order), size):
             indices = [int(i) for i in order[start : start + size]]
             yield indices, self.inputs[indices]
@@ -86,27 +89,55 @@ def test_the_same_seed_gives_the_same_and_another_does_not(wide, split):
     assert not same(first, trained(scl(wide), Drawn(), split, replace(RECIPE, seed=4)))
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4])
-def test_stopped_after_any_epoch_it_goes_on_to_the_same_result(wide, split, tmp_path, stop):
-    undisturbed = trained(scl(wide), Drawn(), split)
+class Stopping(Drawn):
+    """Inputs that end the run at one batch of training."""
 
-    def interrupt(row):
-        if row["epoch"] == stop:
-            raise KeyboardInterrupt
+    views = 3
 
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def batches(self, order, size, views=None):
+        for at, (indices, batch) in enumerate(super().batches(order, size)):
+            if views is not None:
+                if self.left == 0:
+                    raise KeyboardInterrupt
+                self.left -= 1
+                batch = batch + torch.from_numpy(views[at * size :][: len(indices)]).view(-1, 1, 1, 1)
+            yield indices, batch
+
+
+EVERYTHING = replace(RECIPE, mixup=0.4, smoothing=0.1, balance=True, accumulate=2, average=0.9, patience=4)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 6, 11])
+def test_stopped_at_any_step_it_goes_on_to_the_same_result(wide, split, tmp_path, stop, recipe, monkeypatch):
+    monkeypatch.setattr("tightframe.tuning.state.SAVE_SECONDS", 0)
+    undisturbed = trained(scl(wide), Stopping(99), split, recipe)
     file = tmp_path / "checkpoint.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        trained(scl(wide), Drawn(), split, checkpoint=file, scope="a", on_epoch=interrupt)
-    epochs = []
+        trained(scl(wide), Stopping(stop), split, recipe, checkpoint=file, scope="a")
+    epochs, rest = [], Stopping(12 - stop)
     resumed = trained(
-        scl(wide), Drawn(), split, checkpoint=file, scope="a", on_epoch=lambda row: epochs.append(row["epoch"])
+        scl(wide), rest, split, recipe, checkpoint=file, scope="a", on_epoch=lambda row: epochs.append(row["epoch"])
     )
-    assert epochs == list(range(stop + 1, 5))
+    assert rest.left == 0  # no step was made twice
+    assert epochs == [1, 2, 3, 4]
     assert same(resumed, undisturbed)
 
 
 @pytest.mark.parametrize("what", ["scope", "rate", "epochs", "split", "truncated", "garbage", "another network"])
 def test_a_checkpoint_of_anything_else_is_not_used(wide, split, tmp_path, what):
+    class Counted(Drawn):
+        asked = 0
+
+        def batches(self, order, size, views=None):
+            for indices, batch in super().batches(order, size):
+                self.asked += len(indices)
+                yield indices, batch
+
     file = tmp_path / "checkpoint.safetensors"
     trained(scl(wide), Drawn(), split, checkpoint=file, scope="a")
     recipe, scope, network = RECIPE, "a", scl(wide)
@@ -122,16 +153,14 @@ def test_a_checkpoint_of_anything_else_is_not_used(wide, split, tmp_path, what):
         file.write_bytes(b"not a checkpoint")
     else:
         network = TunableNetwork(wide, METHODS["layer"], "layer3.0", CLASSES)
-    epochs = []
-    trained(
-        network, Drawn(), split, recipe, checkpoint=file, scope=scope, on_epoch=lambda row: epochs.append(row["epoch"])
-    )
-    assert epochs == list(range(1, recipe.epochs + 1))
+    inputs = Counted()
+    trained(network, inputs, split, recipe, checkpoint=file, scope=scope)
+    assert inputs.asked == recipe.epochs * (len(split.training) + len(split.validation))
 
 
 def test_a_head_trains_as_plain_pytorch_would(split, features):
     network = head()
-    rows, _ = trained(network, FeatureInputs(features), split)
+    rows, _ = trained(network, KeptInputs(features), split)
 
     expected = head().head
     optimizer = torch.optim.SGD(expected.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
@@ -160,7 +189,7 @@ def test_features_computed_before_train_a_probe_as_pictures_do(wide, split):
     with torch.inference_mode():
         features = whole.train(False).features(inputs.inputs)
     through_network = trained(whole, inputs, split)
-    alone = trained(head(16), FeatureInputs(features.clone()), split)
+    alone = trained(head(16), KeptInputs(features.clone()), split)
     for name in ("train_loss", "validation_loss", "validation_accuracy", "nc1"):
         assert [row[name] for row in through_network[0]] == pytest.approx([row[name] for row in alone[0]], rel=1e-4)
 
@@ -169,31 +198,31 @@ def test_logits_come_in_the_order_asked_for(split, features):
     network = head()
     torch.nn.init.normal_(network.head.weight)
     order = [7, 3, 3, 29]
-    logits = logits_of(network, predict_features(network, FeatureInputs(features), order, 2, CPU, "float32"))
+    logits = logits_of(network, predict_features(network, KeptInputs(features), order, 2, CPU, "float32"))
     torch.testing.assert_close(logits, network.head(features[order]).detach())
-    nothing = predict_features(network, FeatureInputs(features), [], 2, CPU, "float32")
+    nothing = predict_features(network, KeptInputs(features), [], 2, CPU, "float32")
     assert logits_of(network, nothing).shape == (0, CLASSES)
 
 
 def test_an_absurd_rate_diverges_by_name(split, features):
     with pytest.raises(Diverged, match="lower"):
-        trained(head(), FeatureInputs(1e30 * features), split, replace(RECIPE, rate=1e9))
+        trained(head(), KeptInputs(1e30 * features), split, replace(RECIPE, rate=1e9))
 
 
 def test_without_validation_nothing_is_judged(split, features):
-    rows, _ = trained(head(), FeatureInputs(features), replace(split, validation=np.arange(0)))
+    rows, _ = trained(head(), KeptInputs(features), replace(split, validation=np.arange(0)))
     assert {(row["validation_loss"], row["validation_accuracy"]) for row in rows} == {(None, None)}
 
 
 def test_classes_without_two_pictures_leave_nc1_out(features):
     split = Split(np.zeros(30, dtype=np.int64), np.arange(5), np.arange(0), CLASSES)
-    rows, _ = trained(head(), FeatureInputs(features), split)
+    rows, _ = trained(head(), KeptInputs(features), split)
     assert [row["nc1"] for row in rows] == [None] * 4
 
 
 def test_no_batch_is_left_with_one_picture(wide, split):
     class Counted(Drawn):
-        def batches(self, order, size):
+        def batches(self, order, size, views=None):
             for indices, batch in super().batches(order, size):
                 sizes.append(len(indices))
                 yield indices, batch
@@ -203,3 +232,89 @@ def test_no_batch_is_left_with_one_picture(wide, split):
     rows, _ = trained(TunableNetwork(wide, METHODS["full"], None, CLASSES), Counted(), seventeen)
     assert sizes == [8, 8] * RECIPE.epochs
     assert {row["train_accuracy"] * 16 % 1 for row in rows} == {0}
+
+
+def accuracies(rows):
+    return [row["validation_accuracy"] for row in rows]
+
+
+def test_a_batch_in_parts_trains_as_in_one(split, features):
+    whole, parts = (trained(head(), KeptInputs(features), split, replace(RECIPE, accumulate=a)) for a in (1, 3))
+    for name, tensor in whole[1].items():
+        torch.testing.assert_close(tensor, parts[1][name])
+    assert [row["train_loss"] for row in whole[0]] == pytest.approx([row["train_loss"] for row in parts[0]])
+
+
+def test_smoothing_and_balance_are_pytorchs(split, features):
+    few = replace(split, training=np.array([0, 1, 2, 3, 6, 9, 12, 15]))  # six of class 0, one each of the others
+    recipe = replace(RECIPE, epochs=1, batch_size=8, smoothing=0.2, balance=True)
+    network = head()
+    rows, _ = trained(network, KeptInputs(features), few, recipe)
+    weights = torch.tensor([8 / (3 * 6), 8 / 3, 8 / 3])
+    expected = head().head
+    labels = torch.from_numpy(split.labels)[few.training]
+    loss = functional.cross_entropy(expected(features[few.training]), labels, weights, label_smoothing=0.2)
+    loss.backward()
+    assert rows[0]["train_loss"] == pytest.approx(float(loss.detach()))
+    step = -0.1 * (expected.weight.grad)
+    torch.testing.assert_close(network.head.weight, step, rtol=1e-5, atol=1e-6)
+
+
+def test_mixed_pictures_lie_between_two(split, features):
+    seen = []
+
+    class Watched(HeadOnly):
+        def features(self, inputs):
+            if self.training:
+                seen.append(inputs)
+            return inputs
+
+    network = Watched(head().head)
+    rows, _ = trained(network, KeptInputs(features), split, replace(RECIPE, mixup=1.0))
+    mixed = torch.cat(seen)
+    apart = (mixed[:, None] - features[None]).norm(dim=2).min(1).values
+    assert (apart > 1e-3).double().mean() > 0.5
+    middle = (features[:, None] + features[None]) / 2
+    spans = (features[:, None] - features[None]).norm(dim=2)
+    off = (2 * (mixed[:, None, None] - middle[None]).norm(dim=3) - spans[None]).flatten(1).min(1).values
+    assert (off < 1e-4).all()  # every one on the line between two, where its distances to both ends add up
+    assert rows[-1]["validation_loss"] < math.log(CLASSES)
+
+
+def test_the_average_follows_and_is_what_is_judged(split, features):
+    recipe = replace(RECIPE, average=0.99, rate=0.5)
+    plain, averaged = head(), head()
+    trained(plain, KeptInputs(features), split, replace(recipe, average=0.0))
+    rows, _ = trained(averaged, KeptInputs(features), split, recipe)
+    assert not torch.allclose(plain.head.weight, averaged.head.weight)
+    assert averaged.head.weight.norm() < plain.head.weight.norm()  # it starts at zero and lags
+    logits = averaged.head(features[split.validation])
+    judged = float(functional.cross_entropy(logits.detach(), torch.from_numpy(split.labels[split.validation])))
+    assert rows[-1]["validation_loss"] == pytest.approx(judged)
+
+
+def test_out_of_patience_it_goes_back_to_the_best_epoch(split, features):
+    recipe = replace(RECIPE, rate=30.0, epochs=40, patience=3)
+    network = head()
+    rows, _ = trained(network, KeptInputs(features), split, recipe)
+    losses = [row["validation_loss"] for row in rows]
+    assert len(rows) == np.argmin(losses) + 1 + 3 < 40
+    logits = network.head(features[split.validation])
+    kept = float(functional.cross_entropy(logits.detach(), torch.from_numpy(split.labels[split.validation])))
+    assert kept == pytest.approx(min(losses))
+
+
+def test_views_of_a_picture_are_all_shown(split, features):
+    views = torch.cat([features, features + 100, features + 200])
+    shown = set()
+
+    class Watched(HeadOnly):
+        def features(self, inputs):
+            if self.training:
+                shown.update((inputs.mean(1) / 100).round().int().tolist())
+            else:
+                assert inputs.mean() < 50  # judged as they are
+            return inputs
+
+    trained(Watched(head().head), KeptInputs(views, views=3), split)
+    assert shown == {0, 1, 2}

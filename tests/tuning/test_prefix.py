@@ -12,9 +12,10 @@ from torch import nn
 from tightframe import load_backbone, load_images
 from tightframe.features.pixels import Pixels
 from tightframe.tuning.inputs import PixelInputs
-from tightframe.tuning.loop import Recipe, Split, fit
+from tightframe.tuning.loop import fit
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import CannotCut, Suffix, inputs_of
+from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.surgery import TunableNetwork
 
 CPU = torch.device("cpu")

@@ -18,10 +18,10 @@ MODEL_HELP = """\
 timm/NAME or torchvision/NAME (weights from the hub), local-dir:PATH (timm's config.json and model.safetensors), or
 PATH.py:FUNCTION[:ARGUMENT], your own function that returns an nn.Module; this last form RUNS THE FILE, so name only
 files you trust."""
-RATES = "(default: 0.1 0.05 0.01 0.002; for transformers 0.01 0.001 0.0002)"
+RATES = "(default: 0.05 0.01 0.002 0.0005; for transformers 0.01 0.001 0.0002)"
 DECAYS = "(default: 0.0001 0.0005; for transformers 0.0001 0)"
 DEVICE_HELP = "auto (default), cpu, cuda, cuda:1, …"
-METHOD_HELP = "linear, layer, scl, full, bitfit, norm or lp-ft"
+METHOD_HELP = "linear, layer, scl, full, bitfit, norm, lp-ft or lora"
 LAYER_HELP = "the block to tune (default: %(default)s)"
 BY_HELP = "column to order by: expected_accuracy (default), probe_accuracy, knn_accuracy, nc1, logme or another score"
 SAVED_HELP = "what `tightframe tune --out DIR` wrote"
@@ -175,11 +175,15 @@ def _tune(commands: Any) -> None:
     )
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
     command.add_argument("--model", metavar="M", required=True, help=MODEL_HELP)
-    command.add_argument(
+    which = command.add_mutually_exclusive_group()
+    which.add_argument(
         "--method",
         metavar="NAME",
         default="scl",
         help=f"{METHOD_HELP} (default: %(default)s)",
+    )
+    which.add_argument(
+        "--compare", metavar="NAMES", help="several methods, as linear,scl,full: each saved in DIR/NAME, in one table"
     )
     command.add_argument("--layer", default="auto", metavar="NAME", help=LAYER_HELP)
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the tuned network")
@@ -359,3 +363,57 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         help="disk for what goes into the block (default: 8; 0: none)",
     )
     group.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures a step (default: %(default)s)")
+    group.add_argument(
+        "--augment",
+        metavar="HOW",
+        default="none",
+        help="none (default), flip (left and right), crop (and flip) or randaugment (and both)",
+    )
+    group.add_argument(
+        "--views",
+        type=int,
+        metavar="N",
+        default=5,
+        help="of each picture, itself among them, where they are kept: with --augment and one tuned block or none "
+        "(default: %(default)s); else every epoch draws its own",
+    )
+    group.add_argument("--balance", action="store_true", help="rare classes weigh as much as frequent ones")
+    group.add_argument("--smoothing", type=float, metavar="S", default=0.0, help="label smoothing (default: 0)")
+    group.add_argument(
+        "--mixup", type=float, metavar="A", default=0.0, help="mix pictures by Beta(A, A) (default: 0, not)"
+    )
+    group.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="hold out a fifth of the training pictures to the end; stop after N epochs in which their loss is no "
+        "lower, and go back to the best epoch (default: train on all pictures, to the end)",
+    )
+    group.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="MINUTES",
+        dest="minutes",
+        help="of each tuning, about: tries fewer rates and trains for fewer epochs if need be",
+    )
+    group.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        default=1,
+        help="run each batch in N parts, which takes less memory (default: 1)",
+    )
+    group.add_argument(
+        "--average",
+        type=float,
+        metavar="D",
+        default=0.0,
+        help="keep an exponential moving average of the weights with decay D, such as 0.99 (default: 0, not)",
+    )
+    group.add_argument(
+        "--log",
+        nargs="+",
+        metavar="WHERE",
+        default=[],
+        help="tell every epoch also to tensorboard, wandb or mlflow; log.jsonl in the result's folder is always kept",
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from tightframe.cli import terminal
 from tightframe.errors import ModelError, SettingsError
+from tightframe.process import is_first
 
 SHOWN = 10
 """Most kinds of mistake that are shown."""
@@ -40,6 +41,7 @@ def transfer(options: argparse.Namespace) -> None:
             layer=options.layer,
             by=options.by,
             plan=_plan(options),
+            log=options.log,
             model_options=_network(options),
             **_running(options),
             progress=progress,
@@ -113,6 +115,8 @@ def rank(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """``tightframe tune``."""
+    if options.compare is not None:
+        return _compare(options)
     from tightframe.jobs.tune import tune
     from tightframe.report.columns import METHODS
     from tightframe.sources.backbones import load_backbone
@@ -127,11 +131,38 @@ def tune(options: argparse.Namespace) -> None:
             plan=_plan(options),
             out=options.out,
             resume=options.resume,
+            log=options.log,
             **_running(options),
             progress=progress,
         )
     terminal.show(f"{tuned.backbone.name} on {data.name}", METHODS, [tuned.metrics])
     terminal.close(tuned.result(options.out), options.json)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    """``tightframe tune --compare``."""
+    from tightframe.jobs.compare import compare, unique_methods
+    from tightframe.report.columns import METHODS
+    from tightframe.sources.backbones import load_backbone
+
+    names = unique_methods([name.strip() for name in options.compare.split(",")])  # before anything is loaded
+    with terminal.progress() as progress:
+        data = _images(options, progress)
+        backbone = load_backbone(options.model, **_network(options))
+        found = compare(
+            data,
+            backbone,
+            names,
+            layer=options.layer,
+            plan=_plan(options),
+            out=options.out,
+            resume=options.resume,
+            log=options.log,
+            **_running(options),
+            progress=progress,
+        )
+    terminal.show(f"{backbone.name} on {data.name}", METHODS, found.rows)
+    terminal.close(found.result, options.json)
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -244,20 +275,16 @@ def _running(options: argparse.Namespace) -> dict[str, Any]:
 
     given = {"pool": options.pool, "precision": options.precision, "device": options.device}
     cache = getattr(options, "cache", None)  # transfer keeps its own
-    return given | ({"store": FeatureStore(cache)} if cache else {})
+    return given | ({"store": FeatureStore(cache)} if cache and is_first() else {})
 
 
 def _plan(options: argparse.Namespace) -> Any:
-    from tightframe.jobs.tune import Plan
+    from dataclasses import fields
 
-    return Plan(
-        epochs=options.epochs,
-        search_epochs=options.search_epochs,
-        rates=tuple(options.rates) if options.rates else None,
-        decays=tuple(options.decays) if options.decays else None,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        align=options.align,
-        scale=options.scale,
-        cache_gb=options.cache_gb,
-    )
+    from tightframe.jobs.plan import Plan
+
+    given: dict[str, Any] = {
+        field.name: getattr(options, field.name) for field in fields(Plan) if hasattr(options, field.name)
+    }
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return Plan(**given)

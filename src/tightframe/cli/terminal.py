@@ -13,13 +13,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from tightframe.process import is_first
 from tightframe.report.tables import Column, printable, table
 
 if TYPE_CHECKING:
     from tightframe.jobs.run import Result, Row
 
-out = Console()
-err = Console(stderr=True)
+out = Console(quiet=not is_first())
+err = Console(stderr=True, quiet=not is_first())
 
 
 def show(title: str, columns: Sequence[Column], rows: list[Row]) -> None:

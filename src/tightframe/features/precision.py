@@ -7,6 +7,7 @@ Safe: on a first batch, the features differ from float32's by little of their ow
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 from tightframe.errors import SettingsError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+CPU = torch.device("cpu")
 SAFE_ERROR = 0.02
 """Largest error of bfloat16 features, relative to the spread of float32 features over a batch."""
 
 
 def device_of(name: str) -> torch.device:
-    """The device called ``name``; ``"auto"`` is a GPU if there is one."""
+    """The device called ``name``; ``"auto"`` is a GPU if there is one, of several processes each its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # which a device without memory, such as "meta", refuses

@@ -7,7 +7,7 @@ for twice as many from the start, until one is left. Test pictures have no part 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,20 +15,24 @@ import torch
 from tightframe.features.extract import Features, Running
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
+from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Row
 from tightframe.metrics.choice import Reading, recommend_layer, small_enough, spreads
-from tightframe.protocols import Backbone, ImageData, silent
+from tightframe.protocols import Backbone, ImageData, Progress, silent
 from tightframe.sources.selection import stratified
-from tightframe.tuning.inputs import PixelInputs
-from tightframe.tuning.loop import Diverged, Recipe, Split, fit
+from tightframe.tuning.inputs import KeptInputs, PixelInputs
+from tightframe.tuning.loop import Diverged, fit
 from tightframe.tuning.methods import Method
-from tightframe.tuning.prefix import CannotCut, KeptInputs, inputs_of
-from tightframe.tuning.surgery import Align, Scale, TunableNetwork
+from tightframe.tuning.prefix import CannotCut, inputs_of
+from tightframe.tuning.recipe import Recipe, Split
+from tightframe.tuning.surgery import TunableNetwork
 
 COLLAPSED, DEEPEST = 3, 3
 """How many of the most collapsed and of the deepest blocks take part."""
 FIRST_ROUND = 6
 """Epochs of the final training for one of the first round."""
+RACE_SHARE = 0.25
+"""Of the time allowed: once that is gone, no round begins."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,14 @@ class Trial:
     """What all candidates have in common.
 
     Attributes:
-        recipe: rate, decay, batch size and seed; its epochs are those of the final training.
-        validation_share: of the training pictures, held out to judge.
-        align, scale: of the neck.
-        cache_gb: gigabytes for what goes into all candidates.
+        plan: for all of tuning.
+        recipe: rate, decay and the rest; its epochs are those of the final training.
+        clock: no round begins when too much of the time is gone.
     """
 
+    plan: Plan
     recipe: Recipe
-    validation_share: float
-    align: Align
-    scale: Scale
-    cache_gb: float
+    clock: Clock = field(default_factory=Clock)
 
 
 def readings(backbone: Backbone, features: Features) -> tuple[list[Reading], int, int]:
@@ -83,43 +84,60 @@ def choose_block(
     known = readings(backbone, features)
     racing = candidates(*known)
     usual = recommend_layer(*known)
-    training, held_out = stratified(data.labels, trial.validation_share, trial.recipe.seed)
-    if len(racing) < 2 or not len(held_out):
+    training, held_out = stratified(data.labels, trial.plan.validation_share, trial.recipe.seed)
+    if len(racing) < 2 or not len(held_out) or trial.clock.past(RACE_SHARE):
         return (racing[0] if len(racing) == 1 else usual), []
     split = Split(data.labels, training, held_out, len(data.classes))
-    device = device_of(running.get("device", "auto"))
-    precision = likely_precision(backbone.module, device, running.get("precision", "auto"))
-    pictures = PixelInputs(Pixels(data, backbone.preprocessing, keep_bytes=0))
-    base = on_device(backbone.module, device)
-    progress = running.get("progress", silent)
     try:
-        kept = inputs_of(
-            base,
-            racing,
-            pictures,
-            len(data),
-            device=device,
-            precision=precision,
-            budget=trial.cache_gb,
-            progress=progress,
-        )
+        track = _track(data, backbone, features, racing, method, split, trial, running)
     except CannotCut:
         return usual, []
-    track = _Track(backbone, method, trial, features, kept, split, device, precision, running)
+    return _race(track, racing, usual, running.get("progress", silent))
+
+
+def _race(track: _Track, racing: list[str], usual: str, progress: Progress) -> tuple[str, list[Row]]:
+    """The block that is left, and the rows of all rounds; ``usual`` where none can be trained."""
     rows: list[Row] = []
-    epochs = max(1, trial.recipe.epochs // FIRST_ROUND)
+    epochs = max(1, track.trial.recipe.epochs // FIRST_ROUND)
     while True:
         listed = progress(racing, f"trying blocks for {epochs} epochs", len(racing))
         found = [track.run(block, epochs) for block in listed]
         rows += found
-        found = [row for row in found if np.isfinite(row["validation_loss"])]
-        if not found:
+        best = sorted(
+            (row for row in found if np.isfinite(row["validation_loss"])), key=lambda row: row["validation_loss"]
+        )
+        if not best:
             return usual, rows
-        best = sorted(found, key=lambda row: row["validation_loss"])
         racing = [row["layer"] for row in best[: len(best) // 2]]
-        if len(racing) < 2:
+        if len(racing) < 2 or track.trial.clock.past(RACE_SHARE):
             return best[0]["layer"], rows
         epochs *= 2
+
+
+def _track(
+    data: ImageData,
+    backbone: Backbone,
+    features: Features,
+    racing: list[str],
+    method: Method,
+    split: Split,
+    trial: Trial,
+    running: Running,
+) -> _Track:
+    """What the candidates run on: what goes into each, kept. Raises ``CannotCut``."""
+    device = device_of(running.get("device", "auto"))
+    precision = likely_precision(backbone.module, device, running.get("precision", "auto"))
+    kept = inputs_of(
+        on_device(backbone.module, device),
+        racing,
+        PixelInputs(Pixels(data, backbone.preprocessing, keep_bytes=0)),
+        len(data),
+        device=device,
+        precision=precision,
+        budget=trial.plan.cache_gb,
+        progress=running.get("progress", silent),
+    )
+    return _Track(backbone, method, trial, features, kept, split, device, precision, running)
 
 
 @dataclass(frozen=True)
@@ -136,12 +154,11 @@ class _Track:
 
     def run(self, block: str, epochs: int) -> Row:
         """Train one candidate from the start and judge it; an infinite loss if that fails."""
-        trial, recipe = self.trial, self.trial.recipe
-        pool = self.running.get("pool", "auto")
-        network = TunableNetwork(self.backbone, self.method, block, self.split.classes, pool, trial.align, trial.scale)
+        plan, pool = self.trial.plan, self.running.get("pool", "auto")
+        network = TunableNetwork(self.backbone, self.method, block, self.split.classes, pool, plan.align, plan.scale)
         network.neck.rescale([torch.from_numpy(self.features[name]) for name in network.read])
         on_device(network, self.device)
-        short = Recipe(recipe.rate, recipe.decay, epochs, recipe.batch_size, seed=recipe.seed)
+        short = replace(self.trial.recipe, epochs=epochs, average=0.0, patience=None)
         row: Row = {"phase": "block", "layer": block, "epochs": epochs, "validation_loss": float("inf")}
         try:
             found = fit(

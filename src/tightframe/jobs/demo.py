@@ -19,8 +19,9 @@ from tightframe.protocols import Backbone, ImageSplits, Progress, silent
 from tightframe.sources.backbones import load_backbone
 from tightframe.sources.images import load_images
 from tightframe.tuning.inputs import PixelInputs
-from tightframe.tuning.loop import Recipe, Split, fit
+from tightframe.tuning.loop import fit
 from tightframe.tuning.methods import METHODS
+from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.surgery import TunableNetwork
 
 SOURCE, DOWNSTREAM = "digits:0-4", "digits:5-9"

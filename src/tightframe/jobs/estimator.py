@@ -28,7 +28,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from tightframe.errors import DataError, SettingsError
 from tightframe.files import write_bytes
-from tightframe.jobs.tune import Plan, tune
+from tightframe.jobs.plan import Plan
+from tightframe.jobs.tune import tune
 from tightframe.jobs.tuned import Tuned, load_tuned
 from tightframe.protocols import Backbone, ImageSplits
 from tightframe.sources.backbones import load_backbone

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from tightframe.errors import SettingsError
 from tightframe.features.extract import Running, extract
@@ -21,81 +20,24 @@ from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
 from tightframe.files import write_text
 from tightframe.jobs.block import Trial, choose_block
+from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Row, Run, plain
+from tightframe.jobs.training import Training
 from tightframe.jobs.tuned import Tuned, load_tuned
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.logistic_probe import cross_validated_logistic
 from tightframe.metrics.probes import interval
-from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
-from tightframe.sources.selection import stratified
-from tightframe.tuning.inputs import FeatureInputs, PixelInputs
-from tightframe.tuning.loop import Diverged, Inputs, Recipe, Split, Trainable, collapse_of, fit
+from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits, Progress, silent
+from tightframe.tuning.inputs import KeptInputs, PixelInputs
+from tightframe.tuning.logs import Tell, logging_to
+from tightframe.tuning.logs import check as check_logs
+from tightframe.tuning.loop import Diverged, collapse_of
 from tightframe.tuning.methods import Method, Owned, method_named
-from tightframe.tuning.prefix import CannotCut, inputs_of
-from tightframe.tuning.surgery import Align, HeadOnly, Scale, TunableNetwork
-
-PLAIN_RATES, PLAIN_DECAYS = (0.1, 0.05, 0.01, 0.002), (1e-4, 5e-4)
-TRANSFORMER_RATES, TRANSFORMER_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
-"""The paper's start rates and weight decays, for networks with batch norm and with layer norm, and lower rates for
-networks that the paper did not train."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to choose and train.
-
-    Attributes:
-        epochs: of the final training, on all training pictures.
-        search_epochs: of each trial of rate and decay; a third of ``epochs`` if ``None``.
-        rates, decays: what to try, each rate with the first decay, then each decay with the best rate; if ``None``,
-            the paper's for the kind of network and lower rates. One of each means no search.
-        batch_size: pictures a step.
-        validation_share: of the training pictures, held out while rate and decay are chosen.
-        seed: of every random choice.
-        align, scale: how the head of SCL sees the block's features beside the penultimate ones (see
-            ``tuning.surgery.Neck``). ``align="pad", scale="none"`` is the paper's sum.
-        cache_gb: gigabytes of disk for what goes into the tuned block, which then runs without what stands before it;
-            0 to run the whole network.
-    """
-
-    epochs: int = 30
-    search_epochs: int | None = None
-    rates: tuple[float, ...] | None = None
-    decays: tuple[float, ...] | None = None
-    batch_size: int = 32
-    validation_share: float = 0.2
-    seed: int = 0
-    align: Align = "pad"
-    scale: Scale = "spread"
-    cache_gb: float = 8.0
-
-    def choices(self, module: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Rates and decays to try."""
-        layer_norm = any(isinstance(m, nn.LayerNorm) for m in module.modules())
-        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
-        transformer = layer_norm and not batch_norm
-        rates = TRANSFORMER_RATES if transformer else PLAIN_RATES
-        decays = TRANSFORMER_DECAYS if transformer else PLAIN_DECAYS
-        return self.rates or rates, self.decays or decays
-
-    def check(self) -> None:
-        """Raise ``SettingsError`` for values out of range."""
-        least = {
-            "epochs": (self.epochs, 1),
-            "search epochs": (self.search_epochs, 1),
-            "batch size": (self.batch_size, 2),
-        }
-        for name, (value, lowest) in least.items():
-            if value is not None and value < lowest:
-                raise SettingsError(f"{name} is {value}; it must be {lowest} or more")
-        if not 0 < self.validation_share < 1:
-            raise SettingsError(f"validation share is {self.validation_share}; it must lie between 0 and 1")
-        largest = torch.finfo(torch.float32).max  # also refuses NaN, which no comparison holds for
-        sound = all(0 < rate <= largest for rate in self.rates or ())
-        if not sound or not all(0 <= decay <= largest for decay in self.decays or ()):
-            raise SettingsError("rates must be above 0 and decays 0 or more, and all of them finite")
-        if not self.cache_gb >= 0:
-            raise SettingsError(f"a cache of {self.cache_gb:g} GB: it must be 0 (none) or more")
+from tightframe.tuning.prefix import CannotCut, features_of_views, inputs_of
+from tightframe.tuning.processes import together
+from tightframe.tuning.recipe import Recipe
+from tightframe.tuning.state import Trainable
+from tightframe.tuning.surgery import HeadOnly, TunableNetwork
 
 
 def tune(
@@ -107,6 +49,7 @@ def tune(
     plan: Plan | None = None,
     out: Path | str | None = None,
     resume: bool = False,
+    log: Sequence[str] = (),
     **running: Unpack[Running],
 ) -> Tuned:
     """Adapt ``backbone`` to the training pictures and judge it on the test pictures.
@@ -120,6 +63,8 @@ def tune(
         plan: epochs, rates and decays to try, batch size, seed.
         out: a folder for the result, with a checkpoint every epoch while it is made.
         resume: go on with, or just load, what an earlier call with the same settings left in ``out``.
+        log: where rows are told as they come: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``; ``"jsonl"``, the file
+            ``log.jsonl``, wherever there is an ``out``.
 
     Raises:
         SettingsError: unknown method, a value out of range, or ``out`` can't be written to, or holds something and
@@ -131,192 +76,183 @@ def tune(
     plan.check()
     chosen = method_named(method)
     folder = Path(out) if out is not None else None
+    check_logs(log, folder)
     scope = _scope(data, backbone, chosen, layer, plan, running)
     finished = _finished(folder, scope, backbone, resume) if folder is not None else None
+    together().wait()  # all have looked before the first begins to write
     if finished is not None:
         return finished
     if folder is not None:
         _make(folder)
-    started = time.perf_counter()
-    block, trials = None, list[Row]()
-    if chosen.needs_layer:
-        block, trials = _remembered(folder, scope, lambda: _block(data, backbone, layer, chosen, plan, running))
-    pool = running.get("pool", "auto")
-    network = TunableNetwork(backbone, chosen, block, len(data.classes), pool, plan.align, plan.scale)
-    _start(network, data, running)
-    training = _training(data, network, plan.cache_gb, running, folder, scope)
-    recipe, rows, notes = training.run(plan, *plan.choices(backbone.module))
-    rows, notes = [*trials, *rows], [*data.notes, *notes]
-    tuned = Tuned(backbone, network, data.classes, {}, rows, notes)
-    seconds = time.perf_counter() - started
-    tuned = replace(tuned, metrics=_judge(tuned, data, recipe, seconds, running.get("device", "auto")))
+    logs = [*log, *(["jsonl"] if folder is not None else [])]
+    title = f"{chosen.name} {backbone.name}"
+    with logging_to(
+        logs, folder, title, {"network": backbone.name, "data": data.name, "method": method} | asdict(plan)
+    ) as tell:
+        tuned = _tuned(backbone, chosen, layer, _Setting(data, plan, running, folder, scope, Clock.of(plan), tell))
     if folder is not None:
         tuned.save(folder)
-        record = {"scope": scope, "history": rows, "notes": notes}
+        record = {"scope": scope, "history": tuned.history, "notes": tuned.notes}
         write_text(folder / "history.json", json.dumps(plain(record), indent=1))
+        together().wait()
         shutil.rmtree(folder / "unfinished", ignore_errors=True)
     return tuned
 
 
+def _tuned(backbone: Backbone, method: Method, layer: str, asked: _Setting) -> Tuned:
+    data, plan, running, started = asked.data, asked.plan, asked.running, time.perf_counter()
+    block, trials = None, list[Row]()
+    if method.needs_layer:
+        block, trials = _remembered(
+            asked.folder, asked.scope, lambda: _block(data, backbone, layer, method, plan, running, asked.clock)
+        )
+    pool = running.get("pool", "auto")
+    network = TunableNetwork(backbone, method, block, len(data.classes), pool, plan.align, plan.scale)
+    warm = _start(network, data, running)
+    recipe, rows, notes = asked.training(network, warm).run(plan, *plan.choices(backbone.module))
+    tuned = Tuned(backbone, network, data.classes, {}, [*trials, *rows], [*data.notes, *notes])
+    seconds = time.perf_counter() - started
+    return replace(tuned, metrics=_judge(tuned, data, recipe, seconds, running.get("device", "auto")))
+
+
 def _block(
-    data: ImageSplits, backbone: Backbone, layer: str, method: Method, plan: Plan, running: Running
+    data: ImageSplits, backbone: Backbone, layer: str, method: Method, plan: Plan, running: Running, clock: Clock
 ) -> tuple[str, list[Row]]:
     if layer == "auto":
-        return choose_layer(data, backbone, method, plan, running)
+        return choose_layer(data, backbone, method, plan, running, clock)
     if layer == PENULTIMATE:
         raise SettingsError(f"{PENULTIMATE} names features, not a block to tune; `tightframe measure` lists the blocks")
     return backbone.layer(layer).name, []
 
 
 def choose_layer(
-    data: ImageSplits, backbone: Backbone, method: Method, plan: Plan, running: Running
+    data: ImageSplits, backbone: Backbone, method: Method, plan: Plan, running: Running, clock: Clock | None = None
 ) -> tuple[str, list[Row]]:
     """The block that ``--layer auto`` tunes, and the trials that it was chosen by (see ``jobs.block``)."""
     rates, decays = plan.choices(backbone.module)
-    rate = sorted(rates)[:2][-1]  # the second lowest: few pictures want low rates, few epochs not the lowest
-    recipe = Recipe(rate, decays[0], plan.epochs, plan.batch_size, seed=plan.seed)
-    trial = Trial(recipe, plan.validation_share, plan.align, plan.scale, plan.cache_gb)
+    rate = sorted(rates)[-2:][0]  # the second highest: few epochs want a high rate, few pictures not the highest
+    trial = Trial(plan, plan.recipe(rate, decays[0]), clock or Clock.of(plan))
     features = extract(backbone, data.train, **running)
     return choose_block(data.train, backbone, features, method, trial, running)
 
 
-def _start(network: TunableNetwork, data: ImageSplits, running: Running) -> None:
-    """Scale the skip connection by what features are before tuning; fit a probe where training starts from one."""
+def _start(network: TunableNetwork, data: ImageSplits, running: Running) -> Callable[[np.ndarray], None] | None:
+    """Scale the skip connection by what features are before tuning.
+
+    Where training starts from a fitted probe, what fits one to those of the training pictures that are given.
+    """
     if len(network.read) == 1 and not network.method.warm:
-        return
+        return None
     found = extract(network.backbone, data.train, layers=network.read, **running)
     parts = [torch.from_numpy(found[name]) for name in network.read]
     network.neck.rescale(parts)
-    if network.method.warm:
-        seen = network.neck(parts).detach()
-        head = cross_validated_logistic(Folds.of(seen, data.train.labels, len(data.classes))).result.head
+    if not network.method.warm:
+        return None
+    seen = network.neck(parts).detach()
+
+    def fit_probe(training: np.ndarray) -> None:
+        folds = Folds.of(seen[torch.from_numpy(training)], data.train.labels[training], len(data.classes))
+        head = cross_validated_logistic(folds).result.head
         with torch.no_grad():
             network.head.weight.copy_(head.weight)
             network.head.bias.copy_(head.bias)
 
-
-def _training(
-    data: ImageSplits, network: TunableNetwork, cache_gb: float, running: Running, folder: Path | None, scope: str
-) -> _Training:
-    """What is trained on which inputs: what is a constant while training is computed once."""
-    where, progress = device_of(running.get("device", "auto")), running.get("progress", silent)
-    title = f"tuning {network.method.name} {network.backbone.name}"
-    further = (folder / "unfinished" if folder is not None else None, scope, progress, title)
-    if network.method.owns(network.base, network.layer) == Owned([], []):
-        features = extract(network.backbone, data.train, layers=[PENULTIMATE], **running)[PENULTIMATE]
-        head = HeadOnly(network.head).to(where)
-        return _Training(data.train, FeatureInputs(torch.tensor(features)), head, where, "float32", *further)
-    precision = likely_precision(network.base, where, running.get("precision", "auto"))
-    on_device(network, where)
-    notes = []
-    if network.layer is not None and cache_gb:
-        pictures = PixelInputs(Pixels(data.train, network.backbone.preprocessing, keep_bytes=0))
-        try:
-            part = network.from_block()
-            kept = inputs_of(
-                network.base,
-                [network.layer],
-                pictures,
-                len(data.train),
-                device=where,
-                precision=precision,
-                budget=cache_gb,
-                progress=progress,
-            )[network.layer]
-            return _Training(data.train, kept, part, where, precision, *further)
-        except CannotCut as error:
-            notes.append(f"trained whole, which takes longer: {error}")
-    inputs = PixelInputs(Pixels(data.train, network.backbone.preprocessing))
-    return _Training(data.train, inputs, network, where, precision, *further, notes=tuple(notes))
+    return fit_probe
 
 
 @dataclass(frozen=True)
-class _Training:
-    """Choosing a recipe and training with it, whatever is trained on whatever inputs."""
+class _Setting:
+    """What ``tune`` was asked for, for the parts of it."""
 
-    data: ImageData
-    inputs: Inputs
-    network: Trainable
-    device: torch.device
-    precision: str
-    work: Path | None
+    data: ImageSplits
+    plan: Plan
+    running: Running
+    folder: Path | None
     scope: str
-    progress: Progress
-    title: str
-    notes: tuple[str, ...] = ()
+    clock: Clock
+    tell: Tell
 
-    def run(self, plan: Plan, rates: Sequence[float], decays: Sequence[float]) -> tuple[Recipe, list[Row], list[str]]:
-        """Train the network in place; the recipe chosen, a row an epoch, and notes."""
-        start = {name: tensor.detach().clone() for name, tensor in self.network.changed_state().items()}
-        kept, held_out = stratified(self.data.labels, plan.validation_share, plan.seed)
-        recipe = Recipe(rates[0], decays[0], epochs=plan.epochs, batch_size=plan.batch_size, seed=plan.seed)
-        rows, notes = list[Row](), [*self.notes]
-        if len(rates) * len(decays) > 1 and len(held_out):
-            short = replace(recipe, epochs=plan.search_epochs or max(1, plan.epochs // 3))
-            found, rows = self._search(short, {"rate": rates, "decay": decays}, kept, held_out, start)
-            recipe = replace(found, epochs=plan.epochs)
-        elif len(rates) * len(decays) > 1:
-            notes.append("too few pictures a class to hold any out: the first rate and decay are used unchosen")
-        self.network.load_changed_state(start)
-        everything = np.arange(len(self.data))
-        rows += self._fit(recipe, everything, everything[:0], "final", "training on all pictures")
-        return recipe, rows, notes
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.running.get("device", "auto"))
 
-    def _search(
-        self,
-        first: Recipe,
-        choices: dict[str, Sequence[Any]],
-        kept: np.ndarray,
-        held_out: np.ndarray,
-        start: dict[str, Tensor],
-    ) -> tuple[Recipe, list[Row]]:
-        """The best recipe, found one choice after the other, and the rows of all trials."""
-        tried: dict[Recipe, list[Row]] = {}
-        best = first
-        for name, values in choices.items():
-            for trial in [replace(best, **{name: value}) for value in values]:
-                if trial not in tried:
-                    self.network.load_changed_state(start)
-                    tried[trial] = self._trial(trial, kept, held_out)
-            best = _best(tried)
-        return best, [row for rows in tried.values() for row in rows]
+    @property
+    def progress(self) -> Progress:
+        return self.running.get("progress", silent)
 
-    def _trial(self, recipe: Recipe, kept: np.ndarray, held_out: np.ndarray) -> list[Row]:
-        """The rows of one trial, none if it diverged."""
-        words = f"trying rate {recipe.rate:g}, decay {recipe.decay:g}"
-        try:
-            return self._fit(recipe, kept, held_out, "search", words)
-        except Diverged:
-            return []
+    def training(self, network: TunableNetwork, warm: Callable[[np.ndarray], None] | None) -> Training:
+        """What is trained on which inputs: what is a constant while training is computed once."""
+        notes: tuple[str, ...] = ()
+        part: Trainable = network
+        inputs, precision = self._constant(network)
+        if inputs is not None:
+            part = HeadOnly(network.head).to(self.device)
+        else:
+            precision = likely_precision(network.base, self.device, self.running.get("precision", "auto"))
+            on_device(network, self.device)
+            try:
+                inputs, part = self._kept(network, precision)
+            except CannotCut as error:
+                notes = (f"trained whole, which takes longer: {error}",)
+        title = f"{network.method.name} {network.backbone.name}"
+        work = self.folder / "unfinished" if self.folder is not None else None
+        return Training(
+            self.data.train,
+            inputs or PixelInputs(Pixels(self.data.train, network.backbone.preprocessing), self.plan.views_by()),
+            part,
+            self.device,
+            precision,
+            work,
+            self.scope,
+            self.progress,
+            title,
+            self.tell,
+            self.clock,
+            warm,
+            notes,
+        )
 
-    def _fit(self, recipe: Recipe, training: np.ndarray, validation: np.ndarray, phase: str, words: str) -> list[Row]:
-        ticks = iter(self.progress(range(recipe.epochs), f"{self.title}: {words}", recipe.epochs))
-        name = f"{phase} {recipe.rate:g} {recipe.decay:g}.safetensors"
-        try:
-            rows = fit(
-                self.network,
-                self.inputs,
-                Split(self.data.labels, training, validation, len(self.data.classes)),
-                recipe,
-                device=self.device,
-                precision=self.precision,
-                checkpoint=self.work / name if self.work else None,
-                scope=self.scope,
-                on_epoch=lambda row: next(ticks, None),
-            )
-        finally:
-            for _ in ticks:
-                pass  # epochs that were resumed, or never came, did not tick
-        return [{"phase": phase, "start_rate": recipe.rate, "decay": recipe.decay} | row for row in rows]
+    def _constant(self, network: TunableNetwork) -> tuple[KeptInputs | None, str]:
+        """Features of all training pictures where nothing but the head is trained."""
+        if network.owned != Owned([], []):
+            return None, ""
+        if self.plan.kept_views == 1:
+            found = extract(network.backbone, self.data.train, layers=[PENULTIMATE], **self.running)[PENULTIMATE]
+            return KeptInputs(torch.tensor(found)), "float32"
+        precision = likely_precision(network.base, self.device, self.running.get("precision", "auto"))
+        on_device(network, self.device).train(False)
+        kept = features_of_views(
+            network.features,
+            self._pictures(network),
+            len(self.data.train),
+            self.plan.kept_views,
+            device=self.device,
+            precision=precision,
+            progress=self.progress,
+        )
+        return kept, "float32"
 
+    def _kept(self, network: TunableNetwork, precision: str) -> tuple[KeptInputs | None, Trainable]:
+        """What goes into the tuned block, and the network from there on; the whole network where none is tuned."""
+        if network.layer is None or not self.plan.cache_gb:
+            return None, network
+        part = network.from_block()
+        kept = inputs_of(
+            network.base,
+            [network.layer],
+            self._pictures(network),
+            len(self.data.train),
+            device=self.device,
+            precision=precision,
+            budget=self.plan.cache_gb,
+            views=self.plan.kept_views,
+            progress=self.progress,
+        )
+        return kept[network.layer], part
 
-def _best(tried: dict[Recipe, list[Row]]) -> Recipe:
-    """The trial with the highest validation accuracy; of those alike, the lowest validation loss, then the first."""
-    judged = {trial: rows[-1] for trial, rows in tried.items() if rows and np.isfinite(rows[-1]["validation_loss"])}
-    if not judged:
-        rates = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in tried}))
-        raise Diverged(f"training diverged at every rate tried ({rates}): give lower ones with --rates")
-    return min(judged, key=lambda trial: (-judged[trial]["validation_accuracy"], judged[trial]["validation_loss"]))
+    def _pictures(self, network: TunableNetwork) -> PixelInputs:
+        """To be run once."""
+        return PixelInputs(Pixels(self.data.train, network.backbone.preprocessing, keep_bytes=0), self.plan.views_by())
 
 
 def _judge(tuned: Tuned, data: ImageSplits, recipe: Recipe, seconds: float, device: str) -> Row:

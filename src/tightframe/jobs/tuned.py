@@ -101,7 +101,7 @@ class Tuned:
         return f"tightframe predict {shlex.quote(str(folder))} PICTURE…{named}"
 
     def save(self, folder: Path | str) -> None:
-        """Write ``tightframe.json`` and ``tuned.safetensors`` into ``folder``: what was trained, no base network."""
+        """Write what was trained into ``folder``, without the base network: see ``tuning.checkpoint``."""
         description = checkpoint.Description(
             backbone=self.backbone.origin,
             weights=self.backbone.weights,

@@ -1,4 +1,7 @@
-"""Where training batches come from: pictures, normalised as they are needed, or features already computed."""
+"""Where training batches come from: pictures, made ready as they are needed, or what was computed from them before.
+
+Either way a batch is asked for by indices of pictures and, for each, which view of it; view 0 is the picture as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ import torch
 from torch import Tensor
 
 from tightframe.features.pixels import Pixels
+from tightframe.tuning.augment import Augment
+
+ANY_NUMBER = 2**31
+"""Of views, where they are made as they are needed."""
 
 
 @dataclass(frozen=True)
@@ -17,25 +24,54 @@ class PixelInputs:
     """Pictures as normalised float inputs (b, 3, height, width)."""
 
     pixels: Pixels
+    augment: Augment | None = None
 
-    def batches(self, order: np.ndarray | Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Indices and inputs in the order given."""
+    @property
+    def views(self) -> int:
+        """How many there are of each picture."""
+        return ANY_NUMBER if self.augment else 1
+
+    def batches(
+        self, order: np.ndarray | Sequence[int], size: int, views: np.ndarray | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Indices and inputs in the order given, of the views given for each."""
+        at = 0
         for indices, batch in self.pixels.batches(order, size):
+            if self.augment is not None and views is not None:
+                wanted = views[at : at + len(indices)].tolist()
+                seen = zip(batch, indices, wanted, strict=True)
+                batch = torch.stack([self.augment(picture, index, view) for picture, index, view in seen])
+            at += len(indices)
             inputs = self.pixels.preprocessing.normalise(batch)
             yield indices, inputs.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
-class FeatureInputs:
-    """Features (n, d) that the head sees, computed before.
+class KeptInputs:
+    """What goes into a part of the network for each of n pictures in each of its views: batches to train that part on.
 
-    A tensor and not an array: PyTorch aligns its memory, on which the last bits of a product depend.
+    Attributes:
+        values: shape (views · n, …), view by view, with channels last for maps.
+        maps: whether they are maps, which the network wants as (b, d, height, width).
+        views: of each picture.
     """
 
-    features: Tensor
+    values: Tensor
+    maps: bool = False
+    views: int = 1
 
-    def batches(self, order: np.ndarray | Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Indices and features (b, d) in the order given."""
+    @property
+    def bytes(self) -> int:
+        """That they take."""
+        return self.values.numel() * self.values.element_size()
+
+    def batches(
+        self, order: np.ndarray | Sequence[int], size: int, views: np.ndarray | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Indices and float32 inputs in the order given, of the views given for each."""
+        count = len(self.values) // self.views
         for start in range(0, len(order), size):
             indices = [int(i) for i in order[start : start + size]]
-            yield indices, self.features[indices]
+            rows = np.asarray(indices) + (0 if views is None else count * views[start : start + size])
+            batch = self.values[torch.from_numpy(rows)].float()
+            yield indices, batch.permute(0, 3, 1, 2) if self.maps else batch

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from tightframe.errors import TightframeError
 from tightframe.features.precision import autocast
 from tightframe.features.taps import submodule
 from tightframe.protocols import Progress, silent
-from tightframe.tuning.inputs import PixelInputs
+from tightframe.tuning.inputs import KeptInputs, PixelInputs
 
 GIGABYTE = 2**30
 LARGEST_HALF = 6e4
@@ -110,31 +109,6 @@ def _dependent(graph: fx.Graph, start: set[fx.Node]) -> set[fx.Node]:
     return found
 
 
-@dataclass(frozen=True)
-class KeptInputs:
-    """What goes into a block for each of n pictures, kept in half precision: batches to train a suffix on.
-
-    Attributes:
-        values: shape (n, …) with channels last for maps, float16 or bfloat16, memory-mapped.
-        maps: whether they are maps, which the network wants as (n, d, height, width).
-    """
-
-    values: Tensor
-    maps: bool
-
-    @property
-    def bytes(self) -> int:
-        """Of disk that they take."""
-        return self.values.numel() * self.values.element_size()
-
-    def batches(self, order: np.ndarray | Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Indices and inputs of the block, float32, in the order given."""
-        for start in range(0, len(order), size):
-            indices = [int(i) for i in order[start : start + size]]
-            rows = self.values[indices].float()
-            yield indices, rows.permute(0, 3, 1, 2) if self.maps else rows
-
-
 def inputs_of(
     base: nn.Module,
     blocks: Sequence[str],
@@ -144,31 +118,64 @@ def inputs_of(
     device: torch.device,
     precision: str,
     budget: float,
+    views: int = 1,
     batch_size: int = 64,
     progress: Progress = silent,
 ) -> dict[str, KeptInputs]:
-    """What goes into each of ``blocks`` for ``count`` pictures, from one pass in eval mode.
+    """What goes into each of ``blocks`` for ``count`` pictures, from one pass a view in eval mode.
 
     Args:
         base: the network.
         budget: gigabytes that all of it may take on disk.
+        views: of each picture, the picture as it is among them.
 
     Raises:
         CannotCut: it would take more.
     """
     kept: dict[str, tuple[Tensor, bool]] = {}
     base.train(False)
-    batches, total = pictures.batches(range(count), batch_size), -(-count // batch_size)
-    for indices, batch in progress(batches, f"keeping what goes into {', '.join(blocks)}", total):
+    batches = progress(
+        _each_view(pictures, count, views, batch_size),
+        f"keeping what goes into {', '.join(blocks)}",
+        views * -(-count // batch_size),
+    )
+    for rows, batch in batches:
         with torch.inference_mode(), autocast(device, precision), _Listening(base, blocks) as seen:
             base(batch.to(device))
-        rows = {block: _channels_last(seen[block]) for block in blocks}
+        found = {block: _channels_last(seen[block]) for block in blocks}
         if not kept:
-            _check_budget(rows, count / len(indices), budget)
-            kept = {block: (_mapped(count, one), seen[block].ndim == 4) for block, one in rows.items()}
-        for block, one in rows.items():
-            kept[block][0][indices] = one.cpu().to(kept[block][0].dtype)
-    return {block: KeptInputs(values, maps) for block, (values, maps) in kept.items()}
+            _check_budget(found, views * count / len(rows), budget)
+            kept = {block: (_mapped(views * count, one), seen[block].ndim == 4) for block, one in found.items()}
+        for block, one in found.items():
+            kept[block][0][rows] = one.cpu().to(kept[block][0].dtype)
+    return {block: KeptInputs(values, maps, views) for block, (values, maps) in kept.items()}
+
+
+def features_of_views(
+    features: Callable[[Tensor], Tensor],
+    pictures: PixelInputs,
+    count: int,
+    views: int,
+    *,
+    device: torch.device,
+    precision: str,
+    batch_size: int = 64,
+    progress: Progress = silent,
+) -> KeptInputs:
+    """What ``features`` gives, (b, d), for ``count`` pictures in each of their views."""
+    batches = _each_view(pictures, count, views, batch_size)
+    found = []
+    with torch.inference_mode(), autocast(device, precision):
+        for _, batch in progress(batches, "features of all views", views * -(-count // batch_size)):
+            found.append(features(batch.to(device)).float().cpu())
+    return KeptInputs(torch.cat(found), views=views)
+
+
+def _each_view(pictures: PixelInputs, count: int, views: int, size: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Rows of what is kept, and inputs, view by view."""
+    for view in range(views):
+        for indices, batch in pictures.batches(range(count), size, np.full(count, view)):
+            yield [view * count + index for index in indices], batch
 
 
 class _Listening:

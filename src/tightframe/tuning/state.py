@@ -1,0 +1,209 @@
+"""What training is made of between two steps, kept in one safetensors file: training that was stopped goes on from it.
+
+Weights that are trained, momentum, running average, best weights so far, rows of the epochs done, and how far the epoch
+under way has come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tightframe.files import write_tensors
+from tightframe.protocols import hash_of
+
+Row = dict[str, Any]
+SAVE_SECONDS = 10.0
+"""Between two checkpoints, at least."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A network with a linear head, and what of it training changes."""
+
+    head: nn.Linear
+
+    def features(self, inputs: Tensor, /) -> Tensor:
+        """What the head sees, (n, d)."""
+        ...
+
+    def changed_state(self) -> dict[str, Tensor]:
+        """All that training changes, by name."""
+        ...
+
+    def load_changed_state(self, tensors: dict[str, Tensor], /) -> None:
+        """Put back what ``changed_state`` gave."""
+        ...
+
+    def train(self, mode: bool = True, /) -> Any:
+        """Switch what is trained between training and eval mode."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters; those with gradients are trained."""
+        ...
+
+
+@dataclass
+class Underway:
+    """How far an epoch has come.
+
+    Attributes:
+        step: steps done.
+        loss, weight: sums over them, of the losses and of what they are divided by.
+        right: predictions that were right.
+        seconds: that they took.
+        seen: what the head saw, (b, d) a step.
+    """
+
+    step: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+    right: float = 0.0
+    seconds: float = 0.0
+    seen: list[Tensor] = field(default_factory=list)
+
+
+class State:
+    """Training between two steps.
+
+    Attributes:
+        rows: of the epochs done.
+        underway: of the epoch that is not.
+    """
+
+    def __init__(
+        self, network: Trainable, optimizer: torch.optim.Optimizer, average: float, path: Path | None, identity: str
+    ):
+        self.network, self.optimizer, self.decay = network, optimizer, average
+        self.path, self.identity = path, identity
+        self.rows: list[Row] = []
+        self.underway = Underway()
+        self._average = _copy(network) if average else {}
+        self._best: dict[str, Tensor] = {}
+        self._steps = 0
+        self._saved = time.monotonic()
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the lowest validation loss, 0 before the first."""
+        judged = [row for row in self.rows if row["validation_loss"] is not None]
+        return min(judged, key=lambda row: row["validation_loss"])["epoch"] if judged else 0
+
+    def stepped(self) -> None:
+        """Note that a step was made: follow with the running average, save now and then."""
+        self._steps += 1
+        share = min(self.decay, self._steps / (self._steps + 9))  # young averages follow faster
+        for name, tensor in self.network.changed_state().items() if self._average else ():
+            if tensor.is_floating_point():
+                self._average[name].lerp_(tensor.detach(), 1 - share)
+            else:
+                self._average[name].copy_(tensor)
+        self.save()
+
+    def epoch_done(self, row: Row, keep_best: bool) -> None:
+        """Add the row of the epoch under way; with ``keep_best``, keep these weights if none were better."""
+        self.rows.append(row)
+        self.underway = Underway()
+        if keep_best and self.best_epoch == row["epoch"]:
+            self._best = _copy(self.network) if not self._average else {k: t.clone() for k, t in self._average.items()}
+        self.save()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The running average in the network's place, if there is one."""
+        own = _copy(self.network) if self._average else {}
+        if own:
+            self.network.load_changed_state(self._average)
+        yield
+        if own:
+            self.network.load_changed_state(own)
+
+    def finish(self) -> None:
+        """Save, and leave in the network what is to be kept: the best weights, the average, or the last ones."""
+        self.save(now=True)
+        if self._best or self._average:
+            self.network.load_changed_state(self._best or self._average)
+
+    def save(self, now: bool = False) -> None:
+        """Write the file if there is one and the last time is long enough ago, or ``now``."""
+        if self.path is None or not (now or time.monotonic() - self._saved >= SAVE_SECONDS):
+            return
+        underway = {name: value for name, value in self.underway.__dict__.items() if name != "seen"}
+        told = json.dumps({"rows": self.rows, "underway": underway, "steps": self._steps})
+        tensors = self._tensors()
+        metadata = {"identity": self.identity, "told": told, "digest": _digest(tensors, told)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(self.path, tensors, metadata)
+        self._saved = time.monotonic()
+
+    def load(self) -> None:
+        """Go back to what the file holds, if it was written by this very run."""
+        kept = _read(self.path) if self.path is not None else None
+        if kept is None or kept[0].get("identity") != self.identity:
+            return
+        metadata, tensors = kept
+        own = self.network.changed_state()
+        shapes = {name: tensor.shape for name, tensor in _under("state", tensors).items()}
+        if shapes != {name: tensor.shape for name, tensor in own.items()}:
+            return
+        told = json.loads(metadata["told"])
+        self.rows, self._steps = told["rows"], told["steps"]
+        seen = list(_under("seen", tensors).values())
+        self.underway = Underway(**told["underway"], seen=seen)
+        self.network.load_changed_state(_under("state", tensors))
+        for name, tensor in self._average.items():
+            tensor.copy_(tensors[f"average.{name}"])
+        self._best = {name: tensor.to(own[name].device) for name, tensor in _under("best", tensors).items()}
+        for index, parameter in enumerate(self._parameters()):
+            if f"momentum.{index}" in tensors:
+                buffer = tensors[f"momentum.{index}"].to(parameter.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts = {"state": self.network.changed_state(), "average": self._average, "best": self._best}
+        tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
+        for index, parameter in enumerate(self._parameters()):
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{index}"] = momentum
+        if self.underway.seen:
+            tensors["seen.all"] = torch.cat(self.underway.seen)
+        return tensors
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _copy(network: Trainable) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.changed_state().items()}
+
+
+def _under(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:
+    """Metadata and tensors of a checkpoint that is whole."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError):
+        return None
+    return (metadata, tensors) if metadata.get("digest") == _digest(tensors, metadata.get("told", "")) else None
+
+
+def _digest(tensors: dict[str, Tensor], told: str) -> str:
+    """A hash of a checkpoint's contents: a damaged one must not be gone on from."""
+    return hashlib.sha256((told + hash_of(tensors)).encode()).hexdigest()

@@ -1,0 +1,199 @@
+"""What tuning does beyond the loop: views, patience, time, warm starts, warnings, logs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tightframe import Plan, load_backbone, load_images, tune
+from tightframe.errors import SettingsError
+from tightframe.jobs.training import best, overfitting
+from tightframe.sources.selection import stratified
+from tightframe.tuning.loop import Diverged
+from tightframe.tuning.recipe import Recipe
+
+NETWORK = f"{Path(__file__).parent / 'small_network.py'}:make"
+PLAN = Plan(epochs=4, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3), batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_images("digits:5-9", shots=10, test_share=0.2)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load_backbone(NETWORK)
+
+
+def phases(tuned):
+    return [(row["phase"], row["start_rate"], row["decay"]) for row in tuned.history if "start_rate" in row]
+
+
+def test_a_probe_tries_the_whole_grid_at_once_and_the_rest_one_choice_after_the_other(data, small):
+    probe, block = (
+        tune(data, small, method=m, layer=layer, plan=PLAN) for m, layer in (("linear", "auto"), ("scl", "1"))
+    )
+    assert {trial[1:] for trial in phases(probe) if trial[0] == "search"} == {
+        (rate, decay) for rate in PLAN.rates for decay in PLAN.decays
+    }
+    assert len({trial for trial in phases(block) if trial[0] == "search"}) == 3
+
+
+@pytest.mark.parametrize(("method", "layer"), [("linear", "auto"), ("scl", "1"), ("full", "auto")])
+@pytest.mark.parametrize("augment", ["flip", "randaugment"])
+def test_views_change_training_and_are_the_same_again(data, small, method, layer, augment):
+    plan = replace(PLAN, rates=(0.05,), decays=(1e-4,), augment=augment, views=3)
+    plain = tune(data, small, method=method, layer=layer, plan=replace(plan, augment="none"))
+    found, again = (tune(data, small, method=method, layer=layer, plan=plan) for _ in range(2))
+    for name, tensor in found.network.changed_state().items():
+        assert torch.equal(tensor, again.network.changed_state()[name]), name
+    assert not torch.equal(found.network.head.weight, plain.network.head.weight)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop"])
+def test_kept_views_train_as_the_whole_network_does(data, small, augment):
+    """With as many views kept as there are, what is kept and what is run each time are the same pictures."""
+    plan = replace(PLAN, rates=(0.05,), decays=(1e-4,), augment=augment, views=2)
+    kept = tune(data, small, layer="1", plan=plan)
+    if augment == "none":
+        whole = tune(data, small, layer="1", plan=replace(plan, cache_gb=0.0))
+        torch.testing.assert_close(kept.network.head.weight, whole.network.head.weight, rtol=1e-2, atol=1e-3)
+    assert kept.history[-1]["train_loss"] < np.log(5)
+
+
+def test_with_patience_pictures_are_held_out_to_the_end(data, small):
+    plan = replace(PLAN, rates=(2.0,), decays=(1e-4,), epochs=40, patience=2)
+    tuned = tune(data, small, method="linear", plan=plan)
+    losses = [row["validation_loss"] for row in tuned.history if row["phase"] == "final"]
+    assert len(losses) == np.argmin(losses) + 3 < 40
+    kept, held_out = stratified(data.train.labels, plan.validation_share, plan.seed)
+    logits, _ = tuned.logits_and_features(data.train)
+    labels = torch.from_numpy(data.train.labels)
+    loss = torch.nn.functional.cross_entropy(logits[held_out], labels[held_out])
+    assert float(loss) == pytest.approx(min(losses), rel=1e-2)  # there in float32, here maybe in bfloat16
+    assert len(kept) + len(held_out) == len(data.train)
+
+
+def test_little_time_tries_fewer_rates_and_trains_less_but_gives_a_network(data, small, tmp_path):
+    plan = replace(PLAN, epochs=5000, search_epochs=200, rates=(0.05, 0.02, 0.01), minutes=0.05)
+    tuned = tune(data, small, layer="1", plan=plan, out=tmp_path / "a")
+    assert tuned.metrics["seconds"] < 60 * 0.05 * 3
+    assert tuned.metrics["epochs"] < 5000
+    assert any("for want of time" in note and "5000 epochs" in note for note in tuned.notes)
+    assert len([row for row in tuned.history if row["phase"] == "final"]) == tuned.metrics["epochs"]
+
+
+def test_without_a_search_an_epoch_tells_how_many_there_is_time_for(data, small):
+    plan = replace(PLAN, epochs=5000, rates=(0.01,), decays=(1e-4,), minutes=0.03)
+    tuned = tune(data, small, layer="1", plan=plan)
+    assert 1 <= tuned.metrics["epochs"] < 5000
+    enough = tune(data, small, layer="1", plan=replace(plan, epochs=3, minutes=10.0))
+    unlimited = tune(data, small, layer="1", plan=replace(plan, epochs=3, minutes=None))
+    assert torch.equal(enough.network.head.weight, unlimited.network.head.weight)
+
+
+def test_a_warm_start_has_not_seen_the_pictures_that_judge_it(data, small, monkeypatch):
+    seen = []
+    import tightframe.jobs.tune as job
+
+    fitted = job.cross_validated_logistic
+
+    def watched(folds):
+        seen.append(len(folds.labels))
+        return fitted(folds)
+
+    monkeypatch.setattr(job, "cross_validated_logistic", watched)
+    tune(data, small, method="lp-ft", plan=replace(PLAN, decays=(1e-4,)))
+    kept, _ = stratified(data.train.labels, PLAN.validation_share, PLAN.seed)
+    assert seen == [len(kept), len(kept), len(data.train)]
+
+
+def rows(train, accuracies, losses):
+    return [
+        {"epoch": e, "train_accuracy": train, "validation_accuracy": a, "validation_loss": loss}
+        for e, (a, loss) in enumerate(zip(accuracies, losses, strict=True), 1)
+    ]
+
+
+def test_overfitting_is_named_and_only_where_it_is_sure():
+    (gap,) = overfitting(rows(1.0, [0.5, 0.5], [1.0, 1.0]), 200, "full wide")
+    assert gap.startswith("full wide overfits: right on 100 %")
+    assert "50 % of 200" in gap
+    assert "--augment" in gap
+    (rise,) = overfitting(rows(0.9, [0.85, 0.85, 0.85], [0.9, 0.5, 0.8]), 200, "full wide")
+    assert "lowest in epoch 2 of 3" in rise
+    assert "1.6 times" in rise
+    assert overfitting(rows(0.9, [0.85], [0.5]), 200, "") == []
+    assert overfitting(rows(1.0, [0.6], [0.5]), 5, "") == []  # five pictures say little
+    assert overfitting([], 5, "") == []
+    assert overfitting(rows(1.0, [None], [None]), 5, "") == []
+
+
+def test_a_network_that_learns_by_heart_is_told_of(data, small):
+    labels = np.random.default_rng(0).permutation(data.train.labels)  # nothing to learn but by heart
+    shuffled = replace(data, train=_Relabelled(data.train, labels))
+    plan = Plan(epochs=60, search_epochs=60, rates=(0.1, 0.05), decays=(1e-4,), batch_size=8)
+    assert any("overfits" in note for note in tune(shuffled, small, method="full", plan=plan).notes)
+
+
+class _Relabelled:
+    def __init__(self, data, labels):
+        self.data, self.labels = data, labels
+        self.name, self.classes, self.identifiers = data.name, data.classes, data.identifiers
+        self.fingerprint = "relabelled"
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+
+def test_if_every_rate_diverges_it_says_which():
+    with pytest.raises(Diverged, match=r"0.1, 0.5"):
+        best({Recipe(rate=0.5): [], Recipe(rate=0.1): []})
+
+
+def test_every_row_is_logged_once_also_after_a_stop(data, small, tmp_path, stopping_at, monkeypatch):
+    monkeypatch.setattr("tightframe.tuning.state.SAVE_SECONDS", 0)
+    whole = tune(data, small, layer="1", plan=PLAN, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        tune(data, small, layer="1", plan=PLAN, out=tmp_path / "cut", progress=stopping_at(9))
+    tune(data, small, layer="1", plan=PLAN, out=tmp_path / "cut", resume=True)
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "cut")
+    ]
+    for rows in logs:
+        assert [(row["epoch"], row["train_loss"]) for row in rows] == [
+            (row["epoch"], row["train_loss"]) for row in whole.history
+        ]
+    assert logs[0][-1]["series"].startswith("final ")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"views": 1}, "views"),
+        ({"smoothing": 1.0}, "smoothing"),
+        ({"average": 1.0}, "average"),
+        ({"mixup": float("nan")}, "mixup"),
+        ({"accumulate": 0}, "parts"),
+        ({"patience": 0}, "patience"),
+        ({"minutes": 0.0}, "time limit"),
+    ],
+)
+def test_values_out_of_range_are_refused(data, small, change, said):
+    with pytest.raises(SettingsError, match=said):
+        tune(data, small, layer="1", plan=replace(PLAN, **change))
+
+
+def test_logs_are_checked_before_any_work(data, small, tmp_path):
+    with pytest.raises(SettingsError, match="tensorboard"):
+        tune(data, small, layer="1", plan=PLAN, log=["comet"], out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()

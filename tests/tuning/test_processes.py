@@ -1,0 +1,95 @@
+"""Two processes that train as one, started as users start them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tightframe.files import write_text
+from tightframe.process import is_first
+from tightframe.tuning.processes import Team, _normalised, together
+
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29641", "-m"],
+    "accelerate": ["accelerate", "launch", "--cpu", "--num_processes", "2", "--main_process_port", "29642", "-m"],
+}
+
+
+def tune(model, out, *options, launcher=None, **environment):
+    command = [*LAUNCHERS[launcher], "tightframe"] if launcher else ["python", "-m", "tightframe"]
+    command += ["tune", "digits:5-9", "--shots", "9", "--model", model, "--out", str(out), *options]
+    command[0] = str(BIN / command[0])
+    given = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)
+
+
+RECIPE = ("--epochs", "3", "--precision", "float32", "--batch-size", "16")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options"),
+    [
+        ("torchrun", ("--method", "scl", "--layer", "layer3.0", "--rates", "0.01", "0.005", "--decays", "1e-4")),
+        ("accelerate", ("--method", "full", "--rates", "0.01", "--decays", "1e-4", "--average", "0.9")),
+    ],
+)
+def test_two_give_what_one_gives(names, tmp_path, launcher, options):
+    one = tune(names["wide"], tmp_path / "one", *options, *RECIPE)
+    assert one.returncode == 0, one.stderr
+    two = tune(names["wide"], tmp_path / "two", *options, *RECIPE, launcher=launcher)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("next:") == 1  # the first alone speaks
+    alone, together = (load_file(tmp_path / name / "tuned.safetensors") for name in ("one", "two"))
+    assert alone.keys() == together.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(tensor, together[name], rtol=1e-3, atol=1e-4, msg=name)
+    logs = [(tmp_path / name / "log.jsonl").read_text().count("\n") for name in ("one", "two")]
+    assert logs[0] == logs[1]
+
+
+def test_alone_it_costs_nothing():
+    team = together()
+    assert (team.rank, team.size) == (0, 1)
+    rows = torch.randn(3, 2)
+    assert team.gather(rows) is rows
+    assert team.total([1.0, 2.5], torch.device("cpu")) == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(("count", "batch", "size"), [(20, 8, 2), (17, 8, 2), (21, 7, 3), (19, 6, 4), (8, 8, 1)])
+def test_every_picture_is_one_processs(count, batch, size):
+    order = np.arange(count)[::-1].copy()
+    shares = [Team(rank, size).share(order, batch) for rank in range(size)]
+    together = np.sort(np.concatenate([mine for mine, _ in shares]))
+    left_out = count % batch if 0 < count % batch < size else 0
+    assert together.tolist() == list(range(count - left_out))
+    for step in range(count // batch):
+        parts = [mine[step * of_batch : (step + 1) * of_batch] for mine, of_batch in shares]
+        assert sorted(np.concatenate(parts)) == list(range(step * batch, (step + 1) * batch))
+    assert len({-(-len(mine) // of_batch) for mine, of_batch in shares}) == 1  # as many steps for each
+
+
+def test_later_processes_leave_no_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert not is_first()
+    write_text(tmp_path / "a", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_norm_over_one_process_is_pytorchs(monkeypatch):
+    monkeypatch.setattr("torch.distributed.nn.functional.all_reduce", lambda tensor: tensor)
+    inputs = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 3 + 7
+    ours, theirs = (torch.nn.BatchNorm2d(4, momentum=momentum) for momentum in (0.1, 0.1))
+    for training in (True, True, False):
+        ours.train(training)
+        theirs.train(training)
+        torch.testing.assert_close(_normalised(ours, inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
+    for name, buffer in theirs.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), buffer)
