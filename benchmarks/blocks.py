@@ -51,7 +51,7 @@ def main() -> None:
         data = tightframe.load_images(str(shared / "data" / name), shots=SHOTS)
         backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{network}", input_size=side)
         plan = tightframe.Plan(epochs=EPOCHS)
-        known = readings(backbone, tightframe.extract(backbone, data.train))
+        known = readings(backbone, tightframe.extract(backbone, data.train), plan.align)
         racing, usual = candidates(*known), recommend_layer(*known)
         started = time.perf_counter()
         chosen, _ = choose_layer(data, backbone, METHODS["scl"], plan, {})

@@ -276,3 +276,7 @@ def test_help_names_what_the_jobs_know():
     assert set(named) <= set(rank.orders())
     assert arguments.parser().parse_args(["transfer"]).methods == list(PAPER)
     assert all(name in arguments.METHOD_HELP for name in METHODS)
+    given = vars(arguments.parser().parse_args(["transfer"]))
+    shared = {name: value for name, value in vars(plan.Plan()).items() if name in given}
+    assert len(shared) > 15
+    assert {name: given[name] for name in shared} == shared  # the defaults are told twice

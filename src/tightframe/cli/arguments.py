@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _transfer(commands)
     _measure(commands)
     _layers(commands)
+    _fewshot(commands)
     _rank(commands)
     _tune(commands)
     _predict(commands)
@@ -137,6 +138,47 @@ def _layers(commands: Any) -> None:
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
     command.add_argument("--model", metavar="M", required=True, help=MODEL_HELP)
     _run_options(command)
+
+
+def _fewshot(commands: Any) -> None:
+    command = _command(
+        commands,
+        "fewshot",
+        run.fewshot,
+        "how well a network tells new classes apart from a few pictures of each",
+        "tightframe fewshot flowers --model timm/resnet18 --ways 5 --shots 1,5",
+    )
+    command.add_argument(
+        "data", metavar="DATA", help=DATA_HELP + "; all pictures, of train and test together: episodes draw their own"
+    )
+    command.add_argument("--model", metavar="M", required=True, help=MODEL_HELP)
+    group = command.add_argument_group("episodes")
+    group.add_argument("--ways", type=int, metavar="K", default=5, help="classes an episode (default: %(default)s)")
+    group.add_argument(
+        "--shots",
+        type=_whole_numbers,
+        metavar="N,N",
+        default=(1, 5),
+        help="pictures a class to learn from; one or more numbers (default: 1,5)",
+    )
+    group.add_argument("--queries", type=int, metavar="N", default=15, help="pictures a class to judge (default: 15)")
+    group.add_argument("--episodes", type=int, metavar="N", default=600, help="how many (default: %(default)s)")
+    group.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="draw from these classes only: a file, one name a line, or cifar-fs:test, cifar-fs:val, cifar-fs:train",
+    )
+    _reading_options(command.add_argument_group("pictures"))
+    _model_options(command)
+    _pass_options(command, cache=True)
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    """Numbers between commas."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers; write one as 1,5") from None
 
 
 def _rank(commands: Any) -> None:
@@ -311,6 +353,10 @@ def _data_options(command: argparse.ArgumentParser) -> None:
         default=0.25,
         help="held out where there is no test folder (default: 0.25)",
     )
+    _reading_options(group)
+
+
+def _reading_options(group: Any) -> None:
     group.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read, and count them")
     group.add_argument("--seed", type=int, metavar="N", default=0, help="of every random choice (default: %(default)s)")
 
@@ -353,7 +399,10 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         "--align", metavar="HOW", default="pad", help="of scl: pad (default), concat or project the block's features"
     )
     group.add_argument(
-        "--scale", metavar="HOW", default="spread", help="of scl: bring them to the spread of the last ones, or none"
+        "--scale",
+        metavar="HOW",
+        default="none",
+        help="of scl: take them as they are (none, default), or bring them to the spread of the last ones",
     )
     group.add_argument(
         "--cache-gb",

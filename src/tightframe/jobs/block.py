@@ -25,12 +25,12 @@ from tightframe.tuning.loop import Diverged, fit
 from tightframe.tuning.methods import Method
 from tightframe.tuning.prefix import CannotCut, inputs_of
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import TunableNetwork
+from tightframe.tuning.surgery import Align, TunableNetwork
 
 COLLAPSED, DEEPEST = 3, 3
 """How many of the most collapsed and of the deepest blocks take part."""
-FIRST_ROUND = 6
-"""Epochs of the final training for one of the first round."""
+FIRST_ROUND, LONGEST = 6, 5
+"""Epochs of the final training for one of the first round, and most epochs of that."""
 RACE_SHARE = 0.25
 """Of the time allowed: once that is gone, no round begins."""
 
@@ -50,13 +50,20 @@ class Trial:
     clock: Clock = field(default_factory=Clock)
 
 
-def readings(backbone: Backbone, features: Features) -> tuple[list[Reading], int, int]:
-    """What is known of each block before any is tuned; parameters of the new head, and of the rest without the old."""
+def readings(backbone: Backbone, features: Features, joined: Align | None = None) -> tuple[list[Reading], int, int]:
+    """What is known of each block before any is tuned; parameters of the new head, and of the rest without the old.
+
+    With ``joined``, how a skip connection brings a block to the head, a block's parameters include what that adds.
+    """
+    width, classes = backbone.penultimate.dimension, len(features.classes)
+    each = {"concat": classes, "project": width}.get(joined or "", 0)
     found = spreads([features.moments(block.name) for block in backbone.layers])
-    known = [Reading(b.name, spread, b.parameters) for b, spread in zip(backbone.layers, found, strict=True)]
-    head = (backbone.penultimate.dimension + 1) * len(features.classes)
+    known = [
+        Reading(block.name, spread, block.parameters and block.parameters + each * block.dimension)
+        for block, spread in zip(backbone.layers, found, strict=True)
+    ]
     old = sum(p.numel() for p in backbone.module.get_submodule(backbone.head).parameters()) if backbone.head else 0
-    return known, head, backbone.parameters - old
+    return known, (width + 1) * classes, backbone.parameters - old
 
 
 def candidates(known: list[Reading], head_parameters: int, other_parameters: int) -> list[str]:
@@ -81,7 +88,7 @@ def choose_block(
     The most collapsed candidate is taken, with no rows, where too few pictures can be held out or the network can't be
     run from its blocks on.
     """
-    known = readings(backbone, features)
+    known = readings(backbone, features, trial.plan.align if method.skip else None)
     racing = candidates(*known)
     usual = recommend_layer(*known)
     training, held_out = stratified(data.labels, trial.plan.validation_share, trial.recipe.seed)
@@ -98,7 +105,7 @@ def choose_block(
 def _race(track: _Track, racing: list[str], usual: str, progress: Progress) -> tuple[str, list[Row]]:
     """The block that is left, and the rows of all rounds; ``usual`` where none can be trained."""
     rows: list[Row] = []
-    epochs = max(1, track.trial.recipe.epochs // FIRST_ROUND)
+    epochs = min(LONGEST, max(1, track.trial.recipe.epochs // FIRST_ROUND))
     while True:
         listed = progress(racing, f"trying blocks for {epochs} epochs", len(racing))
         found = [track.run(block, epochs) for block in listed]

@@ -35,7 +35,7 @@ class Plan:
         validation_share: of the training pictures, held out while rate and decay are chosen.
         seed: of every random choice.
         align, scale: how the head of SCL sees the block's features beside the penultimate ones (see
-            ``tuning.surgery.Neck``). ``align="pad", scale="none"`` is the paper's sum.
+            ``tuning.surgery.Neck``); the paper's sum unless told otherwise.
         cache_gb: gigabytes of disk for what goes into the tuned block, which then runs without what stands before it;
             0 to run the whole network.
         augment: how views of a picture differ from it (see ``tuning.augment``).
@@ -55,7 +55,7 @@ class Plan:
     validation_share: float = 0.2
     seed: int = 0
     align: Align = "pad"
-    scale: Scale = "spread"
+    scale: Scale = "none"
     cache_gb: float = 8.0
     augment: Augmentation = "none"
     views: int = 5

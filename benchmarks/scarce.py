@@ -1,0 +1,236 @@
+"""Few pictures: every method on real networks and picture sets, with 5 to 50 pictures a class.
+
+    TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=1 python benchmarks/scarce.py ROWS.jsonl [--seeds 5] [--shots 5 20] …
+    python benchmarks/scarce.py ROWS.jsonl --report benchmarks/results    # scarce.md and scarce.png
+
+DIR holds `zoo/zoo.py` (a builder) and `data/*`. A row is a method tuned as `tightframe tune` does it, rate, decay and
+block chosen without a look at test pictures. Rows are added to the file one by one, those that are there are not made
+again, and the seed changes slowest, so that a run that was stopped is a smaller study. Different seeds draw different
+training pictures from the set. `scl-concat` is SCL with `--align concat --scale spread`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import altair
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+import tightframe
+from tightframe.errors import TightframeError
+from tightframe.features.pixels import Pixels
+from tightframe.tuning.inputs import PixelInputs
+from tightframe.tuning.loop import collapse_of
+from tightframe.tuning.methods import METHODS
+
+IMAGENET, CIFAR = ("mobilenetv1_050", "mobilenetv2_100", "squeezenet1_1"), ("resnet20_cifar10",)
+PICTURES, SMALL_PICTURES = ("dtd10", "flowers5", "trashnet", "sign_digits"), ("cifar100",)
+PAIRS = (*product(IMAGENET, PICTURES), *product(CIFAR, SMALL_PICTURES))
+SIDES = dict.fromkeys(IMAGENET, 96) | dict.fromkeys(CIFAR, 32)
+FIRST = ("linear", "layer", "scl", "full")
+NAMES = (*FIRST, "scl-concat", *(name for name in METHODS if name not in FIRST))
+KEY = ("network", "data", "shots", "seed", "method")
+Row = dict[str, object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--shots", type=int, nargs="+", default=[5, 10, 20, 50])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=list(NAMES))
+    parser.add_argument("--networks", nargs="+", default=[*IMAGENET, *CIFAR])
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--report", type=Path)
+    options = parser.parse_args()
+    if options.report:
+        report(rows_in(options.rows), options.report)
+        return
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
+    if not (shared / "zoo" / "zoo.py").is_file():
+        sys.exit("no networks and pictures: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
+    done = {tuple(row[key] for key in KEY) for row in rows_in(options.rows)}
+    with options.rows.open("a", encoding="utf-8") as file:
+        for row in study(shared, options, done):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(*(row[key] for key in (*KEY, "test_accuracy", "seconds")), flush=True)
+
+
+def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...]]) -> Iterator[Row]:
+    """A row for every method at every point that is not done yet."""
+    for seed, (network, data), shots in product(range(options.seeds), PAIRS, options.shots):
+        missing = [name for name in options.methods if (network, data, shots, seed, name) not in done]
+        if network not in options.networks or not missing:
+            continue
+        pictures = tightframe.load_images(str(shared / "data" / data), shots=shots, seed=seed)
+        backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{network}", input_size=SIDES[network])
+        for name in missing:
+            row = tuned_by(name, pictures, backbone, seed, options.epochs)
+            yield {"network": network, "data": data, "shots": shots, "seed": seed, "method": name} | row
+
+
+def tuned_by(name: str, pictures: tightframe.ImageSplits, backbone: tightframe.Backbone, seed: int, epochs: int) -> Row:
+    form = {"align": "concat", "scale": "spread"} if name == "scl-concat" else {}
+    plan = tightframe.Plan(epochs=epochs, seed=seed, **form)
+    try:
+        tuned = tightframe.tune(pictures, backbone, method=name.removesuffix("-concat"), plan=plan)
+    except TightframeError as error:
+        return {"test_accuracy": None, "seconds": None, "error": str(error)}
+    kept = ("layer", "test_accuracy", "train_accuracy", "share", "rate", "decay", "seconds", "bytes")
+    return {key: tuned.metrics[key] for key in kept} | {"epochs": epochs, "nc1": penultimate_nc1(tuned, pictures)}
+
+
+def penultimate_nc1(tuned: tightframe.Tuned, pictures: tightframe.ImageSplits) -> float | None:
+    """Of the training pictures at the layer before the head, whatever else the head sees."""
+    inputs = PixelInputs(Pixels(pictures.train, tuned.backbone.preprocessing, keep_bytes=0))
+    with torch.inference_mode():
+        found = [tuned.network.parts(batch)[0].float() for _, batch in inputs.batches(range(len(pictures.train)), 64)]
+    return collapse_of(torch.cat(found), pictures.train.labels)
+
+
+def rows_in(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def report(rows: list[Row], folder: Path) -> None:
+    """Write the table and the picture."""
+    good = [row for row in rows if row["test_accuracy"] is not None]
+    failed = sorted({f"{row['method']} on {row['network']}: {row['error']}" for row in rows if "error" in row})
+    parts = [
+        "# Few pictures a class",
+        f"`python benchmarks/scarce.py` on {platform.machine()}; Python {platform.python_version()}, PyTorch "
+        f"{torch.__version__}; {len(good)} tunings of {max(int(str(row['epochs'])) for row in good)} epochs, ImageNet "
+        "networks at 96 px. Rate, decay and block are chosen on training pictures. Accuracy in %, mean ± 95 % interval "
+        "(Student's t) over the networks, picture sets and seeds that all methods in a table have in common.",
+        "![accuracy](scarce.png)",
+        "## On average",
+        *(summary(good, methods) for methods in groups(good)),
+        "## Each network and picture set",
+        each(good),
+        *(["## Failed", "\n".join(f"- {line}" for line in failed)] if failed else []),
+    ]
+    (folder / "scarce.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    drawn(good).save(str(folder / "scarce.png"), scale_factor=2)
+
+
+def groups(rows: list[Row]) -> list[list[str]]:
+    """The methods that the most rows have, and all."""
+    there = [name for name in NAMES if any(row["method"] == name for row in rows)]
+    first = [name for name in (*FIRST, "scl-concat") if name in there]
+    return [first] if len(first) == len(there) else [first, there]
+
+
+def cells(rows: list[Row], methods: list[str]) -> dict[tuple[object, ...], dict[str, Row]]:
+    """Rows by (network, data, shots, seed) and method, where all ``methods`` are there."""
+    found: dict[tuple[object, ...], dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        found[tuple(row[key] for key in KEY[:4])][str(row["method"])] = row
+    return {key: of for key, of in found.items() if all(name in of for name in methods)}
+
+
+def summary(rows: list[Row], methods: list[str]) -> str:
+    common = cells(rows, methods)
+    shots = sorted({int(str(key[2])) for key in common})
+    lines = ["| method | " + " | ".join(f"{n} a class" for n in shots) + " | SCL − it, at ≤ 20 | NC1 | share | s |"]
+    lines += ["|---" * (len(shots) + 5) + "|"]
+    for name in methods:
+        accuracies = [
+            spread([100 * float(str(of[name]["test_accuracy"])) for k, of in common.items() if k[2] == n])
+            for n in shots
+        ]
+        less = [
+            100 * (float(str(of["scl"]["test_accuracy"])) - float(str(of[name]["test_accuracy"])))
+            for key, of in common.items()
+            if int(str(key[2])) <= 20
+        ]
+        ahead = "" if name == "scl" else spread(less, signed=True)
+        others = [
+            statistics.median(float(str(of[name][what] or 0)) for of in common.values())
+            for what in ("nc1", "share", "seconds")
+        ]
+        told = f"{others[0]:.2f} | {100 * others[1]:.1f} % | {others[2]:.0f}"
+        lines.append(f"| {name} | {' | '.join(accuracies)} | {ahead} | {told} |")
+    pairs = len({key[:2] for key in common})
+    seeds = len({key[3] for key in common})
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{len(common)} points: {pairs} pairs of network and pictures, up to {seeds} seeds. "
+            "NC1 (penultimate), share of parameters and seconds are medians.",
+        ]
+    )
+
+
+def each(rows: list[Row]) -> str:
+    shots = sorted({int(str(row["shots"])) for row in rows})
+    there = [name for name in NAMES if any(row["method"] == name for row in rows)]
+    lines = ["| network, pictures | a class | " + " | ".join(there) + " |", "|---" * (len(there) + 2) + "|"]
+    for (network, data), n in product(PAIRS, shots):
+        found = defaultdict(list)
+        for row in rows:
+            if (row["network"], row["data"], row["shots"]) == (network, data, n):
+                found[str(row["method"])].append(100 * float(str(row["test_accuracy"])))
+        if found:
+            told = " | ".join(spread(found[name]) if found[name] else "" for name in there)
+            lines.append(f"| {network}, {data} | {n} | {told} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], signed: bool = False) -> str:
+    """Mean and the half width of its interval."""
+    mean = f"{np.mean(values):+.1f}" if signed else f"{np.mean(values):.1f}"
+    if len(values) < 2:
+        return mean
+    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{mean} ± {half:.1f}"
+
+
+def drawn(rows: list[Row]) -> altair.Chart:
+    """Accuracy less that of the linear probe on the same pictures, by method and pictures a class."""
+    methods = groups(rows)[0]
+    points = [
+        {
+            "method": name,
+            "shots": f"{key[2]} a class",
+            "order": key[2],
+            "gain": 100 * (float(str(of[name]["test_accuracy"])) - float(str(of["linear"]["test_accuracy"]))),
+        }
+        for key, of in cells(rows, methods).items()
+        for name in methods
+        if name != "linear"
+    ]
+    base = altair.Chart(altair.Data(values=points)).encode(
+        x=altair.X("gain:Q", title="Test accuracy beyond the linear probe's, points"),
+        y=altair.Y("method:N", title=None, sort=methods),
+        color=altair.Color(
+            "method:N", legend=None, scale=altair.Scale(range=["#0072B2", "#D55E00", "#009E73", "#CC79A7"])
+        ),
+    )
+    zero = altair.Chart(altair.Data(values=[{"gain": 0}])).mark_rule(color="#888").encode(x="gain:Q")
+    layers = (
+        zero
+        + base.mark_tick(opacity=0.35, thickness=2)
+        + base.mark_errorbar(extent="ci", thickness=3)
+        + base.mark_point(filled=True, size=90, opacity=1).encode(x="mean(gain):Q")
+    )
+    return layers.properties(width=420, height=130, data=altair.Data(values=points)).facet(
+        row=altair.Row("shots:N", title=None, sort=altair.EncodingSortField("order"))
+    )
+
+
+if __name__ == "__main__":
+    main()
