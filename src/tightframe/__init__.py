@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tightframe.jobs.estimator import TransferClassifier
     from tightframe.jobs.evaluate import evaluate
     from tightframe.jobs.export import export_onnx
+    from tightframe.jobs.fewshot import fewshot
     from tightframe.jobs.hub import push_to_hub
     from tightframe.jobs.layers import layers
     from tightframe.jobs.measure import measure
@@ -46,6 +47,7 @@ _HOMES = {
     "jobs.estimator": ("TransferClassifier",),
     "jobs.evaluate": ("evaluate",),
     "jobs.export": ("export_onnx",),
+    "jobs.fewshot": ("fewshot",),
     "jobs.hub": ("push_to_hub",),
     "jobs.layers": ("layers",),
     "jobs.measure": ("measure",),
@@ -89,6 +91,7 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "evaluate",
     "export_onnx",
     "extract",
+    "fewshot",
     "layers",
     "load_backbone",
     "load_images",

@@ -15,7 +15,7 @@ from PIL import Image
 from tightframe import load_images
 from tightframe.cli import main, terminal
 
-COMMANDS = ("transfer", "measure", "rank", "tune", "predict")
+COMMANDS = ("transfer", "measure", "fewshot", "rank", "tune", "predict")
 SHORT = ("--epochs", "2", "--rates", "0.05", "--decays", "0.0001")
 
 
@@ -75,6 +75,24 @@ def test_rank_shows_the_best_first_and_failures_in_words(run, pictures, names):
     assert "✗ resnett18" in out
     assert "resnet18" in out
     assert max(map(len, out.split("next:")[0].splitlines())) <= 80
+
+
+def test_fewshot_shows_a_row_for_each_classifier_and_number_of_shots(run, pictures, names, tmp_path):
+    (tmp_path / "classes.txt").write_text("digit 5\ndigit 7\ndigit 9\n")
+    command = ("fewshot", pictures, "--model", names["wide"], "--ways", "2", "--queries", "3", "--episodes", "20")
+    status, out, err = run(*command, "--classes", tmp_path / "classes.txt", "--json", tmp_path / "rows.json")
+    assert status == 0
+    assert re.search(r"logistic +1 .*\n(.*\n)*cosine +5 ", out)
+    assert "5-shot episodes" in err  # progress
+    found = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["shots"] for row in found["rows"]] == [1] * 4 + [5] * 4
+    assert found["settings"]["classes"] == ["digit 5", "digit 7", "digit 9"]
+    status, _, err = run(*command, "--shots", "1,3,9")
+    assert status == 1
+    assert "0 of 5 classes have the 12 pictures" in err.replace("\n", " ")
+    status, _, err = run(*command, "--shots", "1,x")
+    assert status == 2
+    assert "write one as 1,5" in err.replace("\n", " ")
 
 
 def test_tune_saves_and_predict_reads(run, pictures, tuned):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tightframe.errors import DataError, SettingsError
 from tightframe.protocols import ImageData
-from tightframe.sources.selection import Subset, shots, stratified
+from tightframe.sources.selection import Subset, of_classes, shots, stratified
 
 LABELS = st.lists(st.integers(0, 6), max_size=80).map(lambda labels: np.array(labels, dtype=np.int64))
 SHARES = st.floats(0, 0.99)
@@ -182,3 +182,13 @@ def test_subset_travels_to_workers() -> None:
 def test_indices_that_cannot_be(indices: list[object]) -> None:
     with pytest.raises(DataError, match="ind"):
         Subset(Greys(np.array([0, 1, 0])), np.array(indices))
+
+
+def test_of_classes_keeps_their_pictures_and_all_names():
+    data = Greys(np.array([3, 0, 1, 3, 2, 0]))
+    chosen = of_classes(data, ["d", "a", "g", "d"])
+    assert chosen.labels.tolist() == [3, 0, 3, 0]
+    assert chosen.identifiers == ("grey0", "grey1", "grey3", "grey5")
+    assert chosen.classes == data.classes
+    with pytest.raises(DataError, match=r"greys lacks 2 of 3 classes: tulip, x; correct their names.* It has a, b"):
+        of_classes(data, ["x", "a", "tulip"])

@@ -84,6 +84,35 @@ def layers(options: argparse.Namespace) -> None:
     terminal.close(found, options.json, options.data)
 
 
+def fewshot(options: argparse.Namespace) -> None:
+    """``tightframe fewshot``."""
+    from tightframe.jobs.fewshot import fewshot
+    from tightframe.report.columns import EPISODES
+    from tightframe.sources.backbones import load_backbone
+    from tightframe.sources.class_lists import class_list
+    from tightframe.sources.images import load_images
+
+    classes = class_list(options.classes) if options.classes else None
+    with terminal.progress() as progress:
+        data = load_images(options.data, test_share=0.0, skip_bad=options.skip_bad, progress=progress)
+        backbone = load_backbone(options.model, **_network(options))
+        found = fewshot(
+            data,
+            backbone,
+            ways=options.ways,
+            shots=options.shots,
+            episodes=options.episodes,
+            queries=options.queries,
+            classes=classes,
+            seed=options.seed,
+            **_running(options),
+            progress=progress,
+        )
+    title = f"{backbone.name} on {data.name}: {options.episodes} episodes of {options.ways} classes"
+    terminal.show(title, EPISODES, found.rows)
+    terminal.close(found, options.json, options.data)
+
+
 def rank(options: argparse.Namespace) -> None:
     """``tightframe rank``."""
     from tightframe.jobs.rank import rank

@@ -64,6 +64,16 @@ PROBES = (
     Column("knn_test", "k-NN test", percent),
 )
 
+EPISODES = (
+    Column("classifier", "Classifier", text),
+    Column("shots", "Shots", count),
+    Column("accuracy", "Accuracy", percent),
+    Column("margin", "± 95 %", percent),
+    Column("nc1", "NC1", number),
+    Column("nc1_corrected", "NC1 corrected", number),
+    Column("nc1_corrected", "NC1 bound", rough, interval=True),
+)
+
 LAYERS = (
     Column("layer", "Layer", text),
     Column("dimension", "d", count),

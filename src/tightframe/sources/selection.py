@@ -1,4 +1,4 @@
-"""Part of some pictures: by index, by so many a class, or cut in two with every class on both sides.
+"""Part of some pictures: by index, by class, by so many a class, or cut in two with every class on both sides.
 
 Each class is put into an order drawn from the seed, the class's label and its size alone; a split or a few shots take
 from the front of that order. So the same seed always picks the same pictures, what happens to one class does not
@@ -7,7 +7,7 @@ depend on the others, and a smaller choice is contained in a larger one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -115,6 +115,21 @@ def shots(data: ImageData, per_class: int, seed: int) -> ImageData:
     check_shots(per_class)
     chosen = [members[:per_class] for members in _drawn(data.labels, seed)]
     return Subset(data, np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64))
+
+
+def of_classes(data: ImageData, names: Sequence[str]) -> ImageData:
+    """The pictures of these classes; ``classes`` and labels stay as they are.
+
+    Raises:
+        DataError: ``data`` has no class of such a name.
+
+    """
+    if unknown := sorted(set(names) - set(data.classes)):
+        raise DataError(
+            f"{data.name} lacks {len(unknown)} of {len(set(names))} classes: {', '.join(unknown)}; correct their names,"
+            f" or add pictures. It has {', '.join(data.classes)}."
+        )
+    return Subset(data, np.flatnonzero(np.isin(data.labels, [data.classes.index(name) for name in names])))
 
 
 def check_share(share: float) -> None:

@@ -1,0 +1,133 @@
+"""How well a frozen network tells new classes apart from a few pictures of each: the field's few-shot evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import numpy as np
+
+from tightframe.errors import SettingsError
+from tightframe.features.extract import Running, extract
+from tightframe.features.moments import ClassMoments
+from tightframe.jobs.run import Result, Row
+from tightframe.metrics.collapse import cautions, nc1
+from tightframe.metrics.correction import corrected
+from tightframe.metrics.episodes import Episodes, accuracies, draw, mean_and_margin
+from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
+from tightframe.sources.selection import of_classes
+
+READING = (
+    "intervals are over episodes, which share these pictures and classes: they don't say how other pictures or classes "
+    "would do"
+)
+
+
+def fewshot(
+    data: ImageSplits | ImageData,
+    backbone: Backbone,
+    *,
+    ways: int = 5,
+    shots: Sequence[int] = (1, 5),
+    episodes: int = 600,
+    queries: int = 15,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    **running: Unpack[Running],
+) -> Result:
+    """Accuracy of four classifiers over few-shot episodes, on penultimate features from one pass over all pictures.
+
+    Training and test pictures are put together: every episode draws its own classes and pictures. Logistic regression
+    follows Tian et al. (ECCV 2020), but for their augmented copies of the support pictures; see ``metrics.episodes``.
+
+    Args:
+        data: pictures of classes that the network was not trained on.
+        backbone: stays as it is.
+        ways: classes an episode.
+        shots: pictures a class that are learnt from; episodes of different numbers share classes and queries.
+        episodes: how many.
+        queries: pictures a class that are judged.
+        classes: draw from these only, the test classes of a published split, say.
+        seed: of the episodes.
+        running: how the network runs, see ``extract``.
+
+    Returns:
+        A row for each number of shots and classifier: ``shots``, ``classifier``, ``accuracy`` with ``margin``,
+        half the length of its 95 % interval over episodes, and the interval's ends, ``accuracy_low`` and
+        ``accuracy_high``; beside, ``nc1`` of the features over all classes and ``nc1_corrected``, or None and a bound
+        from below in ``nc1_corrected_low`` (see ``measure``).
+    """
+    parts = _parts(data, classes)
+    kept, labels = np.unique(np.concatenate([part.labels for part in parts]), return_inverse=True)
+    counts = _counts(shots)
+    drawn = draw(labels, ways, counts[-1], queries, episodes, seed)
+    passes = [extract(backbone, part, layers=[PENULTIMATE], **running) for part in parts]
+    features = np.concatenate([found[PENULTIMATE] for found in passes])
+    moments = ClassMoments.from_features(features, labels, len(kept))
+    same = {"network": backbone.name, "ways": ways, "queries": queries, "episodes": episodes, **_collapse(moments)}
+    rows = _rows(features, drawn, counts, same, running.get("progress", silent))
+    settings = {
+        "data": data.name,
+        "pictures": len(labels),
+        "classes": [parts[0].classes[label] for label in kept],
+        "model": backbone.origin,
+        "ways": ways,
+        "shots": counts,
+        "episodes": episodes,
+        "queries": queries,
+        "pool": passes[0].pool,
+        "precision": passes[0].precision,
+        "seed": seed,
+    }
+    notes = [*(data.notes if isinstance(data, ImageSplits) else []), *_left_out(parts, labels, counts[-1] + queries)]
+    return Result("fewshot", rows, settings, [*notes, READING, *cautions(moments)])
+
+
+def _parts(data: ImageSplits | ImageData, classes: Sequence[str] | None) -> list[ImageData]:
+    """Training and test pictures of these classes, where there are any."""
+    splits = [data.train, data.test] if isinstance(data, ImageSplits) else [data]
+    parts = [part if classes is None else of_classes(part, classes) for part in splits if part is not None]
+    return [part for part in parts if len(part)] or parts[:1]
+
+
+def _counts(shots: Sequence[int]) -> list[int]:
+    """Numbers of shots, each once, ascending."""
+    if not shots or min(shots) < 1:
+        raise SettingsError(f"shots must be numbers of 1 or more, not {list(shots)}; try 1 and 5")
+    return sorted(set(shots))
+
+
+def _left_out(parts: list[ImageData], labels: np.ndarray, least: int) -> list[str]:
+    """A note on classes that have too few pictures for an episode."""
+    present = np.unique(np.concatenate([part.labels for part in parts]))
+    small = [parts[0].classes[label] for label in present[np.bincount(labels) < least]]
+    if not small:
+        return []
+    named = ", ".join(small[:5]) + (", …" if len(small) > 5 else "")
+    return [f"{len(small)} of {len(present)} classes have fewer than {least} pictures and are in no episode: {named}"]
+
+
+def _collapse(moments: ClassMoments) -> Row:
+    many = corrected(moments).nc1
+    row: Row = {"nc1": nc1(moments), "nc1_corrected": many.value}
+    return row if many.value is not None else row | {"nc1_corrected_low": many.lower}
+
+
+def _rows(features: np.ndarray, drawn: Episodes, counts: list[int], same: Row, progress: Progress) -> list[Row]:
+    """A row for each number of shots and classifier."""
+    rows: list[Row] = []
+    for shots in counts:
+        for classifier, right in accuracies(features, drawn.with_shots(shots), progress=progress).items():
+            mean, margin = mean_and_margin(right)
+            rows.append(
+                {
+                    "shots": shots,
+                    "classifier": classifier,
+                    "accuracy": mean,
+                    "margin": margin,
+                    "accuracy_low": mean - margin,
+                    "accuracy_high": mean + margin,
+                    **same,
+                }
+            )
+    return rows
