@@ -83,6 +83,33 @@ def test_a_damaged_history_is_made_again(data, narrow, tmp_path, spoil):
     assert len(json.loads(path.read_text())["history"]) == PLAN.epochs
 
 
+def test_a_result_that_lost_its_description_is_made_again(data, narrow, tmp_path):
+    tune(data, narrow, method="linear", plan=PLAN, out=tmp_path / "out")
+    (tmp_path / "out" / "tightframe.json").unlink()
+    tune(data, narrow, method="linear", plan=PLAN, out=tmp_path / "out", resume=True)
+    assert load_tuned(tmp_path / "out").classes == data.classes
+
+
+def test_resuming_in_a_folder_of_the_users_own_touches_nothing(data, narrow, tmp_path):
+    (tmp_path / "own" / "unfinished").mkdir(parents=True)
+    (tmp_path / "own" / "unfinished" / "draft.txt").write_text("thesis")
+    with pytest.raises(SettingsError, match="no run of tightframe"):
+        tune(data, narrow, method="linear", plan=PLAN, out=tmp_path / "own", resume=True)
+    assert [str(file.relative_to(tmp_path)) for file in (tmp_path / "own").rglob("*")] == [
+        "own/unfinished",
+        "own/unfinished/draft.txt",
+    ]
+
+
+def test_without_room_for_what_goes_into_the_block_the_whole_network_is_trained(data, narrow, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    tuned = tune(data, narrow, method="layer", layer="layer3.0", plan=PLAN)
+    assert any("trained whole" in note and "No space left" in note for note in tuned.notes)
+
+
 def test_a_block_chosen_among_others_is_not_taken_for_this_one(data, names, narrow, tmp_path):
     chosen = tune(data, narrow, method="layer", plan=PLAN, out=tmp_path / "out").network.layer
     others = [block.name for block in narrow.layers if block.name != chosen]

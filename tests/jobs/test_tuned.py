@@ -136,6 +136,7 @@ def test_a_folder_never_runs_a_python_file_but_the_user_may(folder, names, tmp_p
         {"classes": [5, 6, 7, 8, 9]},
         {"classes": "56789"},
         {"classes": ["5", "5", "7", "8", "9"]},
+        {"classes": ["\ud800", "6", "7", "8", "9"]},
         {"metrics": []},
     ],
     ids=str,
@@ -161,12 +162,14 @@ def spoilt(tensors, how):
         tensors["more"] = torch.zeros(1)
     elif how == "shape":
         tensors["head.weight"] = tensors["head.weight"][:, :-1].contiguous()
+    elif how == "nan":
+        tensors["head.weight"][0, 0] = float("nan")
     else:
         tensors["head.weight"] = tensors["head.weight"].to(getattr(torch, how))
     return tensors
 
 
-@pytest.mark.parametrize("how", ["missing", "extra", "shape", "float64", "int8", "float16"])
+@pytest.mark.parametrize("how", ["missing", "extra", "shape", "nan", "float64", "int8", "float16"])
 def test_tensors_that_are_not_this_networks_are_refused(folder, how):
     path = folder / "tuned.safetensors"
     save_file(spoilt(load_file(path), how), path)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tightframe.errors import SettingsError
-from tightframe.tuning.logs import LogMissing, logging_to
+from tightframe.tuning.logs import LogFailed, LogMissing, logging_to
 
 ROWS = [("search 0.1 0.0001", {"epoch": 1, "train_loss": 2.5, "nc1": None, "phase": "search"})] + [
     ("final 0.1 0.0001", {"epoch": epoch, "train_loss": 1 / epoch, "nc1": float("inf")}) for epoch in (1, 2)
@@ -84,3 +84,22 @@ def test_what_can_not_be_kept_is_said_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(LogMissing, match="pip install wandb"), logging_to(["wandb"], tmp_path, "", {}):
         pass
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_log_that_can_not_start_says_what_to_do(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+
+    def refuse(**_):
+        raise wandb.errors.UsageError("No API key configured")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(LogFailed, match=r"No API key.*wandb login"), logging_to(["wandb"], tmp_path, "", {}):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_log_written_twice_holds_the_last_run_only(tmp_path):
+    written("tensorboard", tmp_path)
+    written("tensorboard", tmp_path)
+    assert all(len(list(series.iterdir())) == 1 for series in (tmp_path / "tensorboard").iterdir())

@@ -318,3 +318,19 @@ def test_views_of_a_picture_are_all_shown(split, features):
 
     trained(Watched(head().head), KeptInputs(views, views=3), split)
     assert shown == {0, 1, 2}
+
+
+def test_a_loss_that_is_not_finite_is_no_best_epoch(split, features):
+    class Spoiling(KeptInputs):
+        def batches(self, order, size, views=None):
+            judging = len(order) == len(split.validation)
+            for indices, batch in super().batches(order, size, views):
+                yield indices, batch * float("nan") if judging and not self.spoilt else batch
+            if judging:
+                self.spoilt.append(1)
+
+    inputs = Spoiling(features)
+    object.__setattr__(inputs, "spoilt", [])
+    rows, _ = trained(head(), inputs, split, replace(RECIPE, patience=2))
+    assert math.isnan(rows[0]["validation_loss"])
+    assert len(rows) > 2

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tightframe.errors import SettingsError
 from tightframe.files import write_text
 from tightframe.process import is_first
 from tightframe.tuning.processes import Team, _normalised, together
@@ -55,6 +56,42 @@ def test_two_give_what_one_gives(names, tmp_path, launcher, options):
     assert logs[0] == logs[1]
 
 
+def test_two_keep_to_a_time_limit_compare_and_go_on(names, tmp_path):
+    options = (
+        "--compare",
+        "linear,full",
+        "--epochs",
+        "4000",
+        "--rates",
+        "0.01",
+        "--decays",
+        "1e-4",
+        "--time-limit",
+        "0.1",
+    )
+    first = tune(names["wide"], tmp_path / "two", *options, launcher="torchrun")
+    assert first.returncode == 0, first.stderr
+    assert "FutureWarning" not in first.stderr
+    for method in ("linear", "full"):
+        assert {"tightframe.json", "tuned.safetensors", "history.json"} <= {
+            file.name for file in (tmp_path / "two" / method).iterdir()
+        }
+        assert not (tmp_path / "two" / method / "unfinished").exists()
+    again = tune(names["wide"], tmp_path / "two", *options, "--resume", launcher="torchrun")
+    assert again.returncode == 0, again.stderr
+
+
+def test_batch_norms_in_parts_of_a_batch_that_does_not_go_even(names, tmp_path):
+    options = ("--method", "full", "--rates", "0.01", "--decays", "1e-4", "--accumulate", "4", "--batch-size", "7")
+    done = tune(names["wide"], tmp_path / "two", *options, "--epochs", "2", launcher="torchrun")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_batch_has_to_go_round():
+    with pytest.raises(SettingsError, match="--batch-size"):
+        Team(0, 3).check(2)
+
+
 def test_alone_it_costs_nothing():
     team = together()
     assert (team.rank, team.size) == (0, 1)
@@ -84,7 +121,7 @@ def test_later_processes_leave_no_files(tmp_path, monkeypatch):
 
 
 def test_a_batch_norm_over_one_process_is_pytorchs(monkeypatch):
-    monkeypatch.setattr("torch.distributed.nn.functional.all_reduce", lambda tensor: tensor)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
     inputs = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 3 + 7
     ours, theirs = (torch.nn.BatchNorm2d(4, momentum=momentum) for momentum in (0.1, 0.1))
     for training in (True, True, False):

@@ -443,7 +443,7 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         type=float,
         metavar="MINUTES",
         dest="minutes",
-        help="of each tuning, about: tries fewer rates and trains for fewer epochs if need be",
+        help="of each tuning, about: fewer rates and epochs if need be; --resume starts the clock anew",
     )
     group.add_argument(
         "--accumulate",
@@ -460,7 +460,8 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         help="keep an exponential moving average of the weights with decay D, such as 0.99 (default: 0, not)",
     )
     group.add_argument(
-        "--log",
+        "--log-to",
+        dest="log",
         nargs="+",
         metavar="WHERE",
         default=[],

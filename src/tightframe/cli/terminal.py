@@ -43,12 +43,12 @@ def close(result: Result, json_file: Path | None, data: str = "DATA") -> None:
 
 def failure(message: str) -> None:
     """Say on standard error why a command could not be done."""
-    err.print(Text.assemble(("✗ ", "bold red"), printable(message)))
+    Console(stderr=True).print(Text.assemble(("✗ ", "bold red"), printable(message)))  # whichever process it is
 
 
 def interrupted() -> None:
     """Say on standard error that the user stopped it, and what is kept."""
-    err.print("stopped. What was finished is kept in --out and --cache: run the same command again to go on.")
+    err.print("stopped. What was saved in --out and --cache is kept: run the same command again to go on.")
 
 
 @contextmanager

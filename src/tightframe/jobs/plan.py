@@ -44,7 +44,8 @@ class Plan:
         smoothing, mixup, balance, accumulate, average: see ``tuning.recipe.Recipe``.
         patience: epochs without a lower validation loss after which the final training ends and goes back to its best
             epoch. It then holds out the validation share to the end; ``None`` trains on all pictures, to the end.
-        minutes: that all of it may take, about: fewer rates are tried and fewer epochs trained if need be.
+        minutes: that one tuning may take, about: fewer rates are tried and fewer epochs trained if need be. How much is
+            done in them depends on the machine, and a run that is resumed starts the clock anew.
     """
 
     epochs: int = 30

@@ -14,6 +14,7 @@ from typing import Any
 
 from tightframe.errors import SettingsError
 from tightframe.files import write_text
+from tightframe.tuning.processes import together
 
 Row = dict[str, Any]
 PACKAGES = ("tightframe", "torch", "torchvision", "timm", "numpy", "scikit-learn", "safetensors", "pillow")
@@ -72,16 +73,22 @@ class Run:
         """The JSON value that ``compute`` gives, or gave before under the same ``name`` and ``key``."""
         wanted = fingerprint_of(key)
         path = self.folder / "stages" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["stage"] == name and kept["key"] == wanted:
-                return kept["value"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # not there, or damaged: done again
+        there = together().agree(_value(path, name, wanted) is not None)  # of several processes the first has the say
+        if there:
+            return _value(path, name, wanted)["value"]
         value = json.loads(json.dumps(compute()))  # what is remembered and what is returned at once are the same
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"stage": name, "key": wanted, "value": value}, ensure_ascii=False))
         return value
+
+
+def _value(path: Path, name: str, key: str) -> Any:
+    """A stage that was kept, ``None`` where it is not there, or damaged."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return kept if kept["stage"] == name and kept["key"] == key and "value" in kept else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def claim(folder: Path, settings: Any, resume: bool = True) -> None:
@@ -102,9 +109,9 @@ def claim(folder: Path, settings: Any, resume: bool = True) -> None:
                 f"{folder} holds a run with other settings or pictures; choose another --out, "
                 "or delete it to start anew"
             )
-        return
-    if used:
+    elif used:
         raise SettingsError(f"{folder} is not empty and holds no run of tightframe; choose another --out")
+    together().wait()  # all have looked before the first begins to write
     folder.mkdir(parents=True, exist_ok=True)
     write_text(mark, wanted + "\n")
 

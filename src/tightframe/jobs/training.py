@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tightframe.sources.selection import stratified
 from tightframe.tuning.heads import fit_heads
 from tightframe.tuning.logs import Tell
 from tightframe.tuning.loop import Diverged, Inputs, fit
+from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.state import Trainable
 from tightframe.tuning.surgery import HeadOnly
@@ -67,15 +70,19 @@ class Training:
         everything = np.arange(len(self.data))
         kept, held_out = stratified(self.data.labels, plan.validation_share, plan.seed)
         recipe, rows, notes = plan.recipe(rates[0], decays[0]), list[Row](), [*self.notes]
+        pace = self._pace(recipe, kept, start) if self.clock.limited else 0.0
         if len(rates) * len(decays) > 1 and len(held_out):
             short = replace(recipe, epochs=plan.search_epochs or max(1, plan.epochs // 3), patience=None)
+            short = self._affordable(short, len(rates) + len(decays) - 1, pace * len(kept), SEARCH_SHARE)
             found, rows, notes = self._search(short, {"rate": rates, "decay": decays}, kept, held_out, start, notes)
             recipe = replace(recipe, rate=found.rate, decay=found.decay)
             notes += overfitting(_chosen(rows, recipe), len(held_out), self.title)
-        elif len(rates) * len(decays) > 1:
-            notes.append("too few pictures a class to hold any out: the first rate and decay are used unchosen")
+        elif len(rates) * len(decays) > 1 or plan.patience:
+            notes.append("too few pictures a class to hold any out: the first rate and decay are used, to the end")
         training, validation = (kept, held_out) if plan.patience and len(held_out) else (everything, everything[:0])
-        recipe, notes = self._in_time(recipe, training, rows, start, notes)
+        recipe = self._in_time(recipe, pace * len(training))
+        if recipe.epochs < plan.epochs:
+            notes.append(f"{self.title}: trained for {recipe.epochs} of {plan.epochs} epochs, for want of time")
         recipe, final, more = self._final(recipe, rows, training, validation, start)
         if len(validation):
             notes += overfitting(final, len(validation), self.title)
@@ -97,11 +104,14 @@ class Training:
                 rows = self._fit(recipe, training, validation, "final", f"training on {len(training)} pictures")
                 return recipe, rows, notes
             except Diverged:
-                lower = [row["start_rate"] for row in trials if row["start_rate"] < recipe.rate]
+                lower = [row for row in trials if row["start_rate"] < recipe.rate]
                 if not lower:
                     raise
-                notes.append(f"{self.title}: training diverged at rate {recipe.rate:g}; {max(lower):g} was taken")
-                recipe = replace(recipe, rate=max(lower))
+                next_one = max(lower, key=lambda row: row["start_rate"])
+                notes.append(
+                    f"{self.title}: training diverged at rate {recipe.rate:g}; {next_one['start_rate']:g} was taken"
+                )
+                recipe = replace(recipe, rate=next_one["start_rate"], decay=next_one["decay"])
 
     def _search(
         self,
@@ -151,34 +161,31 @@ class Training:
         except Diverged:
             return []
 
-    def _in_time(
-        self, recipe: Recipe, training: np.ndarray, rows: list[Row], start: dict[str, Tensor], notes: list[str]
-    ) -> tuple[Recipe, list[str]]:
-        """The recipe with as many epochs as there is time for, by what an epoch took while rates were tried."""
+    def _in_time(self, recipe: Recipe, seconds: float) -> Recipe:
+        """The recipe with as many epochs of so many ``seconds`` as there is time for."""
         if not self.clock.limited:
-            return recipe, notes
+            return recipe
 
-        def affordable() -> int:
-            seconds = [row["seconds"] for row in rows if "seconds" in row]
-            if not seconds:
-                self._begin(start, training)
-                seconds = [row["seconds"] for row in self._throwaway(recipe, training)]
-            left = self.clock.left - (1 - TRAINING_SHARE) * self.clock.seconds
-            return max(1, min(recipe.epochs, int(left / max(float(np.median(seconds)), 1e-6))))
+        def epochs() -> int:
+            return self._affordable(recipe, 1, seconds, TRAINING_SHARE).epochs
 
-        epochs = Run(self.work).remember("epochs", self.scope, affordable) if self.work else affordable()
-        late = (
-            [f"{self.title}: trained for {epochs} of {recipe.epochs} epochs, for want of time"]
-            if epochs < recipe.epochs
-            else []
-        )
-        return replace(recipe, epochs=epochs), notes + late
+        return replace(recipe, epochs=Run(self.work).remember("epochs", self.scope, epochs) if self.work else epochs())
 
-    def _throwaway(self, recipe: Recipe, training: np.ndarray) -> list[Row]:
-        """One epoch, to see how long it takes."""
+    def _affordable(self, recipe: Recipe, times: int, seconds: float, share: float) -> Recipe:
+        """The recipe with as many epochs of so many ``seconds``, ``times`` over, as fit into a share of the time."""
+        if not self.clock.limited:
+            return recipe
+        left = self.clock.left - (1 - share) * self.clock.seconds
+        return replace(recipe, epochs=max(1, min(recipe.epochs, int(left / (times * max(seconds, 1e-6))))))
+
+    def _pace(self, recipe: Recipe, training: np.ndarray, start: dict[str, Tensor]) -> float:
+        """Seconds that training takes for one picture, by an epoch that is thrown away."""
         split = Split(self.data.labels, training, training[:0], len(self.data.classes))
-        once = replace(recipe, epochs=1)
-        return fit(self.network, self.inputs, split, once, device=self.device, precision=self.precision)
+        once, began = replace(recipe, epochs=1, patience=None), time.monotonic()
+        self._begin(start, training)
+        with suppress(Diverged):  # it took as long
+            fit(self.network, self.inputs, split, once, device=self.device, precision=self.precision)
+        return together().agree((time.monotonic() - began) / max(1, len(training)))
 
     def _begin(self, start: dict[str, Tensor], training: np.ndarray) -> None:
         """Put the network back to where training starts."""

@@ -27,7 +27,9 @@ from tightframe.jobs.tuned import Tuned, load_tuned
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.logistic_probe import cross_validated_logistic
 from tightframe.metrics.probes import interval
+from tightframe.process import is_first
 from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits, Progress, silent
+from tightframe.tuning.checkpoint import DESCRIPTION
 from tightframe.tuning.inputs import KeptInputs, PixelInputs
 from tightframe.tuning.logs import Tell, logging_to
 from tightframe.tuning.logs import check as check_logs
@@ -38,6 +40,9 @@ from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe
 from tightframe.tuning.state import Trainable
 from tightframe.tuning.surgery import HeadOnly, TunableNetwork
+
+UNFINISHED, MARK = "unfinished", "run.txt"
+"""Where checkpoints are until the result is there, and the file by which such a folder is known as ours."""
 
 
 def tune(
@@ -74,6 +79,7 @@ def tune(
     """
     plan = plan or Plan()
     plan.check()
+    together().check(plan.batch_size)
     chosen = method_named(method)
     folder = Path(out) if out is not None else None
     check_logs(log, folder)
@@ -82,21 +88,26 @@ def tune(
     together().wait()  # all have looked before the first begins to write
     if finished is not None:
         return finished
+    logs = list(log)
     if folder is not None:
         _make(folder)
-    logs = [*log, *(["jsonl"] if folder is not None else [])]
-    title = f"{chosen.name} {backbone.name}"
-    with logging_to(
-        logs, folder, title, {"network": backbone.name, "data": data.name, "method": method} | asdict(plan)
-    ) as tell:
+        logs.append("jsonl")
+    title, settings = f"{chosen.name} {backbone.name}", {"network": backbone.name, "data": data.name, **asdict(plan)}
+    with logging_to(logs, folder, title, settings) as tell:
         tuned = _tuned(backbone, chosen, layer, _Setting(data, plan, running, folder, scope, Clock.of(plan), tell))
     if folder is not None:
+        _save(tuned, folder, scope)
+    return tuned
+
+
+def _save(tuned: Tuned, folder: Path, scope: str) -> None:
+    """Write the result, by the first of several processes, and take away what was unfinished."""
+    if is_first():
         tuned.save(folder)
         record = {"scope": scope, "history": tuned.history, "notes": tuned.notes}
         write_text(folder / "history.json", json.dumps(plain(record), indent=1))
-        together().wait()
-        shutil.rmtree(folder / "unfinished", ignore_errors=True)
-    return tuned
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    together().wait()
 
 
 def _tuned(backbone: Backbone, method: Method, layer: str, asked: _Setting) -> Tuned:
@@ -195,7 +206,7 @@ class _Setting:
             except CannotCut as error:
                 notes = (f"trained whole, which takes longer: {error}",)
         title = f"{network.method.name} {network.backbone.name}"
-        work = self.folder / "unfinished" if self.folder is not None else None
+        work = self.folder / UNFINISHED if self.folder is not None else None
         return Training(
             self.data.train,
             inputs or PixelInputs(Pixels(self.data.train, network.backbone.preprocessing), self.plan.views_by()),
@@ -308,6 +319,8 @@ def _finished(folder: Path, scope: str, backbone: Backbone, resume: bool) -> Tun
         return None
     if not resume:
         raise SettingsError(f"{folder} is not empty; add --resume to go on with it, or choose another --out")
+    if not any((folder / name).is_file() for name in ("history.json", f"{UNFINISHED}/{MARK}")):
+        raise SettingsError(f"{folder} is not empty and holds no run of tightframe; choose another --out")
     try:
         record = json.loads((folder / "history.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -316,7 +329,8 @@ def _finished(folder: Path, scope: str, backbone: Backbone, resume: bool) -> Tun
         return None
     if record.get("scope") != scope:
         raise SettingsError(f"{folder} holds the result of other settings or pictures; choose another --out")
-    if not all(isinstance(record.get(part), list) for part in ("history", "notes")):
+    saved = (folder / DESCRIPTION).is_file()
+    if not saved or not all(isinstance(record.get(part), list) for part in ("history", "notes")):
         return None
     return replace(load_tuned(folder, backbone), history=record["history"], notes=record["notes"])
 
@@ -325,7 +339,7 @@ def _remembered(folder: Path | None, scope: str, choose: Callable[[], tuple[str,
     """What ``choose`` gives, or gave in an earlier call with these settings that was stopped."""
     if folder is None:
         return choose()
-    block, rows = Run(folder / "unfinished").remember("block", scope, choose)
+    block, rows = Run(folder / UNFINISHED).remember("block", scope, choose)
     return block, rows
 
 
@@ -334,5 +348,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        (folder / UNFINISHED).mkdir(exist_ok=True)
+        write_text(folder / UNFINISHED / MARK, "a run of tightframe\n")
     except OSError as error:
         raise SettingsError(f"{folder} can't be written to ({error.strerror}); choose another --out") from error

@@ -155,6 +155,8 @@ def _tensors(path: Path, file: Any, expected: dict[str, Tensor]) -> dict[str, Te
         found[name] = file.get_tensor(name)
         if found[name].dtype != tensor.dtype:
             raise SavedError(f"{path}: {name!r} holds {found[name].dtype}, the network needs {tensor.dtype}")
+        if not torch.isfinite(found[name]).all():
+            raise SavedError(f"{path}: {name!r} holds values that are not finite; it is damaged")
     return found
 
 
@@ -171,7 +173,7 @@ def _check(path: Path, description: Description) -> None:
         and isinstance(description.layer, str | None)
         and isinstance(description.classes, list)
         and len(description.classes) > 1
-        and all(isinstance(name, str) for name in description.classes)
+        and all(isinstance(name, str) and _is_text(name) for name in description.classes)
         and len(set(description.classes)) == len(description.classes)
         and isinstance(description.metrics, dict)
     )
@@ -183,3 +185,11 @@ def _check(path: Path, description: Description) -> None:
         raise SavedError(f"{path}: {error}") from error
     if method.needs_layer != (description.layer is not None):
         raise SavedError(f"{path}: method {method.name} and layer {description.layer!r} don't go together")
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written: JSON may hold halves of characters."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +25,10 @@ Tell = Callable[[str, Row], None]
 
 class LogMissing(TightframeError, ModuleNotFoundError):
     """A log was asked for, and the package that keeps it is not there."""
+
+
+class LogFailed(TightframeError):
+    """A log was asked for, and its package can't keep it."""
 
 
 @contextmanager
@@ -82,21 +87,26 @@ def _tensorboard(folder: Path, title: str, settings: Mapping[str, Any]) -> Itera
 
     def tell(series: str, row: Row) -> None:
         if series not in writers:
+            shutil.rmtree(folder / "tensorboard" / series, ignore_errors=True)  # of a run that was stopped
             writers[series] = SummaryWriter(str(folder / "tensorboard" / series))
             writers[series].add_text("settings", json.dumps(dict(settings), indent=1, default=str))
         for key, value in _numbers(row).items():
             writers[series].add_scalar(key, value, row["epoch"])
         writers[series].flush()
 
-    yield tell
-    for writer in writers.values():
-        writer.close()
+    try:
+        yield tell
+    finally:
+        for writer in writers.values():
+            writer.close()
 
 
 @contextmanager
 def _wandb(folder: Path | None, title: str, settings: Mapping[str, Any]) -> Iterator[Tell]:
     wandb = _need("wandb", "wandb")
-    run = wandb.init(project="tightframe", name=title, config=dict(settings), dir=str(folder) if folder else None)
+    where = str(folder) if folder else None
+    with _starting("wandb", "run `wandb login`, or set WANDB_MODE=offline"):
+        run = wandb.init(project="tightframe", name=title, config=dict(settings), dir=where)
     run.define_metric("epoch")
     run.define_metric("*", step_metric="epoch")
     try:
@@ -109,12 +119,13 @@ def _wandb(folder: Path | None, title: str, settings: Mapping[str, Any]) -> Iter
 
 @contextmanager
 def _mlflow(folder: Path | None, title: str, settings: Mapping[str, Any]) -> Iterator[Tell]:
-    mlflow = _need("mlflow", "mlflow-skinny")
-    client = mlflow.MlflowClient()
-    experiment = mlflow.set_experiment("tightframe").experiment_id
-    run = client.create_run(experiment, run_name=title).info.run_id
-    for key, value in settings.items():
-        client.log_param(run, key, value)
+    mlflow = _need("mlflow", "mlflow")
+    with _starting("mlflow", "set MLFLOW_TRACKING_URI to a server or a database that is there"):
+        client = mlflow.MlflowClient()
+        experiment = mlflow.set_experiment("tightframe").experiment_id
+        run = client.create_run(experiment, run_name=title).info.run_id
+        for key, value in settings.items():
+            client.log_param(run, key, value)
     status = "FAILED"
 
     def tell(series: str, row: Row) -> None:
@@ -135,6 +146,15 @@ LOGS: dict[str, Callable[..., Any]] = {
     "mlflow": _mlflow,
 }
 IN_FOLDER = ("jsonl", "tensorboard")
+
+
+@contextmanager
+def _starting(name: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever its package raises
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise LogFailed(f"the log {name} can't start ({why[0]}): {advice}") from error
 
 
 def _need(module: str, package: str) -> Any:

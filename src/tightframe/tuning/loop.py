@@ -155,18 +155,20 @@ class _Run:
                 for group in self.state.optimizer.param_groups:
                     group["lr"] = recipe.rate_at((epoch - 1) * steps + underway.step, recipe.epochs * steps)
                 torch.manual_seed(first + underway.step)
-                self._step(torch.from_numpy(self.split.labels[indices]), batch, Mix.at(recipe, epoch, underway.step))
+                whole = min(recipe.batch_size, len(order) - underway.step * recipe.batch_size)
+                parts = max(1, min(recipe.accumulate, whole // self.team.size // 2))  # the same for all processes
+                target = torch.from_numpy(self.split.labels[indices])
+                self._step(target, batch, Mix.at(recipe, epoch, underway.step), parts)
                 underway.step += 1
                 underway.seconds += time.perf_counter() - started
                 self.state.stepped()
                 started = time.perf_counter()
 
-    def _step(self, target: Tensor, batch: Tensor, mix: Mix) -> None:
-        """One step of the optimizer, in as many parts as the recipe says."""
+    def _step(self, target: Tensor, batch: Tensor, mix: Mix, parts: int) -> None:
+        """One step of the optimizer, its batch run in so many parts."""
         target, batch = target.to(self.device), batch.to(self.device)
         mixed, partners = mix.inputs(batch, target)
         (weight,) = self.team.total([float(mix.of(self.objective.weight, target, partners))], self.device)
-        parts = max(1, min(self.recipe.accumulate, len(target) // 2))
         total, right, seen = 0.0, 0.0, list[Tensor]()
         self.state.optimizer.zero_grad()
         for rows in torch.arange(len(target)).tensor_split(parts):
@@ -182,11 +184,9 @@ class _Run:
         self.state.optimizer.step()
         total, right = self.team.total([total, right], self.device)
         underway = self.state.underway
-        underway.loss, underway.weight, underway.right = (
-            underway.loss + total,
-            underway.weight + weight,
-            underway.right + right,
-        )
+        underway.loss += total
+        underway.weight += weight
+        underway.right += right
         underway.seen.append(self.team.gather(torch.cat(seen)))
 
 

@@ -12,6 +12,8 @@ training the network, up to the rounding of what was kept.
 from __future__ import annotations
 
 import inspect
+import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -216,5 +218,19 @@ def _mapped(count: int, rows: Tensor) -> Tensor:
     half = torch.bfloat16 if rows.dtype == torch.bfloat16 or bool(rows.abs().max() > LARGEST_HALF) else torch.float16
     shape = (count, *rows.shape[1:])
     with tempfile.NamedTemporaryFile(prefix="tightframe-", dir=Path(tempfile.gettempdir())) as file:
+        _allocate(file.fileno(), 2 * math.prod(shape))
         array = np.memmap(file.name, dtype=np.int16, mode="w+", shape=shape)
     return torch.from_numpy(array).view(half)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Take the room at once: running out of it later would end the process. Raises ``CannotCut``."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        where = tempfile.gettempdir()
+        raise CannotCut(
+            f"{where} has no room for {size / GIGABYTE:.2g} GB ({error.strerror}); TMPDIR moves it"
+        ) from error

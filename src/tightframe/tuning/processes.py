@@ -2,7 +2,8 @@
 
 They are started by ``accelerate launch`` or ``torchrun`` and found by Hugging Face Accelerate. All do the same from the
 same seeds, so that they agree on everything but the pictures at hand; the first alone writes (see ``files``). Batch
-norms see the whole batch, so that the result is that of one process, to rounding.
+norms see the whole batch, so that the result is that of one process, to rounding; but for mixup, whose partners come
+from a process's own part, and dropout.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tightframe.errors import TightframeError
+from tightframe.errors import SettingsError, TightframeError
+
+Value = TypeVar("Value")
 
 
 class Team:
@@ -29,6 +33,11 @@ class Team:
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
+
+    def check(self, batch_size: int) -> None:
+        """Raise ``SettingsError`` for batches in which there is not a picture for each."""
+        if batch_size < self.size:
+            raise SettingsError(f"a batch of {batch_size} does not go round {self.size} processes: raise --batch-size")
 
     def share(self, order: np.ndarray, batch_size: int) -> tuple[np.ndarray, int]:
         """Positions in ``order`` of this process's part of every batch, and how many that are of a full one.
@@ -66,7 +75,7 @@ class Team:
             found[rank :: self.size] = part  # type: ignore[assignment]
         return found
 
-    def agree(self, value: float) -> float:
+    def agree(self, value: Value) -> Value:
         """The first process's value."""
         if self.size == 1:
             return value
@@ -111,18 +120,30 @@ def together() -> Team:
     return Team(state.process_index, state.num_processes)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, each of whose losses depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.forward(ctx, gradient)
+
+
 def _normalised(norm: nn.modules.batchnorm._BatchNorm, inputs: Tensor) -> Tensor:
     """What a batch norm makes of its part of a batch, by the mean and variance of all of it."""
     if not norm.training:
         return type(norm).forward(norm, inputs)
-    from torch.distributed.nn.functional import all_reduce
-
     values = inputs.float()
     along, shape = [0, *range(2, values.ndim)], [1, -1, *[1] * (values.ndim - 2)]
-    count = all_reduce(torch.tensor(float(values.numel() // values.shape[1]), device=values.device))
-    mean = all_reduce(values.sum(along)) / count
+    count = _Sum.apply(torch.tensor(float(values.numel() // values.shape[1]), device=values.device))
+    mean = _Sum.apply(values.sum(along)) / count
     centred = values - mean.view(shape)
-    variance = all_reduce(centred.square().sum(along)) / count
+    variance = _Sum.apply(centred.square().sum(along)) / count
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]

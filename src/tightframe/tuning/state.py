@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +98,8 @@ class State:
     @property
     def best_epoch(self) -> int:
         """The epoch of the lowest validation loss, 0 before the first."""
-        judged = [row for row in self.rows if row["validation_loss"] is not None]
+        losses = ((row, row["validation_loss"]) for row in self.rows)
+        judged = [row for row, loss in losses if loss is not None and math.isfinite(loss)]
         return min(judged, key=lambda row: row["validation_loss"])["epoch"] if judged else 0
 
     def stepped(self) -> None:
