@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import nn
@@ -77,19 +77,8 @@ class Plan:
 
     def recipe(self, rate: float, decay: float) -> Recipe:
         """Of the final training."""
-        return Recipe(
-            rate,
-            decay,
-            self.epochs,
-            self.batch_size,
-            seed=self.seed,
-            smoothing=self.smoothing,
-            mixup=self.mixup,
-            balance=self.balance,
-            accumulate=self.accumulate,
-            average=self.average,
-            patience=self.patience,
-        )
+        shared = {one.name for one in fields(Recipe)} & {one.name for one in fields(self)}
+        return Recipe(rate, decay, **{name: getattr(self, name) for name in shared})
 
     def views_by(self) -> Augment | None:
         """What makes the views."""
