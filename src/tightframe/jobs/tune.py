@@ -66,7 +66,7 @@ def tune(
         method: a name in ``tuning.methods.METHODS``.
         layer: the block to tune, for the methods that tune one; ``"auto"`` lets a few race (see ``jobs.block``).
         plan: epochs, rates and decays to try, batch size, seed.
-        out: a folder for the result, with a checkpoint every epoch while it is made.
+        out: a folder for the result, with checkpoints while it is made.
         resume: go on with, or just load, what an earlier call with the same settings left in ``out``.
         log: where rows are told as they come: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``; ``"jsonl"``, the file
             ``log.jsonl``, wherever there is an ``out``.
@@ -195,12 +195,11 @@ class _Setting:
         """What is trained on which inputs: what is a constant while training is computed once."""
         notes: tuple[str, ...] = ()
         part: Trainable = network
-        inputs, precision = self._constant(network)
+        inputs, precision = self._constant(network), "float32"
         if inputs is not None:
             part = HeadOnly(network.head).to(self.device)
         else:
-            precision = likely_precision(network.base, self.device, self.running.get("precision", "auto"))
-            on_device(network, self.device)
+            precision = self._ready(network)
             try:
                 inputs, part = self._kept(network, precision)
             except CannotCut as error:
@@ -223,16 +222,21 @@ class _Setting:
             notes,
         )
 
-    def _constant(self, network: TunableNetwork) -> tuple[KeptInputs | None, str]:
+    def _ready(self, network: TunableNetwork) -> str:
+        """Move the network to where it runs; in which precision it is to run there."""
+        on_device(network, self.device)
+        return likely_precision(network.base, self.device, self.running.get("precision", "auto"))
+
+    def _constant(self, network: TunableNetwork) -> KeptInputs | None:
         """Features of all training pictures where nothing but the head is trained."""
         if network.owned != Owned([], []):
-            return None, ""
+            return None
         if self.plan.kept_views == 1:
             found = extract(network.backbone, self.data.train, layers=[PENULTIMATE], **self.running)[PENULTIMATE]
-            return KeptInputs(torch.tensor(found)), "float32"
-        precision = likely_precision(network.base, self.device, self.running.get("precision", "auto"))
-        on_device(network, self.device).train(False)
-        kept = features_of_views(
+            return KeptInputs(torch.tensor(found))
+        precision = self._ready(network)
+        network.train(False)
+        return features_of_views(
             network.features,
             self._pictures(network),
             len(self.data.train),
@@ -241,7 +245,6 @@ class _Setting:
             precision=precision,
             progress=self.progress,
         )
-        return kept, "float32"
 
     def _kept(self, network: TunableNetwork, precision: str) -> tuple[KeptInputs | None, Trainable]:
         """What goes into the tuned block, and the network from there on; the whole network where none is tuned."""
