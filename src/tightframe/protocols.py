@@ -28,6 +28,9 @@ PENULTIMATE = "penultimate"
 OUTPUT = "output"
 """The name under which what a network's own head says can be read: logits of the classes it was trained on."""
 
+LARGEST_SIDE = 4096
+"""Pixels. No network is made for more; a damaged config that asks for it would fill the memory."""
+
 
 def silent(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
     """The ``Progress`` that shows nothing."""

@@ -65,7 +65,9 @@ def test_short_names(uri: str, name: str) -> None:
     assert short_name(uri) == name
 
 
-@pytest.mark.parametrize("uri", ["", "resnet18", "timm/", "torchvision/", "hub/resnet18", "mine.py", "mine.py:1st"])
+@pytest.mark.parametrize(
+    "uri", ["", "resnet18", "timm/", "torchvision/", "open_clip/", "hf/", "hub/resnet18", "mine.py", "mine.py:1st"]
+)
 def test_what_names_no_network(uri: str) -> None:
     with pytest.raises(ModelError, match=f'"{uri}" names no network; give timm/NAME, .*FUNCTION'):
         load_backbone(uri, pretrained=False)

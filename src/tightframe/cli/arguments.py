@@ -15,7 +15,8 @@ from tightframe.cli import commands as run
 
 DATA_HELP = "a folder with train/CLASS/* and test/CLASS/*, or with CLASS/* only, or the built-in digits"
 MODEL_HELP = """\
-timm/NAME or torchvision/NAME (weights from the hub), local-dir:PATH (timm's config.json and model.safetensors), or
+timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED (the image encoder) or hf/NAME (transformers), with weights from
+the hub; local-dir:PATH, open_clip/local-dir:PATH or hf/PATH, a folder as timm, open_clip or transformers writes it; or
 PATH.py:FUNCTION[:ARGUMENT], your own function that returns an nn.Module; this last form RUNS THE FILE, so name only
 files you trust."""
 RATES = "(default: 0.05 0.01 0.002 0.0005; for transformers 0.01 0.001 0.0002)"

@@ -19,7 +19,7 @@ from tightframe.errors import SavedError, SettingsError, TightframeError
 from tightframe.files import write_text
 from tightframe.jobs.run import Result, Row
 from tightframe.report.columns import METHODS
-from tightframe.sources.backbones import BUILDER, short_name
+from tightframe.sources.backbones import BUILDER, folder_of, short_name
 from tightframe.tuning import checkpoint
 from tightframe.tuning.checkpoint import DESCRIPTION, Description
 from tightframe.tuning.methods import method_named
@@ -172,7 +172,8 @@ def _sendable(uri: str) -> str:
     builder = BUILDER.fullmatch(uri)
     if builder:
         return Path(builder["path"]).name + uri[len(builder["path"]) :]
-    return f"local-dir:{Path(uri.partition(':')[2]).name}" if uri.startswith("local-dir:") else uri
+    folder = folder_of(uri)
+    return f"{folder[0]}{folder[1].name}" if folder else uri
 
 
 def _check_name(repo_id: str) -> None:

@@ -198,7 +198,7 @@ def _error(name: str, message: str) -> Table:
 
 
 NARROWEST_NAME = 12
-NARROWEST_TEXT = 8
+NARROWEST_TEXT = 10
 
 
 @dataclass(frozen=True)

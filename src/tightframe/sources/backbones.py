@@ -1,9 +1,13 @@
-"""Where networks come from: a name, a folder in timm's layout, or the user's own builder.
+"""Where networks come from: a name, a folder, or the user's own builder.
 
 =================================  ====================================================================
 ``timm/NAME``                      timm, weights from the hub
 ``torchvision/NAME``               torchvision, weights from its server
+``open_clip/NAME/PRETRAINED``      the image encoder of an open_clip network (``sources.clip``)
+``hf/NAME``                        a vision network of transformers, weights from the hub (``sources.huggingface``)
 ``local-dir:PATH``                 a folder with timm's ``config.json`` and ``model.safetensors``
+``open_clip/local-dir:PATH``       a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``
+``hf/PATH``                        a folder as transformers' ``save_pretrained`` writes it
 ``PATH.py:FUNCTION[:ARGUMENT]``    a function that returns an ``nn.Module``. THIS RUNS THE FILE: name only your own
 =================================  ====================================================================
 
@@ -14,14 +18,13 @@ or override it.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,18 +33,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tightframe.errors import HubUnreachable, ModelError
-from tightframe.protocols import Backbone, Preprocessing
+from tightframe.errors import ModelError
+from tightframe.protocols import LARGEST_SIDE, Backbone, Preprocessing
 from tightframe.sources.blocks import Anatomy
+from tightframe.sources.clip import from_open_clip
+from tightframe.sources.fetching import fetched, hub_or_cache, nearest, one_line
+from tightframe.sources.huggingface import from_transformers, is_folder
 
 BUILDER = re.compile(r"(?P<path>.+?\.py):(?P<function>[^\W\d]\w*)(?::(?P<argument>.*))?")
-FORMS = "timm/NAME, torchvision/NAME, local-dir:PATH or PATH.py:FUNCTION[:ARGUMENT]"
-
-HUB_PATIENCE = 5
-"""Seconds to wait for the hub's first answer."""
-
-LARGEST_SIDE = 4096
-"""Pixels. No network is made for more; a damaged config that asks for it would fill the memory."""
+FORMS = (
+    "timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED, hf/NAME, local-dir:PATH, open_clip/local-dir:PATH, "
+    "hf/PATH or PATH.py:FUNCTION[:ARGUMENT]"
+)
 
 
 def load_backbone(
@@ -117,9 +120,19 @@ def short_name(uri: str) -> str:
     builder = BUILDER.fullmatch(uri)
     if builder:
         return builder["argument"] or builder["function"]
-    if uri.startswith("local-dir:"):
-        return Path(uri.partition(":")[2]).resolve().name
+    folder = folder_of(uri)
+    if folder:
+        return folder[1].resolve().name
     return uri.partition("/")[2] or uri
+
+
+def folder_of(uri: str) -> tuple[str, Path] | None:
+    """The form, such as ``"local-dir:"``, and the path, of a name that means a folder; ``None`` for any other."""
+    for form in ("local-dir:", "open_clip/local-dir:"):
+        if uri.startswith(form):
+            return form, Path(uri.removeprefix(form))
+    name = uri.removeprefix("hf/")
+    return ("hf/", Path(name)) if name and name != uri and is_folder(name) else None
 
 
 def _build(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:
@@ -132,6 +145,10 @@ def _build(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]
         return _from_timm(name, pretrained)
     if library == "torchvision" and name:
         return _from_torchvision(name, pretrained)
+    if library == "open_clip" and name:
+        return from_open_clip(uri, name, pretrained)
+    if library == "hf" and name:
+        return from_transformers(uri, name, pretrained)
     raise ModelError(f'"{uri}" names no network; give {FORMS}')
 
 
@@ -139,9 +156,9 @@ def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | 
     import timm
 
     if not timm.is_model(name):
-        raise ModelError(f'timm has no network "{name}"' + _nearest(name, timm.list_models()))
-    with _hub_or_cache() if pretrained else nullcontext():
-        module = _fetched(f"timm/{name}", pretrained, lambda: timm.create_model(name, pretrained=pretrained))
+        raise ModelError(f'timm has no network "{name}"' + nearest(name, timm.list_models()))
+    with hub_or_cache() if pretrained else nullcontext():
+        module = fetched(f"timm/{name}", pretrained, lambda: timm.create_model(name, pretrained=pretrained))
     return module, _timm_preprocessing(f"timm/{name}", module.pretrained_cfg, module)
 
 
@@ -155,7 +172,7 @@ def _from_folder(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing |
     try:
         module = timm.create_model(f"local-dir:{folder}", pretrained=pretrained)
     except Exception as error:  # whatever a damaged config or weights file leads timm into
-        raise ModelError(f"{folder} can't be loaded by timm: {_one_line(error)}") from error
+        raise ModelError(f"{folder} can't be loaded by timm: {one_line(error)}") from error
     return module, _timm_preprocessing(uri, module.pretrained_cfg, module)
 
 
@@ -163,12 +180,12 @@ def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Preproces
     from torchvision import models
 
     if name not in models.list_models(module=models):
-        raise ModelError(f'torchvision has no classifier "{name}"' + _nearest(name, models.list_models(module=models)))
+        raise ModelError(f'torchvision has no classifier "{name}"' + nearest(name, models.list_models(module=models)))
     weights = models.get_model_weights(name).DEFAULT
     # a random start that torchvision warns about is what "not pretrained" asks for
     extra = {"init_weights": True} if name in ("googlenet", "inception_v3") and not pretrained else {}
     chosen = weights if pretrained else None
-    module = _fetched(f"torchvision/{name}", pretrained, lambda: models.get_model(name, weights=chosen, **extra))
+    module = fetched(f"torchvision/{name}", pretrained, lambda: models.get_model(name, weights=chosen, **extra))
     wants = weights.transforms()
     crop, resize = wants.crop_size[0], wants.resize_size[0]
     return module, Preprocessing(
@@ -186,7 +203,7 @@ def _from_builder(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing 
     try:
         module = function(*arguments)
     except (Exception, SystemExit) as error:  # the user's own code: whatever it raises is shown
-        raise ModelError(f"{uri} failed: {_one_line(error)}") from error
+        raise ModelError(f"{uri} failed: {one_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{uri} returned a {type(module).__name__}; it must return a torch.nn.Module")
     config = getattr(module, "pretrained_cfg", None)
@@ -207,48 +224,12 @@ def _function(path: Path, name: str) -> Callable[..., Any]:
             spec.loader.exec_module(sys.modules[unique])
         except (Exception, SystemExit) as error:
             del sys.modules[unique]
-            raise ModelError(f"{path} can't be imported: {_one_line(error)}") from error
+            raise ModelError(f"{path} can't be imported: {one_line(error)}") from error
     function = getattr(sys.modules[unique], name, None)
     if not callable(function):
         found = [n for n, value in vars(sys.modules[unique]).items() if callable(value) and not n.startswith("_")]
-        raise ModelError(f"{path} has no function {name}" + _nearest(name, found))
+        raise ModelError(f"{path} has no function {name}" + nearest(name, found))
     return function
-
-
-def _fetched(uri: str, pretrained: bool, construct: Callable[[], nn.Module]) -> nn.Module:
-    """What the constructor makes, telling "the hub does not answer" from "there are no such weights"."""
-    try:
-        return construct()
-    except Exception as error:
-        if not pretrained or _no_such_weights(error):
-            raise ModelError(f"{uri} can't be built: {_one_line(error)}") from error
-        raise HubUnreachable(
-            f"{uri}: its weights can't be fetched ({type(error).__name__}). Go online, or fetch them once where "
-            "there is a network and give local-dir:PATH, or pass --no-pretrained for random weights"
-        ) from error
-
-
-@contextmanager
-def _hub_or_cache() -> Iterator[None]:
-    """Use the hub's local cache alone when the hub does not answer at once, in place of a minute of retries."""
-    from huggingface_hub import constants, get_session
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        if not before:
-            get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE)
-    except Exception:  # any failure of whichever HTTP library the hub's client uses
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _no_such_weights(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and bool(
-        re.search("No pretrained weights|Invalid pretrained tag", str(error))
-    )
 
 
 def _timm_preprocessing(uri: str, config: Any, module: nn.Module | None) -> Preprocessing:
@@ -268,7 +249,7 @@ def _timm_preprocessing(uri: str, config: Any, module: nn.Module | None) -> Prep
         )
     except Exception as error:  # whatever stands there in place of numbers
         raise ModelError(
-            f"{uri}: its pretrained_cfg can't be read ({_one_line(error)}); it wants input_size (3, height, width), "
+            f"{uri}: its pretrained_cfg can't be read ({one_line(error)}); it wants input_size (3, height, width), "
             "mean, std, crop_pct and interpolation"
         ) from error
     if channels != 3:
@@ -292,7 +273,8 @@ def _overridden(
         return _checked(uri, replace(preprocessing, **changes))
     if len(changes) < 3:
         raise ModelError(
-            f"{uri}: the module has no pretrained_cfg, so say what pictures it expects: --input-size, --mean and --std"
+            f"{uri}: nothing tells what pictures it expects (no pretrained_cfg, no preprocessor_config.json), so say "
+            "it: --input-size, --mean and --std"
         )
     return _checked(uri, Preprocessing(**changes, crop_pct=1.0))
 
@@ -310,9 +292,7 @@ def _checked(uri: str, preprocessing: Preprocessing) -> Preprocessing:
     try:
         preprocessing.pixels(Image.new("RGB", (8, 8)))
     except Exception as error:  # an interpolation or crop mode that timm does not know
-        raise ModelError(
-            f"{uri}: pictures can't be prepared as it asks, {preprocessing}: {_one_line(error)}"
-        ) from error
+        raise ModelError(f"{uri}: pictures can't be prepared as it asks, {preprocessing}: {one_line(error)}") from error
     return preprocessing
 
 
@@ -328,16 +308,5 @@ def _absolute(uri: str) -> str:
     builder = BUILDER.fullmatch(uri)
     if builder:
         return str(Path(builder["path"]).resolve()) + uri[len(builder["path"]) :]
-    if uri.startswith("local-dir:"):
-        return f"local-dir:{Path(uri.partition(':')[2]).resolve()}"
-    return uri
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"; nearest: {', '.join(near)}" if near else ""
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+    folder = folder_of(uri)
+    return folder[0] + str(folder[1].resolve()) if folder else uri
