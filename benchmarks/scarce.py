@@ -213,22 +213,23 @@ def drawn(rows: list[Row]) -> altair.Chart:
         for name in methods
         if name != "linear"
     ]
-    base = altair.Chart(altair.Data(values=points)).encode(
+    base = altair.Chart().encode(
         x=altair.X("gain:Q", title="Test accuracy beyond the linear probe's, points"),
         y=altair.Y("method:N", title=None, sort=methods),
         color=altair.Color(
             "method:N", legend=None, scale=altair.Scale(range=["#0072B2", "#D55E00", "#009E73", "#CC79A7"])
         ),
     )
-    zero = altair.Chart(altair.Data(values=[{"gain": 0}])).mark_rule(color="#888").encode(x="gain:Q")
+    zero = altair.Chart().mark_rule(color="#888").encode(x=altair.datum(0))
     layers = (
         zero
         + base.mark_tick(opacity=0.35, thickness=2)
         + base.mark_errorbar(extent="ci", thickness=3)
         + base.mark_point(filled=True, size=90, opacity=1).encode(x="mean(gain):Q")
     )
-    return layers.properties(width=420, height=130, data=altair.Data(values=points)).facet(
-        row=altair.Row("shots:N", title=None, sort=altair.EncodingSortField("order"))
+    return layers.properties(width=420, height=130).facet(
+        data=altair.Data(values=points),
+        row=altair.Row("shots:N", title=None, sort=altair.EncodingSortField("order")),
     )
 
 

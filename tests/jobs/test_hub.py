@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 
 import huggingface_hub
+import peft  # noqa: F401 - it imports from the hub, which tests replace
 import pytest
 import yaml
 
 from tightframe import Plan, load_backbone, load_images, load_tuned, push_to_hub, tune
 from tightframe.errors import SavedError, SettingsError
-from tightframe.jobs.hub import Hub, PushFailed, card
+from tightframe.jobs.hub import Hub, PushFailed, _sendable, card
 from tightframe.tuning import checkpoint
 
 PLAN = Plan(epochs=1, rates=(0.05,), decays=(1e-4,))
@@ -78,6 +79,13 @@ def test_three_files_are_sent_and_nothing_else(folder):
     assert row["files"] == 3
     assert row["bytes"] == sum(map(len, shelf.files.values()))
     assert not (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("form", ["local-dir:", "open_clip/local-dir:", "hf/"])
+def test_no_folder_of_this_machine_is_told(form, tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert _sendable(f"{form}{tmp_path / 'mine'}") == f"{form}mine"
+    assert _sendable("hf/google/vit") == "hf/google/vit"
 
 
 def test_of_lora_the_files_of_peft_are_sent(names, network_folders, tmp_path):

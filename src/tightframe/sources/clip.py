@@ -1,9 +1,9 @@
 """Image encoders of open_clip, by name or from a folder as open_clip writes it.
 
 ``penultimate`` is what the projection into the space shared with text sees, as in the linear probes of the CLIP paper
-(Radford et al., 2021: "the features before the linear projection to the embedding space"); the module's output is
-what ``encode_image`` gives, after it. A projection of several layers counts as its last linear map. Where an attention
-pool holds the projection (CLIP's ResNets), or there is none (SigLIP), the features are the encoder's output.
+(Radford et al., ICML 2021); the module's output is what ``encode_image`` gives, after it. A projection of several
+layers counts as its last linear map. Where an attention pool holds the projection (CLIP's ResNets), or there is none
+(SigLIP), the features are the encoder's output.
 
 The text encoder is never built, and its weights are not read. Weights come from safetensors only.
 """
