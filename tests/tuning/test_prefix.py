@@ -50,6 +50,21 @@ def test_a_network_goes_on_from_any_of_its_blocks(name, data):
             assert not list(Suffix(backbone.module, block).parameters())
 
 
+def test_a_network_without_a_head_of_its_own_goes_on_too(data, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import timm\ndef make(): return timm.create_model('test_resnet', num_classes=0)\n"
+    )
+    backbone = load_backbone(f"{tmp_path / 'mine.py'}:make", input_size=64)
+    assert backbone.head is None
+    block = backbone.layers[1].name
+    network = TunableNetwork(backbone, METHODS["scl"], block, 5).train(False)
+    found, pictures = kept(network.base, [block], backbone, data)
+    inputs, rows = next(pictures.batches(range(8), 8))[1], next(found[block].batches(range(8), 8))[1]
+    with torch.no_grad():
+        whole, part = network.features(inputs), network.from_block().features(rows)
+    torch.testing.assert_close(part, whole, rtol=2e-2, atol=2e-3 * float(whole.abs().max()))
+
+
 @pytest.mark.parametrize("method", ["layer", "scl"])
 @pytest.mark.parametrize("which", ["resnet", "transformer"])
 def test_training_from_the_block_is_training_the_whole(which, method, wide, transformer, data):

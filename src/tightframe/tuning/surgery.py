@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tightframe.errors import SettingsError
-from tightframe.features.taps import Pool, tapped
+from tightframe.features.taps import Pool, pooled, pooling_of, tapped
 from tightframe.protocols import PENULTIMATE, Backbone
 from tightframe.tuning import lora
 from tightframe.tuning.methods import Method
@@ -131,7 +131,10 @@ class TunableNetwork(nn.Module):
     def parts(self, inputs: Float[Tensor, "n ..."], run: Callable[[Tensor], Any] | None = None) -> list[Tensor]:
         """Pooled features (n, d_i) that the neck is given, from pictures; or from what ``run`` takes in their place."""
         with tapped(self.backbone, self.read, self.pool, module=self.base) as read:
-            (run or self.base)(inputs)
+            output = (run or self.base)(inputs)
+        if run is not None and self.backbone.head is None:  # no module of the base put these features out
+            how = pooling_of(self.backbone, self.pool)
+            read[PENULTIMATE] = pooled(output, self.backbone.penultimate, how)
         return [read[name] for name in self.read]
 
     def features(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
