@@ -19,6 +19,8 @@ DEPTHWISE = nn.Sequential(PLAIN, nn.Conv2d(4, 8, 3, groups=4))
 def test_auto_is_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert device_of("auto") == (CUDA if there else CPU)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device_of("auto") == (torch.device("cuda:1") if there else CPU)
 
 
 def test_a_device_that_is_there() -> None:

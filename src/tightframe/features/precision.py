@@ -25,7 +25,8 @@ SAFE_ERROR = 0.02
 def device_of(name: str) -> torch.device:
     """The device called ``name``; ``"auto"`` is a GPU if there is one, of several processes each its own."""
     if name == "auto":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
+        own = os.environ.get("LOCAL_RANK")
+        return torch.device(f"cuda:{own}" if own else "cuda") if torch.cuda.is_available() else CPU
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # which a device without memory, such as "meta", refuses
