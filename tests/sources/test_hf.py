@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 from transformers import AutoImageProcessor
 from transformers.utils import logging
@@ -116,18 +114,6 @@ def save(folder: Path, family: Family, processor: Any = None) -> Path:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     return save(tmp_path / "mine", FAMILIES["vit classifier"])
-
-
-@pytest.fixture(scope="module")
-def photo() -> Image.Image:
-    return Image.fromarray(load_sample_image("china.jpg"))
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "hub"
 
 
 def theirs(folder: Path, family: Family, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,7 +273,7 @@ def test_the_origin_makes_it_again_from_anywhere(saved: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("name", "whole"),
-    [("vit classifier", True), ("convnext classifier", False), ("resnet", True), ("clip", True)],
+    [("vit classifier", True), ("convnext classifier", False), ("resnet", False), ("clip", False)],
 )
 def test_it_is_measured_tuned_saved_and_loaded(name: str, whole: bool, tmp_path: Path) -> None:
     data = load_images("digits:5-9", shots=6, test_share=0.2)
@@ -299,6 +285,8 @@ def test_it_is_measured_tuned_saved_and_loaded(name: str, whole: bool, tmp_path:
     pictures = [data.test[0], data.test[1]]
     assert load_tuned(tmp_path / "tuned").predict(pictures) == tuned.predict(pictures)
     assert any("trained whole" in note for note in tuned.notes) == whole
+    uncut = tune(data, backbone, method="scl", plan=replace(plan, cache_gb=0.0))
+    assert tuned.history[-1]["train_loss"] == pytest.approx(uncut.history[-1]["train_loss"], rel=2e-2)
 
 
 def test_the_librarys_own_remarks_are_left_as_they_were(saved: Path) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from tightframe.errors import ModelError
 from tightframe.protocols import Preprocessing
-from tightframe.sources.fetching import check_whole, each_colour, library, nearest, one_line, snapshot
+from tightframe.sources.fetching import each_colour, library, nearest, one_line, snapshot
 
 LOCAL = "local-dir:"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -44,12 +44,9 @@ class ImageEncoder(nn.Module):
         self.has_class_token = bool(getattr(inner, "has_class_token", True))
         pool = getattr(inner, "global_pool", {"avg": "avg", "tok": "token"}.get(getattr(inner, "pool_type", "")))
         self.global_pool = pool if isinstance(pool, str) else None
-        self._headless = isinstance(self.get_classifier(), nn.Identity)
 
     def forward(self, pictures: Any) -> Any:
         """As ``encode_image``, not normalised. Takes a tensor, or what stands for one while torch.fx follows."""
-        if self._headless:
-            check_whole(pictures)
         features = self.visual(pictures)
         return self.projection(features[0] if isinstance(features, tuple) else features)  # CoCa gives tokens as well
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tightframe.errors import HubUnreachable, ModelError
 
@@ -86,15 +86,6 @@ def one_line(error: BaseException) -> str:
     """Kind and message of an error, on one line and not too long."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
-
-
-def check_whole(pictures: Any) -> None:
-    """Raise where torch.fx follows a network in place of running it.
-
-    For wrappers without a head: their features are what the whole network puts out, which can't be read from a part.
-    """
-    if not isinstance(pictures, Tensor):
-        raise TypeError("it has no head, so its features are read where it ends")
 
 
 def each_colour(value: Any) -> tuple[float, ...]:

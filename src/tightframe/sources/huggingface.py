@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tightframe.errors import ModelError
 from tightframe.protocols import LARGEST_SIDE, Preprocessing
-from tightframe.sources.fetching import check_whole, each_colour, library, one_line, snapshot
+from tightframe.sources.fetching import each_colour, library, one_line, snapshot
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MASKED = ("vit_mae",)
@@ -45,12 +45,9 @@ class VisionNetwork(nn.Module):
         self.model, self.classifies = model, classifies
         self.num_prefix_tokens = sum(_tokens(name, value) for name, value in model.named_parameters())
         self.global_pool = "avg" if getattr(model.config, "use_mean_pooling", False) else None
-        self._headless = isinstance(self.get_classifier(), nn.Identity)
 
     def forward(self, pictures: Any) -> Any:
         """Logits or pooled features. Takes a tensor, or what stands for one while torch.fx follows."""
-        if self._headless:
-            check_whole(pictures)
         found = self.model(pixel_values=pictures)
         if self.classifies:
             return found.logits

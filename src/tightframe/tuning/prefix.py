@@ -190,7 +190,7 @@ class _Listening:
         seen: dict[str, Tensor] = {}
 
         def listen(block: str) -> Any:
-            def keep(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            def keep(module: nn.Module, given: tuple[Any, ...]) -> None:  # a mask may follow the inputs
                 seen[block] = given[0].clone()  # the block may work in place
 
             return self._modules[block].register_forward_pre_hook(keep)
