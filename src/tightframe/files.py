@@ -6,8 +6,7 @@ Of processes that a launcher started together to do the same, the first alone le
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,36 +18,38 @@ from tightframe.process import is_first
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` in UTF-8. Raises ``OSError``."""
-    with _whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    _write(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` as it is. Raises ``OSError``."""
-    with _whole(path) as unfinished:
-        unfinished.write_bytes(content)
+    _write(path, lambda unfinished: unfinished.write_bytes(content))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write ``tensors``, from whichever device, as safetensors. Raises ``OSError``."""
-    with _whole(path) as unfinished:
+
+    def save(unfinished: Path) -> None:
         try:
             plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(plain, str(unfinished), metadata=metadata)
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
 
+    _write(path, save)
 
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+
+def _write(path: Path, content: Callable[[Path], object]) -> None:
+    """Let ``content`` write a file, in place of ``path`` once it is whole."""
+    if not is_first():
+        return
     path = path.resolve()  # a link stays, and what it leads to is written
     if path.exists() and not path.is_file():
-        yield path  # a device or a pipe must not be replaced by a file
+        content(path)  # a device or a pipe must not be replaced by a file
         return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        yield unfinished
-        if is_first():
-            unfinished.replace(path)
+        content(unfinished)
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

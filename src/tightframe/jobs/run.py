@@ -73,16 +73,16 @@ class Run:
         """The JSON value that ``compute`` gives, or gave before under the same ``name`` and ``key``."""
         wanted = fingerprint_of(key)
         path = self.folder / "stages" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-        there = together().agree(_value(path, name, wanted) is not None)  # of several processes the first has the say
-        if there:
-            return _value(path, name, wanted)["value"]
+        kept = _kept(path, name, wanted)
+        if together().agree(kept is not None):  # of several processes the first has the say
+            return (kept or _kept(path, name, wanted))["value"]
         value = json.loads(json.dumps(compute()))  # what is remembered and what is returned at once are the same
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"stage": name, "key": wanted, "value": value}, ensure_ascii=False))
         return value
 
 
-def _value(path: Path, name: str, key: str) -> Any:
+def _kept(path: Path, name: str, key: str) -> Any:
     """A stage that was kept, ``None`` where it is not there, or damaged."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
