@@ -15,6 +15,7 @@ from tightframe.errors import DataError, ModelError, SettingsError, TightframeEr
 from tightframe.features.extract import Running
 from tightframe.jobs.plan import Plan
 from tightframe.jobs.run import Result, Row, Run, claim
+from tightframe.jobs.training import trial_of
 from tightframe.jobs.tune import choose_layer, tune
 from tightframe.jobs.tuned import Tuned
 from tightframe.metrics.probes import interval
@@ -185,8 +186,8 @@ def _row(name: str, found: Tuned | TightframeError, held_out: int) -> Row:
 
 def chosen_trial(history: Sequence[Row]) -> list[Row]:
     """The epochs of the trial whose rate and decay were chosen; none if nothing was searched."""
-    chosen = next(((row["start_rate"], row["decay"]) for row in history if row["phase"] == "final"), None)
-    return [row for row in history if row["phase"] == "search" and (row["start_rate"], row["decay"]) == chosen]
+    final = next((row for row in history if row["phase"] == "final"), Row())
+    return trial_of(history, final.get("start_rate"), final.get("decay"))
 
 
 def verdict(rows: Sequence[Row], held_out: int) -> tuple[str | None, str]:

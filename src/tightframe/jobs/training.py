@@ -76,7 +76,7 @@ class Training:
             short = self._affordable(short, len(rates) + len(decays) - 1, pace * len(kept), SEARCH_SHARE)
             found, rows, notes = self._search(short, {"rate": rates, "decay": decays}, kept, held_out, start, notes)
             recipe = replace(recipe, rate=found.rate, decay=found.decay)
-            notes += overfitting(_chosen(rows, recipe), len(held_out), self.title)
+            notes += overfitting(trial_of(rows, recipe.rate, recipe.decay), len(held_out), self.title)
         elif len(rates) * len(decays) > 1 or plan.patience:
             notes.append("too few pictures a class to hold any out: the first rate and decay are used, to the end")
         training, validation = (kept, held_out) if plan.patience and len(held_out) else (everything, everything[:0])
@@ -254,8 +254,9 @@ def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
     return []
 
 
-def _chosen(rows: Sequence[Row], recipe: Recipe) -> list[Row]:
-    return [row for row in rows if (row["start_rate"], row["decay"]) == (recipe.rate, recipe.decay)]
+def trial_of(history: Sequence[Row], rate: float | None, decay: float | None) -> list[Row]:
+    """The epochs of the trial of one rate and decay; none if they were not tried."""
+    return [row for row in history if row["phase"] == "search" and (row["start_rate"], row["decay"]) == (rate, decay)]
 
 
 def _named(phase: str, recipe: Recipe) -> Row:

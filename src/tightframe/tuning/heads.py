@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tightframe.tuning.loop import Inputs, collapse_of, judged
+from tightframe.tuning.loop import Inputs, collapse_of, judged, predict_features
 from tightframe.tuning.recipe import Mix, Objective, Recipe, Split
 from tightframe.tuning.state import Row
+from tightframe.tuning.surgery import HeadOnly
 
 
 def fit_heads(
@@ -27,8 +27,11 @@ def fit_heads(
     """
     heads = _Heads(head, recipes, device)
     objective = Objective.of(recipes[0], split, device)
-    held_out = _features(inputs, split.validation, device)
-    collapse = collapse_of(_features(inputs, split.training, device).cpu(), split.labels[split.training])
+    held_out, seen = (
+        predict_features(HeadOnly(head), inputs, rows, recipes[0].batch_size, device, "float32")
+        for rows in (split.validation, split.training)
+    )
+    held_out, collapse = held_out.to(device), collapse_of(seen, split.labels[split.training])
     rows: list[list[Row]] = [[] for _ in recipes]
     for epoch in range(1, recipes[0].epochs + 1):
         trained = _epoch(heads, inputs, split, objective, epoch, device)
@@ -87,8 +90,3 @@ def _epoch(
         {"rate": rate, "train_loss": loss / weights, "train_accuracy": hits / len(order)}
         for rate, loss, hits in zip(rates.tolist(), losses.tolist(), right.tolist(), strict=True)
     ]
-
-
-def _features(inputs: Inputs, order: np.ndarray, device: torch.device) -> Tensor:
-    """Of the pictures as they are, (n, d)."""
-    return torch.cat([batch.to(device) for _, batch in inputs.batches(order, max(1, len(order)))])

@@ -109,18 +109,20 @@ class Objective:
 class Mix:
     """Mixup of one step: each input takes ``1 - share`` of a partner's place."""
 
-    share: float
-    random: np.random.Generator
+    share: float = 1.0
+    random: np.random.Generator | None = None
 
     @classmethod
     def at(cls, recipe: Recipe, epoch: int, step: int) -> Mix:
         """Drawn for one step; nothing is mixed where the recipe doesn't."""
-        random = np.random.default_rng((recipe.seed, epoch, 2, step)) if recipe.mixup else np.random.default_rng(0)
-        return cls(float(random.beta(recipe.mixup, recipe.mixup)) if recipe.mixup else 1.0, random)
+        if not recipe.mixup:
+            return cls()
+        random = np.random.default_rng((recipe.seed, epoch, 2, step))
+        return cls(float(random.beta(recipe.mixup, recipe.mixup)), random)
 
     def inputs(self, batch: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs (b, …) mixed, and the partners' targets (b,)."""
-        if self.share == 1:
+        if self.random is None:
             return batch, target
         partners = torch.from_numpy(self.random.permutation(len(batch)))
         return self.share * batch + (1 - self.share) * batch[partners], target[partners]
@@ -128,4 +130,4 @@ class Mix:
     def of(self, value: Callable[[Tensor], Tensor], target: Tensor, partners: Tensor) -> Tensor:
         """What ``value`` gives for targets, mixed as the inputs are."""
         own = value(target)
-        return own if self.share == 1 else self.share * own + (1 - self.share) * value(partners)
+        return own if self.random is None else self.share * own + (1 - self.share) * value(partners)
