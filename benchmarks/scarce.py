@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import altair
 import numpy as np
@@ -41,7 +42,7 @@ SIDES = dict.fromkeys(IMAGENET, 96) | dict.fromkeys(CIFAR, 32)
 FIRST = ("linear", "layer", "scl", "full")
 NAMES = (*FIRST, "scl-concat", *(name for name in METHODS if name not in FIRST))
 KEY = ("network", "data", "shots", "seed", "method")
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def report(rows: list[Row], folder: Path) -> None:
     parts = [
         "# Few pictures a class",
         f"`python benchmarks/scarce.py` on {platform.machine()}; Python {platform.python_version()}, PyTorch "
-        f"{torch.__version__}; {len(good)} tunings of {max(int(str(row['epochs'])) for row in good)} epochs, ImageNet "
+        f"{torch.__version__}; {len(good)} tunings of {max(row['epochs'] for row in good)} epochs, ImageNet "
         "networks at 96 px. Rate, decay and block are chosen on training pictures. Accuracy in %, mean ± 95 % interval "
         "(Student's t) over the networks, picture sets and seeds that all methods in a table have in common.",
         "![accuracy](scarce.png)",
@@ -137,29 +138,23 @@ def cells(rows: list[Row], methods: list[str]) -> dict[tuple[object, ...], dict[
     """Rows by (network, data, shots, seed) and method, where all ``methods`` are there."""
     found: dict[tuple[object, ...], dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        found[tuple(row[key] for key in KEY[:4])][str(row["method"])] = row
+        found[tuple(row[key] for key in KEY[:4])][row["method"]] = row
     return {key: of for key, of in found.items() if all(name in of for name in methods)}
 
 
 def summary(rows: list[Row], methods: list[str]) -> str:
     common = cells(rows, methods)
-    shots = sorted({int(str(key[2])) for key in common})
+    shots = sorted({key[2] for key in common})
     lines = ["| method | " + " | ".join(f"{n} a class" for n in shots) + " | SCL − it, at ≤ 20 | NC1 | share | s |"]
     lines += ["|---" * (len(shots) + 5) + "|"]
     for name in methods:
-        accuracies = [
-            spread([100 * float(str(of[name]["test_accuracy"])) for k, of in common.items() if k[2] == n])
-            for n in shots
-        ]
+        accuracies = [spread([100 * of[name]["test_accuracy"] for k, of in common.items() if k[2] == n]) for n in shots]
         less = [
-            100 * (float(str(of["scl"]["test_accuracy"])) - float(str(of[name]["test_accuracy"])))
-            for key, of in common.items()
-            if int(str(key[2])) <= 20
+            100 * (of["scl"]["test_accuracy"] - of[name]["test_accuracy"]) for key, of in common.items() if key[2] <= 20
         ]
         ahead = "" if name == "scl" else spread(less, signed=True)
         others = [
-            statistics.median(float(str(of[name][what] or 0)) for of in common.values())
-            for what in ("nc1", "share", "seconds")
+            statistics.median(of[name][what] or 0 for of in common.values()) for what in ("nc1", "share", "seconds")
         ]
         told = f"{others[0]:.2f} | {100 * others[1]:.1f} % | {others[2]:.0f}"
         lines.append(f"| {name} | {' | '.join(accuracies)} | {ahead} | {told} |")
@@ -176,14 +171,14 @@ def summary(rows: list[Row], methods: list[str]) -> str:
 
 
 def each(rows: list[Row]) -> str:
-    shots = sorted({int(str(row["shots"])) for row in rows})
+    shots = sorted({row["shots"] for row in rows})
     there = [name for name in NAMES if any(row["method"] == name for row in rows)]
     lines = ["| network, pictures | a class | " + " | ".join(there) + " |", "|---" * (len(there) + 2) + "|"]
     for (network, data), n in product(PAIRS, shots):
         found = defaultdict(list)
         for row in rows:
             if (row["network"], row["data"], row["shots"]) == (network, data, n):
-                found[str(row["method"])].append(100 * float(str(row["test_accuracy"])))
+                found[row["method"]].append(100 * row["test_accuracy"])
         if found:
             told = " | ".join(spread(found[name]) if found[name] else "" for name in there)
             lines.append(f"| {network}, {data} | {n} | {told} |")
@@ -207,7 +202,7 @@ def drawn(rows: list[Row]) -> altair.Chart:
             "method": name,
             "shots": f"{key[2]} a class",
             "order": key[2],
-            "gain": 100 * (float(str(of[name]["test_accuracy"])) - float(str(of["linear"]["test_accuracy"]))),
+            "gain": 100 * (of[name]["test_accuracy"] - of["linear"]["test_accuracy"]),
         }
         for key, of in cells(rows, methods).items()
         for name in methods

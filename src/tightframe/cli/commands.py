@@ -144,54 +144,24 @@ def rank(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """``tightframe tune``."""
-    if options.compare is not None:
-        return _compare(options)
+    from tightframe.jobs.compare import compare, unique_methods
     from tightframe.jobs.tune import tune
     from tightframe.report.columns import METHODS
     from tightframe.sources.backbones import load_backbone
 
-    with terminal.progress() as progress:
-        data = _images(options, progress)
-        tuned = tune(
-            data,
-            load_backbone(options.model, **_network(options)),
-            method=options.method,
-            layer=options.layer,
-            plan=_plan(options),
-            out=options.out,
-            resume=options.resume,
-            log=options.log,
-            **_running(options),
-            progress=progress,
-        )
-    terminal.show(f"{tuned.backbone.name} on {data.name}", METHODS, [tuned.metrics])
-    terminal.close(tuned.result(options.out), options.json)
-
-
-def _compare(options: argparse.Namespace) -> None:
-    """``tightframe tune --compare``."""
-    from tightframe.jobs.compare import compare, unique_methods
-    from tightframe.report.columns import METHODS
-    from tightframe.sources.backbones import load_backbone
-
-    names = unique_methods([name.strip() for name in options.compare.split(",")])  # before anything is loaded
+    compared = None if options.compare is None else [name.strip() for name in options.compare.split(",")]
+    names = compared and unique_methods(compared)  # before anything is loaded
     with terminal.progress() as progress:
         data = _images(options, progress)
         backbone = load_backbone(options.model, **_network(options))
-        found = compare(
-            data,
-            backbone,
-            names,
-            layer=options.layer,
-            plan=_plan(options),
-            out=options.out,
-            resume=options.resume,
-            log=options.log,
-            **_running(options),
-            progress=progress,
-        )
-    terminal.show(f"{backbone.name} on {data.name}", METHODS, found.rows)
-    terminal.close(found.result, options.json)
+        given: Any = {"layer": options.layer, "plan": _plan(options), "out": options.out, "resume": options.resume}
+        given |= {"log": options.log, "progress": progress, **_running(options)}
+        if names:
+            result = compare(data, backbone, names, **given).result
+        else:
+            result = tune(data, backbone, method=options.method, **given).result(options.out)
+    terminal.show(f"{backbone.name} on {data.name}", METHODS, result.rows)
+    terminal.close(result, options.json)
 
 
 def predict(options: argparse.Namespace) -> None:
