@@ -47,11 +47,11 @@ def untimed(row):
     return {key: value for key, value in row.items() if key != "seconds"}
 
 
-def test_a_pretrained_network_learns_new_classes(tmp_path, data):
+def test_a_pretrained_network_learns_new_classes(tmp_path, data, monkeypatch):
     from tightframe.jobs import demo
 
-    demo.pretrain(tmp_path / "net", (4, 8, 16, 16))
-    backbone = load_backbone(f"local-dir:{tmp_path / 'net'}")
+    monkeypatch.setattr(demo, "NETWORKS", {"narrow": (4, 8, 16, 16)})
+    backbone = load_backbone(demo.candidates(tmp_path)[0])
     for method in ("linear", "layer", "scl", "full"):
         accuracy = tune(data, backbone, method=method, plan=Plan(epochs=8, rates=(0.02,), decays=(1e-4,))).metrics
         assert accuracy["test_low"] > 0.25, method  # chance is 0.2

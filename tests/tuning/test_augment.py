@@ -10,7 +10,7 @@ from tightframe import load_images
 from tightframe.errors import SettingsError
 from tightframe.features.pixels import Pixels
 from tightframe.protocols import Preprocessing
-from tightframe.tuning.augment import Augment
+from tightframe.tuning.augment import Augment, Distort, _luck
 from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.prefix import features_of_views
 
@@ -59,3 +59,53 @@ def test_views_are_kept_view_by_view():
     torch.testing.assert_close(found, expected.flatten(1))
     (_, expected), *_ = pictures.batches(order, 8)
     torch.testing.assert_close(plain, expected.flatten(1))
+
+
+def seen_by(strength, view=1, seed=0, count=64):
+    pictures = PICTURE.expand(count, 3, 24, 20).contiguous()
+    return pictures, Distort(strength, seed).of(pictures, list(range(count)), np.full(count, view))
+
+
+def test_distortions_depend_on_seed_picture_and_view_only():
+    pictures, views = seen_by(0.6)
+    assert (views.dtype, views.shape) == (torch.uint8, pictures.shape)
+    chosen = [5, 40]
+    again = Distort(0.6, 0).of(pictures[chosen], chosen, np.array([1, 1]))
+    assert torch.equal(again, views[chosen])
+    for other in (seen_by(0.6, view=2)[1], seen_by(0.6, seed=1)[1]):
+        assert not any(torch.equal(a, b) for a, b in zip(views, other, strict=True))
+    assert torch.equal(seen_by(0.6, view=0)[1], pictures)
+    assert torch.equal(seen_by(0.0)[1], pictures)
+
+
+def test_distortions_grow_with_strength():
+    smooth = torch.nn.functional.interpolate(torch.rand(64, 3, 4, 4), (24, 24), mode="bicubic")
+    pictures = (smooth * 255).clamp(0, 255).to(torch.uint8)
+    views = [Distort(s, 0).of(pictures, list(range(64)), np.full(64, 3)) for s in (0.01, 0.3, 0.6, 1.0)]
+    apart = [
+        torch.minimum(
+            (view.float() - pictures.float()).abs().mean((1, 2, 3)),
+            (view.float() - pictures.flip(3).float()).abs().mean((1, 2, 3)),
+        ).mean()
+        for view in views
+    ]
+    assert apart == sorted(apart)
+    assert apart[0] < 3
+
+
+def test_a_fifth_turns_grey_at_full_strength():
+    _, views = seen_by(1.0, count=400)
+    grey = (views.float().std(1).amax((1, 2)) < 1).float().mean()
+    assert 0.13 < grey < 0.27
+
+
+def test_luck_is_even_and_independent():
+    luck = _luck(3, np.arange(20000), np.full(20000, 7), 9).numpy()
+    assert np.abs(luck.mean(0) - 0.5).max() < 0.01
+    assert np.abs(luck.var(0) - 1 / 12).max() < 0.003
+    assert np.abs(np.corrcoef(luck.T) - np.eye(9)).max() < 0.03
+
+
+def test_strength_is_checked():
+    with pytest.raises(SettingsError, match="0 to 1"):
+        Distort(1.2, 0)

@@ -40,6 +40,9 @@ class Pixels:
             try:
                 for start in range(0, len(order), size):
                     indices = [int(i) for i in order[start : start + size]]
+                    if not waiting and self._kept is not None and all(index in self._kept for index in indices):
+                        yield indices, torch.stack([self._kept[index] for index in indices])
+                        continue
                     waiting.append((indices, [pool.submit(self._one, index) for index in indices]))
                     if len(waiting) > AHEAD:
                         yield self._finished(*waiting.popleft())

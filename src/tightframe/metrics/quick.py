@@ -21,23 +21,35 @@ from tightframe.features.moments import (
     sums_by_class,
     work_type,
 )
-from tightframe.metrics.collapse import cdnv, check_measurable, nc1, nc2_angle, nc2_etf, nc2_norm
+from tightframe.metrics.collapse import Head, cdnv, check_measurable, nc1, nc2_angle, nc2_etf, nc2_norm, nc3
 
 
-def quick_collapse(features: Any, labels: Any, classes: int, weighting: Weighting = "class") -> dict[str, float]:
-    """``nc1``, ``cdnv``, ``nc2_norm``, ``nc2_angle`` and ``nc2_etf`` of features (n, d) with labels (n,).
+def quick_collapse(
+    features: Any, labels: Any, classes: int, weighting: Weighting = "class", head: Head | None = None
+) -> dict[str, float]:
+    """``nc1``, ``cdnv``, ``nc2_norm``, ``nc2_angle``, ``nc2_etf`` of features (n, d), labels (n,), ``nc3`` of a head.
 
     Equal to those of ``collapse_metrics`` up to rounding; raises as it does.
     """
-    moments = moments_along_means(as_tensor(features), as_tensor(labels), classes)
+    features, labels = as_tensor(features), as_tensor(labels)
+    moments = moments_along_means(features, labels, classes)
     check_measurable(moments)
-    return {
+    aligned = {"nc3": nc3(_means_only(features, labels, moments.counts), head, weighting)} if head else {}
+    return aligned | {
         "nc1": nc1(moments, weighting),
         "cdnv": cdnv(moments),
         "nc2_norm": nc2_norm(moments, weighting),
         "nc2_angle": nc2_angle(moments, weighting),
         "nc2_etf": nc2_etf(moments, weighting),
     }
+
+
+def _means_only(features: Tensor, labels: Tensor, counts: Tensor) -> ClassMoments:
+    """Moments that know class means alone, in all d dimensions: all that NC3 looks at."""
+    means = sums_by_class(features, labels.long().to(features.device), len(counts)) / counts[:, None]
+    nothing = torch.full((), torch.nan, dtype=means.dtype, device=means.device)
+    unknown = nothing.expand(means.shape[1], means.shape[1])
+    return ClassMoments(counts, means, unknown, nothing.expand(means.shape), unknown[0], nothing)
 
 
 def moments_along_means(features: Tensor, labels: Tensor, classes: int) -> ClassMoments:

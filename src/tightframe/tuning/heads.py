@@ -80,7 +80,7 @@ def _epoch(
         target, mix = torch.from_numpy(split.labels[indices]).to(device), Mix.at(recipes[0], epoch, step)
         mixed, partners = mix.inputs(batch.to(device), target)
         logits = heads.logits(mixed)
-        each = torch.stack([mix.of(partial(objective.total, one), target, partners) for one in logits])
+        each = torch.stack([mix.of(partial(objective.total, mixed, one), target, partners) for one in logits])
         weight = mix.of(objective.weight, target, partners)
         heads.step(torch.autograd.grad((each / weight).sum(), heads.parameters), rates.to(device))
         losses += each.detach()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tightframe.features.pixels import Pixels
-from tightframe.tuning.augment import Augment
+from tightframe.tuning.augment import Views
 
 ANY_NUMBER = 2**31
 """Of views, where they are made as they are needed."""
@@ -24,7 +24,7 @@ class PixelInputs:
     """Pictures as normalised float inputs (b, 3, height, width)."""
 
     pixels: Pixels
-    augment: Augment | None = None
+    augment: Views | None = None
 
     @property
     def views(self) -> int:
@@ -38,9 +38,7 @@ class PixelInputs:
         at = 0
         for indices, batch in self.pixels.batches(order, size):
             if self.augment is not None and views is not None:
-                wanted = views[at : at + len(indices)].tolist()
-                seen = zip(batch, indices, wanted, strict=True)
-                batch = torch.stack([self.augment(picture, index, view) for picture, index, view in seen])
+                batch = self.augment.of(batch, indices, views[at : at + len(indices)])
             at += len(indices)
             inputs = self.pixels.preprocessing.normalise(batch)
             yield indices, inputs.contiguous(memory_format=torch.channels_last)

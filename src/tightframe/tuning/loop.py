@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tightframe.errors import MeasureError, TightframeError
@@ -32,6 +32,32 @@ from tightframe.tuning.state import Row, State, Trainable
 
 class Diverged(TightframeError):
     """The loss became infinite or NaN."""
+
+
+@runtime_checkable
+class Goal(Protocol):
+    """What is minimised: ``total`` over ``weight``."""
+
+    def total(self, features: Tensor, logits: Tensor, target: Tensor, /) -> Tensor:
+        """Sum of the losses, of features (n, d), what the head makes of them (n, K), and classes (n,)."""
+        ...
+
+    def weight(self, target: Tensor, /) -> Tensor:
+        """What a total over samples of these classes (n,) is divided by to give a mean."""
+        ...
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is measured of the features (n, d) that the head sees, their classes (n,) and the head.
+
+    Attributes:
+        training: of those that an epoch's batches had.
+        held_out: of validation inputs after it; its names are given ``validation_`` in front.
+    """
+
+    training: Callable[[Tensor, np.ndarray, nn.Linear], Row]
+    held_out: Callable[[Tensor, np.ndarray, nn.Linear], Row] = lambda *_: {}
 
 
 @runtime_checkable
@@ -61,12 +87,15 @@ def fit(
     checkpoint: Path | None = None,
     scope: str = "",
     on_epoch: Callable[[Row], None] = lambda row: None,
+    goal: Goal | None = None,
+    watch: Watch | None = None,
 ) -> list[Row]:
     """Train ``network`` in place and return a row an epoch.
 
     Rows hold ``epoch``, ``rate``, ``train_loss``, ``train_accuracy`` and ``nc1`` of the features that the head sees,
     all as seen by the training batches of that epoch, ``seconds`` that they took, and ``validation_loss`` and
-    ``validation_accuracy`` after it (``None`` without validation inputs).
+    ``validation_accuracy`` after it (``None`` without validation inputs). ``watch`` puts other measurements in the
+    place of ``nc1``, and ``goal`` another loss in the place of the recipe's.
 
     With ``checkpoint``, training goes on from that file if it was written under the same recipe, split and ``scope``
     (whatever else decides the result: network, method, pictures). ``on_epoch`` is given every row, those of epochs
@@ -87,7 +116,9 @@ def fit(
     team.wait()  # what is loaded must not be written over by one that is ahead
     for row in state.rows:
         on_epoch(row)
-    run = _Run(network, inputs, split, recipe, Objective.of(recipe, split, device), state, device, precision, team)
+    goal = goal or Objective.of(recipe, split, device)
+    watch = watch or Watch(lambda seen, labels, head: {"nc1": collapse_of(seen, labels)})
+    run = _Run(network, inputs, split, recipe, goal, watch, state, device, precision, team)
     while not run.finished:
         state.epoch_done(run.epoch(len(state.rows) + 1), keep_best=recipe.patience is not None)
         on_epoch(state.rows[-1])
@@ -101,7 +132,8 @@ class _Run:
     inputs: Inputs
     split: Split
     recipe: Recipe
-    objective: Objective
+    goal: Goal
+    watch: Watch
     state: State
     device: torch.device
     precision: str
@@ -128,15 +160,18 @@ class _Run:
             "rate": self.state.optimizer.param_groups[0]["lr"],
             "train_loss": underway.loss / underway.weight,
             "train_accuracy": underway.right / len(seen),
-            "nc1": collapse_of(seen, self.split.labels[order[: len(seen)]]),
+            **self.watch.training(seen, self.split.labels[order[: len(seen)]], self.network.head),
             "seconds": underway.seconds,
         }
         held_out = self.split.validation
+        labels = self.split.labels[held_out]
         with self.state.averaged():
             features = predict_features(
                 self.network, self.inputs, held_out, recipe.batch_size, self.device, self.precision
             )
-            return row | judged(logits_of(self.network, features), self.split.labels[held_out])
+            watched = self.watch.held_out(features, labels, self.network.head) if len(labels) else {}
+            row |= {f"validation_{name}": value for name, value in watched.items()}
+            return row | judged(logits_of(self.network, features), labels)
 
     def _train(self, epoch: int, order: np.ndarray) -> None:
         recipe, underway = self.recipe, self.state.underway
@@ -168,14 +203,14 @@ class _Run:
         """One step of the optimizer, its batch run in so many parts."""
         target, batch = target.to(self.device), batch.to(self.device)
         mixed, partners = mix.inputs(batch, target)
-        (weight,) = self.team.total([float(mix.of(self.objective.weight, target, partners))], self.device)
+        (weight,) = self.team.total([float(mix.of(self.goal.weight, target, partners))], self.device)
         total, right, seen = 0.0, 0.0, list[Tensor]()
         self.state.optimizer.zero_grad()
         for rows in torch.arange(len(target)).tensor_split(parts):
             with autocast(self.device, self.precision):
                 features = self.network.features(mixed[rows] if parts > 1 else mixed)
                 logits = self.network.head(features).float()
-            loss = mix.of(partial(self.objective.total, logits), target[rows], partners[rows])
+            loss = mix.of(partial(self.goal.total, features, logits), target[rows], partners[rows])
             (loss / weight).backward()
             total += float(loss.detach())
             right += float((logits.argmax(1) == target[rows]).sum())

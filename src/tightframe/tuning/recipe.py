@@ -36,6 +36,7 @@ class Recipe:
         accumulate: parts that a batch is run in, one after the other, to save memory; batch norms see a part.
         average: decay of the exponential moving average of the weights, which is what is judged and kept; 0 for none.
         patience: epochs without a lower validation loss after which training ends and goes back to the best epoch.
+        copies: rows of a batch that each picture takes, one after the other, each a view of its own.
     """
 
     rate: float = 0.1
@@ -51,6 +52,7 @@ class Recipe:
     accumulate: int = 1
     average: float = 0.0
     patience: int | None = None
+    copies: int = 1
 
     def rate_at(self, step: int, steps: int) -> float:
         """Learning rate at ``step`` of ``steps``."""
@@ -59,7 +61,7 @@ class Recipe:
 
     def order(self, epoch: int, training: np.ndarray) -> np.ndarray:
         """Indices of training pictures in the order in which ``epoch`` takes them."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(training)
+        order = np.random.default_rng((self.seed, epoch)).permutation(training).repeat(self.copies)
         if len(order) % self.batch_size == 1 and len(order) > 1:
             order = order[:-1]  # batch norm can't train on one picture; another one sits out next epoch
         return order
@@ -96,8 +98,8 @@ class Objective:
         )
         return cls(torch.tensor(shares, dtype=torch.float32, device=device), recipe.smoothing)
 
-    def total(self, logits: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Tensor:
-        """Sum of the weighted losses."""
+    def total(self, features: Float[Tensor, "n d"], logits: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Tensor:
+        """Sum of the weighted losses of the logits that the head makes of the features."""
         return functional.cross_entropy(logits, target, self.weights, reduction="sum", label_smoothing=self.smoothing)
 
     def weight(self, target: Int[Tensor, " n"]) -> Tensor:
