@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tightframe.jobs.measure import measure
     from tightframe.jobs.merge import merge
     from tightframe.jobs.plan import Plan
+    from tightframe.jobs.pretrain import Pretraining, pretrain
     from tightframe.jobs.rank import rank
     from tightframe.jobs.run import Result
     from tightframe.jobs.transfer import Transfer, transfer
@@ -53,6 +54,7 @@ _HOMES = {
     "jobs.measure": ("measure",),
     "jobs.merge": ("merge",),
     "jobs.plan": ("Plan",),
+    "jobs.pretrain": ("Pretraining", "pretrain"),
     "jobs.rank": ("rank",),
     "jobs.run": ("Result",),
     "jobs.transfer": ("Transfer", "transfer"),
@@ -81,6 +83,7 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "ImageData",
     "ImageSplits",
     "Plan",
+    "Pretraining",
     "Result",
     "TightframeError",
     "Transfer",
@@ -98,6 +101,7 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "load_tuned",
     "measure",
     "merge",
+    "pretrain",
     "push_to_hub",
     "rank",
     "transfer",

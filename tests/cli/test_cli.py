@@ -15,7 +15,7 @@ from PIL import Image
 from tightframe import load_images
 from tightframe.cli import main, terminal
 
-COMMANDS = ("transfer", "measure", "fewshot", "rank", "tune", "predict")
+COMMANDS = ("transfer", "measure", "fewshot", "rank", "tune", "pretrain", "predict")
 SHORT = ("--epochs", "2", "--rates", "0.05", "--decays", "0.0001")
 
 
@@ -93,6 +93,18 @@ def test_fewshot_shows_a_row_for_each_classifier_and_number_of_shots(run, pictur
     status, _, err = run(*command, "--shots", "1,x")
     assert status == 2
     assert "write one as 1,5" in err.replace("\n", " ")
+
+
+def test_pretrain_shows_epochs_and_leaves_a_network(run, pictures, tmp_path):
+    short = ("--epochs", "12", "--batch-size", "16", "--projector", "1")
+    command = ("pretrain", pictures, "--arch", "cifar_resnet8", "--out", tmp_path / "net", *short)
+    status, out, err = run(*command)
+    assert status == 0, err
+    assert [int(found) for found in re.findall(r"^ *(\d+) +\d", out, re.M)] == [2, 4, 6, 8, 10, 12]
+    assert "pre-training cifar_resnet8" in err.replace("\n", " ")  # progress
+    assert run(*command)[0] == 1
+    assert run(*command, "--resume")[1] == out
+    assert run("measure", pictures, "--model", f"local-dir:{tmp_path / 'net'}")[0] == 0
 
 
 def test_tune_saves_and_predict_reads(run, pictures, tuned):

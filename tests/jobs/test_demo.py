@@ -12,9 +12,9 @@ from tightframe.jobs import demo
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    short = dataclasses.replace(demo.RECIPE, epochs=3)
+    short = dataclasses.replace(demo.PRETRAINING, epochs=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "RECIPE", short)
+        patch.setattr(demo, "PRETRAINING", short)
         folder = tmp_path_factory.mktemp("demo")
         yield folder, demo.candidates(folder)
 

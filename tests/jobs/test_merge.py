@@ -109,7 +109,7 @@ def test_a_skip_connection_is_refused_with_what_to_do(data, names, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto", "cifar_resnet8"])
 def test_other_architectures_with_a_size_of_their_own(data, name, method, tmp_path):
     small = {"depth": 2} if "vit" in name else {"depths": (1, 1, 1, 1)} if "convnext" in name else {}
     timm_net = timm.create_model(name, num_classes=7, **({"img_size": 32} if "vit" in name else {}), **small)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -25,8 +26,12 @@ LAUNCHERS = {
 
 
 def tune(model, out, *options, launcher=None, **environment):
+    return run("tune", out, "--model", model, *options, launcher=launcher, **environment)
+
+
+def run(job, out, *options, launcher=None, **environment):
     command = [*LAUNCHERS[launcher], "tightframe"] if launcher else ["python", "-m", "tightframe"]
-    command += ["tune", "digits:5-9", "--shots", "9", "--model", model, "--out", str(out), *options]
+    command += [job, "digits:5-9", "--shots", "9", "--out", str(out), *options]
     command[0] = str(BIN / command[0])
     given = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)
@@ -54,6 +59,19 @@ def test_two_give_what_one_gives(names, tmp_path, launcher, options):
         torch.testing.assert_close(tensor, together[name], rtol=1e-3, atol=1e-4, msg=name)
     logs = [(tmp_path / name / "log.jsonl").read_text().count("\n") for name in ("one", "two")]
     assert logs[0] == logs[1]
+
+
+def test_two_pretrain_what_one_does(tmp_path):
+    options = ("--arch", "cifar_resnet8", "--projector", "1", *RECIPE, "--epochs", "1")  # rounding grows with steps
+    for name, launcher in (("one", None), ("two", "torchrun")):
+        done = run("pretrain", tmp_path / name, *options, "--rate", "0.01", launcher=launcher)
+        assert done.returncode == 0, done.stderr
+    alone, together = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(tensor, together[name], rtol=1e-4, atol=1e-5, msg=name)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    last = [json.loads(lines[-1]) for lines in logs]
+    assert last[1]["nc1"] == pytest.approx(last[0]["nc1"], rel=1e-4)
 
 
 def test_two_keep_to_a_time_limit_compare_and_go_on(names, tmp_path):

@@ -25,6 +25,7 @@ DEVICE_HELP = "auto (default), cpu, cuda, cuda:1, …"
 METHOD_HELP = "linear, layer, scl, full, bitfit, norm, lp-ft or lora"
 LAYER_HELP = "the block to tune (default: %(default)s)"
 BY_HELP = "column to order by: expected_accuracy (default), probe_accuracy, knn_accuracy, nc1, logme or another score"
+LOG_HELP = "tell every epoch also to tensorboard, wandb or mlflow; log.jsonl in the result's folder is always kept"
 SAVED_HELP = "what `tightframe tune --out DIR` wrote"
 Command = Callable[[argparse.Namespace], None]
 
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     _fewshot(commands)
     _rank(commands)
     _tune(commands)
+    _pretrain(commands)
     _predict(commands)
     _evaluate(commands)
     _merge(commands)
@@ -233,6 +235,61 @@ def _tune(commands: Any) -> None:
     command.add_argument("--resume", action="store_true", help="go on with what an earlier run left in DIR")
     _plan_options(command)
     _run_options(command)
+
+
+def _pretrain(commands: Any) -> None:
+    command = _command(
+        commands,
+        "pretrain",
+        run.pretrain,
+        "train a network from random weights, and follow its collapse epoch by epoch",
+        "tightframe pretrain cifar10 --arch cifar_resnet20 --loss mse --projector 1 --out runs/mse",
+    )
+    command.add_argument("data", metavar="DATA", help=DATA_HELP)
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the network")
+    command.add_argument("--resume", action="store_true", help="go on with what an earlier run left in DIR")
+    group = command.add_argument_group("network")
+    group.add_argument(
+        "--arch",
+        metavar="NAME",
+        default="cifar_resnet20",
+        help="cifar_resnet8, 20, 32, 44, 56, 110 (thin), cifar_resnet18, 50, cifar_vit, or any of timm's "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--projector",
+        type=int,
+        metavar="N",
+        default=0,
+        help="hidden layers of a projection head, dropped in the end: 0 (default) to 3",
+    )
+    group.add_argument("--input-size", type=int, metavar="PX", help="side of the pictures (default: the network's own)")
+    group = command.add_argument_group("training")
+    group.add_argument(
+        "--loss",
+        metavar="NAME",
+        default="cross-entropy",
+        help="cross-entropy (default), mse, label-smoothing, focal or supcon",
+    )
+    group.add_argument(
+        "--augment",
+        type=float,
+        metavar="S",
+        default=0.25,
+        help="strength of crops, flips and colours: 0 (none) to 1 (default: %(default)s)",
+    )
+    group.add_argument("--epochs", type=int, metavar="N", default=200, help="(default: %(default)s)")
+    group.add_argument("--rate", type=float, metavar="R", default=0.1, help="at the start (default: %(default)s)")
+    group.add_argument("--decay", type=float, metavar="D", default=5e-4, help="of weights (default: %(default)s)")
+    group.add_argument("--batch-size", type=int, metavar="N", default=128, help="pictures a step (default: 128)")
+    group.add_argument(
+        "--accumulate", type=int, metavar="N", default=1, help="run each batch in N parts (default: %(default)s)"
+    )
+    group.add_argument("--log-to", dest="log", nargs="+", metavar="WHERE", default=[], help=LOG_HELP)
+    _data_options(command)
+    group = command.add_argument_group("running")
+    group.add_argument("--precision", metavar="NAME", default="auto", help="auto (default), float32 or bfloat16")
+    group.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
 
 
 def _predict(commands: Any) -> None:
@@ -466,5 +523,5 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="WHERE",
         default=[],
-        help="tell every epoch also to tensorboard, wandb or mlflow; log.jsonl in the result's folder is always kept",
+        help=LOG_HELP,
     )

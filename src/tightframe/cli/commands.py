@@ -13,7 +13,7 @@ from tightframe.errors import ModelError, SettingsError
 from tightframe.process import is_first
 
 SHOWN = 10
-"""Most kinds of mistake that are shown."""
+"""Most kinds of mistake, and epochs, that are shown."""
 
 
 def transfer(options: argparse.Namespace) -> None:
@@ -162,6 +162,34 @@ def tune(options: argparse.Namespace) -> None:
             result = tune(data, backbone, method=options.method, **given).result(options.out)
     terminal.show(f"{backbone.name} on {data.name}", METHODS, result.rows)
     terminal.close(result, options.json)
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """``tightframe pretrain``."""
+    from tightframe.jobs.pretrain import Pretraining, pretrain
+    from tightframe.report.columns import EPOCHS
+
+    names = ("arch", "loss", "projector", "augment", "epochs", "rate", "decay", "batch_size", "accumulate", "seed")
+    how = Pretraining(input_size=options.input_size, **{name: getattr(options, name) for name in names})
+    with terminal.progress() as progress:
+        found = pretrain(
+            _images(options, progress),
+            options.out,
+            how,
+            resume=options.resume,
+            log=options.log,
+            device=options.device,
+            precision=options.precision,
+            progress=progress,
+        )
+    terminal.show(f"{how.arch} on {found.settings['data']}", EPOCHS, spaced(found.rows))
+    terminal.close(found, options.json, options.data)
+
+
+def spaced(rows: list[Any]) -> list[Any]:
+    """About ``SHOWN`` of them, evenly, and the last."""
+    step = -(-len(rows) // SHOWN)
+    return rows[::-1][::step][::-1]
 
 
 def predict(options: argparse.Namespace) -> None:

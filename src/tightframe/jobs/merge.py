@@ -29,6 +29,8 @@ from tightframe.tuning.places import place_of_head, put
 
 WEIGHTS, TIMM_CONFIG, PLAIN_CONFIG = "model.safetensors", "config.json", "merged.json"
 TOLERANCE = 1e-4
+REGISTERED = ("timm.", "tightframe.sources.cifar")
+"""Where the networks are from that timm knows by name."""
 """Largest difference between the logits of both networks, relative to the largest logit."""
 
 
@@ -171,7 +173,7 @@ def _architecture(module: nn.Module) -> str | None:
 
     configs = (getattr(module, name, None) for name in ("pretrained_cfg", "default_cfg"))
     named = [config["architecture"] for config in configs if isinstance(config, dict) and config.get("architecture")]
-    return named[0] if named and type(module).__module__.startswith("timm.") and timm.is_model(named[0]) else None
+    return named[0] if named and type(module).__module__.startswith(REGISTERED) and timm.is_model(named[0]) else None
 
 
 def _timm_wants(tuned: Tuned) -> dict[str, Any]:

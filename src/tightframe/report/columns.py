@@ -74,6 +74,20 @@ EPISODES = (
     Column("nc1_corrected", "NC1 bound", rough, interval=True),
 )
 
+EPOCHS = (
+    Column("epoch", "Epoch", count),
+    Column("train_loss", "Loss", number),
+    Column("train_accuracy", "Accuracy", percent),
+    Column("nc1", "NC1", number),
+    Column("nc2", "NC2", number),
+    Column("nc3", "NC3", number),
+    Column("test_accuracy", "Test accuracy", percent),
+    Column("test_nc1", "Test NC1", number),
+    Column("test_nc2", "Test NC2", number),
+    Column("test_nc3", "Test NC3", number),
+    Column("seconds", "Time", seconds),
+)
+
 LAYERS = (
     Column("layer", "Layer", text),
     Column("dimension", "d", count),

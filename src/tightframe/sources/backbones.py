@@ -35,6 +35,7 @@ from torch import nn
 
 from tightframe.errors import ModelError
 from tightframe.protocols import LARGEST_SIDE, Backbone, Preprocessing
+from tightframe.sources import cifar  # noqa: F401 - its networks are in timm's registry from now on
 from tightframe.sources.blocks import Anatomy
 from tightframe.sources.clip import from_open_clip
 from tightframe.sources.fetching import fetched, hub_or_cache, nearest, one_line

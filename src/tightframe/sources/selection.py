@@ -1,4 +1,4 @@
-"""Part of some pictures: by index, by class, by so many a class, or cut in two with every class on both sides.
+"""Part of some pictures: by index, by class, by so many a class, or cut in two with every class on both sides; or two.
 
 Each class is put into an order drawn from the seed, the class's label and its size alone; a split or a few shots take
 from the front of that order. So the same seed always picks the same pictures, what happens to one class does not
@@ -77,6 +77,46 @@ class Subset:
 
     def __getitem__(self, index: int) -> Image.Image:
         return self.data[int(self.indices[index])]
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """The pictures of ``first`` and then those of ``second``, which have the same classes."""
+
+    first: ImageData
+    second: ImageData
+
+    @property
+    def name(self) -> str:
+        """Both names."""
+        return f"{self.first.name} + {self.second.name}"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, of either."""
+        return self.first.classes
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels, shape (n + m,), int64."""
+        return np.concatenate([self.first.labels, self.second.labels])
+
+    @cached_property
+    def identifiers(self) -> tuple[str, ...]:
+        """The pictures' names."""
+        return (*self.first.identifiers, *self.second.identifiers)
+
+    @property
+    def fingerprint(self) -> str:
+        """Made of both."""
+        parts = f"{self.first.fingerprint}|{self.second.fingerprint}"
+        return blake2b(parts.encode(), digest_size=16, person=b"tf-joined").hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.first[index] if index < len(self.first) else self.second[index - len(self.first)]
 
 
 def stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
