@@ -247,7 +247,8 @@ class _Survey:
         if unknown := sorted(set(self.test) - known):
             raise DataError(
                 f"{test_at} has classes that training lacks: {', '.join(unknown)}. Add them to training, remove them"
-                f" here, or correct their names; training has {', '.join(sorted(self.train))}."
+                f" here, or correct their names; training has {', '.join(sorted(self.train))}. If splits are meant to"
+                f" differ in classes, as for few-shot evaluation, name one of them: {test_at}"
             )
         for cls in sorted(set(self.test) - set(self.train)):  # dropped from training above, so no longer a class
             self.bad(test_at / cls, "training has no usable picture of this class")

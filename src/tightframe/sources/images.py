@@ -1,6 +1,7 @@
-"""Where pictures come from, by name: a folder, or the handwritten digits that come with scikit-learn.
+"""Where pictures come from, by name: a folder, a table, or the handwritten digits that come with scikit-learn.
 
 - ``path/to/folder``: see ``tightframe.sources.folder`` for the layouts
+- ``path/to/table.csv``: see ``tightframe.sources.listed``, for miniImageNet's splits
 - ``digits``, ``digits:0-4``, ``digits:1,3,8``: see ``tightframe.sources.digits``
 
 A folder that is itself called ``digits`` is ``./digits``, or a ``Path``, which always means a folder.
@@ -15,6 +16,7 @@ from tightframe.protocols import ImageSplits, Progress, silent
 from tightframe.sources import selection
 from tightframe.sources.digits import load_digits_images
 from tightframe.sources.folder import load_folder
+from tightframe.sources.listed import load_listed
 from tightframe.sources.selection import check_share, check_shots
 
 
@@ -30,7 +32,7 @@ def load_images(
     """Labelled pictures for training, and for testing where there are any.
 
     Args:
-        uri: a folder of pictures, or ``digits`` with an optional choice of classes.
+        uri: a folder of pictures, a CSV table of them, or ``digits`` with an optional choice of classes.
         test_share: share of every class held out where ``uri`` comes with no test set, in [0, 1); 0 for no test set.
         seed: which pictures are held out, and which are the shots.
         shots: at most so many training pictures a class; None for all. The test set stays whole.
@@ -50,5 +52,6 @@ def load_images(
     if isinstance(uri, str) and scheme == "digits":
         splits = load_digits_images(rest if colon else None, test_share=test_share, seed=seed)
     else:
-        splits = load_folder(Path(uri), test_share=test_share, seed=seed, skip_bad=skip_bad, progress=progress)
+        load = load_listed if Path(uri).suffix.lower() == ".csv" and not Path(uri).is_dir() else load_folder
+        splits = load(Path(uri), test_share=test_share, seed=seed, skip_bad=skip_bad, progress=progress)
     return splits if shots is None else replace(splits, train=selection.shots(splits.train, shots, seed))
