@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tightframe.protocols import Backbone, ImageData, ImageSplits
     from tightframe.sources.backbones import load_backbone
     from tightframe.sources.images import load_images
+    from tightframe.studies import STUDIES, run_study
 
 _HOMES = {
     "errors": ("TightframeError",),
@@ -67,6 +68,7 @@ _HOMES = {
     "protocols": ("Backbone", "ImageData", "ImageSplits"),
     "sources.backbones": ("load_backbone",),
     "sources.images": ("load_images",),
+    "studies": ("STUDIES", "run_study"),
 }
 """Where each public name lives. Imported when first used: ``tightframe --help`` need not wait for PyTorch."""
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tightframe import load_images
 from tightframe.cli import main, terminal
 
-COMMANDS = ("transfer", "measure", "fewshot", "rank", "tune", "pretrain", "predict")
+COMMANDS = ("transfer", "measure", "fewshot", "rank", "tune", "pretrain", "study", "predict")
 SHORT = ("--epochs", "2", "--rates", "0.05", "--decays", "0.0001")
 
 
@@ -105,6 +105,22 @@ def test_pretrain_shows_epochs_and_leaves_a_network(run, pictures, tmp_path):
     assert run(*command)[0] == 1
     assert run(*command, "--resume")[1] == out
     assert run("measure", pictures, "--model", f"local-dir:{tmp_path / 'net'}")[0] == 0
+
+
+def test_study_lists_runs_and_says_what_came_of_it(run, names, tmp_path):
+    status, out, _ = run("study", "list")
+    assert status == 0
+    assert re.search(r"^layers +from layer to layer", out, re.M)
+    command = ("study", "layers", "--models", names["wide"], "--data", "digits:5-9", "--shots", "8")
+    status, out, err = run(*command, "--out", tmp_path / "out")
+    assert status == 0, err
+    told = out.replace("\n", " ")
+    assert "can't tell from this: across the layers of a network" in told
+    assert f"rows, picture and report: {tmp_path / 'out'}" in out
+    assert (tmp_path / "out" / "report.html").is_file()
+    status, _, err = run("study", "layer")
+    assert status == 1
+    assert "nearest: layers" in err
 
 
 def test_tune_saves_and_predict_reads(run, pictures, tuned):

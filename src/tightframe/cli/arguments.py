@@ -13,7 +13,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 
 from tightframe.cli import commands as run
 
-DATA_HELP = "a folder with train/CLASS/* and test/CLASS/*, or with CLASS/* only, or the built-in digits"
+DATA_HELP = "a folder with train/CLASS/* and test/CLASS/*, or with CLASS/* only, a table filename,label, or the digits"
 MODEL_HELP = """\
 timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED (the image encoder) or hf/NAME (transformers), with weights from
 the hub; local-dir:PATH, open_clip/local-dir:PATH or hf/PATH, a folder as timm, open_clip or transformers writes it; or
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _rank(commands)
     _tune(commands)
     _pretrain(commands)
+    _study(commands)
     _predict(commands)
     _evaluate(commands)
     _merge(commands)
@@ -290,6 +291,45 @@ def _pretrain(commands: Any) -> None:
     group = command.add_argument_group("running")
     group.add_argument("--precision", metavar="NAME", default="auto", help="auto (default), float32 or bfloat16")
     group.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
+
+
+def _study(commands: Any) -> None:
+    command = _command(
+        commands,
+        "study",
+        run.study,
+        "a study of the paper by name, with what it says of the paper's claim",
+        "tightframe study layers --models timm/resnet18 --data flowers --out runs/layers",
+    )
+    command.add_argument("name", metavar="NAME", help="one of those that `tightframe study list` shows")
+    command.add_argument(
+        "--scale",
+        metavar="S",
+        default="small",
+        help="small (default; minutes on a laptop) or paper (the paper's own, for a GPU; wants --data)",
+    )
+    command.add_argument(
+        "--data",
+        metavar="DATA",
+        nargs="+",
+        default=[],
+        help="picture sets with test pictures, each " + DATA_HELP + ". Studies that pre-train do so on the first and "
+        "transfer to the others (default: the built-in digits)",
+    )
+    command.add_argument(
+        "--models", metavar="M", nargs="+", default=[], help=MODEL_HELP + " Default: small ones made from the digits."
+    )
+    command.add_argument("--seeds", dest="repeats", type=int, metavar="N", help="how many (default: the scale's)")
+    command.add_argument("--epochs", type=int, metavar="N", help="of pre-training or tuning (default: the scale's)")
+    command.add_argument("--shots", type=int, metavar="N", help="at most N training pictures a class (default: all)")
+    command.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder for the result; the same command goes on where it was stopped (default: runs/study-NAME)",
+    )
+    _model_options(command)
+    _pass_options(command, cache=True)
 
 
 def _predict(commands: Any) -> None:

@@ -6,6 +6,7 @@ Imports are inside the functions: ``tightframe --help`` need not wait for PyTorc
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from tightframe.cli import terminal
@@ -14,6 +15,8 @@ from tightframe.process import is_first
 
 SHOWN = 10
 """Most kinds of mistake, and epochs, that are shown."""
+MOST_ROWS = 40
+"""Of a study, for which all are shown."""
 
 
 def transfer(options: argparse.Namespace) -> None:
@@ -184,6 +187,40 @@ def pretrain(options: argparse.Namespace) -> None:
         )
     terminal.show(f"{how.arch} on {found.settings['data']}", EPOCHS, spaced(found.rows))
     terminal.close(found, options.json, options.data)
+
+
+def study(options: argparse.Namespace) -> None:
+    """``tightframe study``."""
+    from tightframe.report.columns import STUDIES_LISTED
+    from tightframe.sources.fetching import nearest
+    from tightframe.studies import STUDIES, run_study
+
+    if options.name == "list":
+        known = STUDIES.values()
+        rows = [{"name": one.name, "claim": one.claim, "minutes": one.minutes} for one in known]
+        terminal.show("The paper's studies, and what it claims", STUDIES_LISTED, rows)
+        return
+    if options.name not in STUDIES:
+        raise SettingsError(f'no study "{options.name}"' + nearest(options.name, list(STUDIES)))
+    asked = STUDIES[options.name]
+    folder = options.out or Path("runs") / f"study-{asked.name}"
+    with terminal.progress() as progress:
+        found = run_study(
+            asked,
+            folder,
+            scale=options.scale,
+            data=options.data,
+            models=options.models,
+            seeds=options.repeats,
+            epochs=options.epochs,
+            shots=options.shots,
+            model_options=_network(options),
+            **_running(options),
+            progress=progress,
+        )
+    if len(found.rows) <= MOST_ROWS:
+        terminal.show(f"{asked.name}: every point", asked.columns, found.rows)
+    terminal.close(found, options.json)
 
 
 def spaced(rows: list[Any]) -> list[Any]:

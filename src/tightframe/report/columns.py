@@ -124,6 +124,21 @@ METHODS = (
     Column("bytes", "Saved", size),
 )
 
+EVIDENCE = (
+    Column("question", "Question", text),
+    Column("statistic", "Statistic", text),
+    Column("value", "Value", number),
+    Column("value", "95 % interval", number, interval=True),
+    Column("units", "Over", text),
+    Column("verdict", "Verdict", text),
+)
+
+STUDIES_LISTED = (
+    Column("name", "Study", text),
+    Column("claim", "Claim", text),
+    Column("minutes", "Minutes", count),
+)
+
 PREDICTIONS = (
     Column("path", "Picture", text),
     Column("predicted", "Class", text),

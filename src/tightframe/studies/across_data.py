@@ -1,0 +1,115 @@
+"""For one network, does collapse say which picture sets it will do well on?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tightframe.features.extract import Features, extract
+from tightframe.jobs.run import Row
+from tightframe.protocols import PENULTIMATE, Backbone
+from tightframe.report.relations import Axis, relation_chart
+from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.studies.evidence import Evidence, correlation, minus
+from tightframe.studies.probing import probed
+from tightframe.studies.study import Lab, Point, Scale, Study
+
+WHOLE, EQUAL = "as it is", "as many classes and pictures"
+
+
+def _points(lab: Lab) -> Iterator[Point]:
+    for backbone in lab.models:
+        yield Point({"network": backbone.name}, partial(_rows, lab, backbone))
+
+
+def _rows(lab: Lab, backbone: Backbone) -> list[Row]:
+    made: list[Row] = []
+    classes = min(len(data.classes) for data in lab.data)
+    pictures = min(int(np.bincount(data.train.labels).min()) for data in lab.data)
+    for data in lab.data:
+        parts = [
+            extract(backbone, part, layers=[PENULTIMATE], **lab.running) for part in (data.train, data.test) if part
+        ]
+        whole = _of(parts, range(len(data.classes)))
+        counted = {"classes": len(data.classes), "pictures": len(data.train)}
+        made.append({"data": data.name, "sample": WHOLE, "draw": 0, **counted, **probed(*whole, len(data.classes))})
+        for draw in lab.seeds:
+            chosen = np.random.default_rng(draw).permutation(len(data.classes))[:classes]
+            sample = _of(parts, chosen.tolist(), pictures, draw)
+            counted = {"classes": classes, "pictures": len(sample[1])}
+            made.append({"data": data.name, "sample": EQUAL, "draw": draw, **counted, **probed(*sample, classes)})
+    return made
+
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _of(parts: Sequence[Features], classes: Sequence[int], pictures: int | None = None, seed: int = 0) -> Sample:
+    """Features and labels (0 … K − 1) of some classes: of at most so many training pictures each, and of test ones."""
+    train, test = parts
+    luck = np.random.default_rng(seed)
+    rows = [luck.permutation(np.flatnonzero(train.labels == label))[:pictures] for label in classes]
+    unseen = [np.flatnonzero(test.labels == label) for label in classes]
+    found = []
+    for part, chosen in ((train, rows), (test, unseen)):
+        labels = np.repeat(np.arange(len(classes)), [len(of) for of in chosen])
+        found += [part[PENULTIMATE][np.concatenate(chosen)], labels]
+    return found[0], found[1], found[2], found[3]
+
+
+def _evidence(rows: Sequence[Row]) -> list[Evidence]:
+    def across(question: str, sample: str) -> Evidence:
+        chosen, of = [row for row in rows if row.get("sample") == sample], "test_accuracy"
+        within = ["network", "draw"]
+        return correlation(question, chosen, minus("nc1"), of, within=within, over=["data"], unit="picture sets")
+
+    return [
+        across("for one network, the more collapsed a picture set, the more accurate a probe", WHOLE),
+        across("the same, with as many classes and pictures a class of each set", EQUAL),
+    ]
+
+
+def _picture(rows: Sequence[Row]) -> Any:
+    return relation_chart(
+        [row for row in rows if not row.get("draw")],
+        Axis("nc1", "NC1 (log scale; lower: more collapsed)", log=True),
+        Axis("test_accuracy", "Probe accuracy on test pictures (%)", share=True),
+        title="Collapse and accuracy, from picture set to picture set",
+        subtitle="Each mark is a network on a picture set; on the right sets are cut down to the same size.",
+        panel="sample",
+        colour="data",
+        tips=(
+            Column("network", "Network", text),
+            Column("data", "Pictures", text),
+            Column("nc1", "NC1", number),
+            Column("test_accuracy", "Probe accuracy", percent),
+        ),
+    )
+
+
+STUDY = Study(
+    name="across-data",
+    claim="for one network, the more collapsed its features are on a picture set, the more accurate a linear probe is",
+    paper="CLIP's image encoder on CIFAR, DTD, FGVC-Aircraft, Flowers-102 and SUN397.",
+    small="The networks and picture sets that are given. NC1 grows with the number of classes, and accuracy falls, "
+    "whatever the network: so sets are also cut down to the same number of classes and pictures a class, drawn five "
+    "times.",
+    minutes=20,
+    points=_points,
+    evidence=_evidence,
+    columns=(
+        Column("network", "Network", text),
+        Column("data", "Pictures", text),
+        Column("sample", "Sample", text),
+        Column("classes", "Classes", count),
+        Column("pictures", "Training pictures", count),
+        Column("nc1", "NC1", number),
+        Column("test_accuracy", "Probe, test", percent),
+    ),
+    picture=_picture,
+    scales={"small": Scale(seeds=5), "paper": Scale(seeds=5, models=("open_clip/ViT-B-32/openai",))},
+    built_in=("digits:0-4", "digits:5-9", "digits:1,3,5,7,9", "digits:0,2,4,6,8"),
+)

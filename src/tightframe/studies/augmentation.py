@@ -1,0 +1,18 @@
+"""Does stronger augmentation during pre-training keep features from collapsing, and does that help them transfer?"""
+
+from tightframe.report.tables import Column, exact
+from tightframe.studies.graded import graded_study
+
+STUDY = graded_study(
+    name="augmentation",
+    claim="augmentation during pre-training keeps features from collapsing on the source pictures, and they transfer "
+    "better",
+    paper="Networks were pre-trained with augmentations of different strength and judged on other picture sets.",
+    small="A ResNet-8 is pre-trained with cross-entropy from scratch on the first of the picture sets, with crops, "
+    "flips and colours changed at strengths 0 to 1, for the same epochs each, and judged on the others by a ridge "
+    "probe and 5-shot episodes.",
+    minutes=20,
+    what="augmentation",
+    knob=Column("augment", "Strength of augmentation", exact),
+    levels=(0.0, 0.25, 0.5, 1.0),
+)

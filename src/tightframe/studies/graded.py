@@ -1,0 +1,104 @@
+"""Studies of one thing that is turned up in pre-training: does it keep features from collapsing, and help transfer?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tightframe.jobs.run import Row
+from tightframe.report.relations import Axis, relation_chart
+from tightframe.report.tables import Column, count, number, percent
+from tightframe.studies.evidence import Evidence, correlation, difference
+from tightframe.studies.study import Lab, Point, Study
+from tightframe.studies.variants import BUILT_IN, COLUMNS, PAPER, SMALL, averaged, variants
+
+
+def graded_study(
+    *,
+    name: str,
+    claim: str,
+    paper: str,
+    small: str,
+    minutes: int,
+    what: str,
+    knob: Column,
+    levels: Sequence[int] | Sequence[float],
+) -> Study:
+    """A study that compares networks pre-trained at every one of ``levels``, the first of which is none of it.
+
+    Args:
+        name: and others: see ``Study``.
+        claim: likewise.
+        paper: likewise.
+        small: likewise.
+        minutes: likewise.
+        what: is turned up, in words that follow "with".
+        knob: the field of ``Pretraining`` that says how much.
+        levels: rising.
+    """
+
+    def points(lab: Lab) -> Iterator[Point]:
+        return variants(lab, [{knob.key: level} for level in levels], (knob.key,))
+
+    def evidence(rows: Sequence[Row]) -> list[Evidence]:
+        def ahead(question: str, measure: str) -> Evidence:
+            pairs, some, none = ("data", "seed"), levels[1:], levels[:1]
+            return difference(question, rows, measure, knob.key, some, none, pairs=pairs, over=["seed"], unit="seeds")
+
+        first, seed = rows[0].get("data"), ["seed"]
+        once = [row for row in rows if row.get("data") == first]  # source NC1 is the same beside every other set
+        return [
+            ahead(f"with {what} a probe is better", "test_accuracy"),
+            ahead(f"with {what} few-shot accuracy is better", "fewshot_accuracy"),
+            correlation(
+                "the more of it, the less source collapse",
+                once,
+                knob.key,
+                "source_nc1",
+                within=seed,
+                over=seed,
+                unit="seeds",
+            ),
+            correlation(
+                "the less source collapse, the better a probe",
+                rows,
+                "source_nc1",
+                "test_accuracy",
+                within=["data"],
+                over=[knob.key, "seed"],
+                unit="pre-trained networks",
+            ),
+        ]
+
+    def picture(rows: Sequence[Row]) -> Any:
+        return relation_chart(
+            averaged(rows, ("data", knob.key), ("source_nc1", "test_accuracy", "nc1")),
+            Axis(knob.key, knob.header),
+            Axis("test_accuracy", "Probe accuracy downstream (%)", share=True),
+            title=f"Accuracy downstream with {what}",
+            subtitle="Mean over seeds; bars: 95 % intervals over seeds.",
+            panel="data",
+            joined=knob.key,
+            tips=(
+                knob,
+                Column("source_nc1", "Source NC1", number),
+                Column("nc1", "NC1 downstream", number),
+                Column("test_accuracy", "Probe accuracy", percent),
+                Column("times", "Seeds", count),
+            ),
+        )
+
+    return Study(
+        name,
+        claim,
+        paper,
+        small,
+        minutes,
+        points,
+        evidence,
+        (knob, *COLUMNS),
+        picture,
+        {"small": SMALL, "paper": PAPER},
+        pretrains=True,
+        built_in=BUILT_IN,
+    )

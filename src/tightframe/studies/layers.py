@@ -1,0 +1,107 @@
+"""Within a network, is the layer that is the most collapsed also the one that classifies best?"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from tightframe.jobs.layers import layers
+from tightframe.jobs.run import Row
+from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits
+from tightframe.report.relations import Axis, relation_chart
+from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.studies.evidence import LEAST_SHARE, Evidence, correlation, minus, over_units
+from tightframe.studies.study import Lab, Point, Scale, Study
+
+KEPT = ("layer", "dimension", "nc1", "ridge_test", "logistic_test", "centre_test", "knn_test")
+UNIT = ("network", "data")
+
+
+def _points(lab: Lab) -> Iterator[Point]:
+    for data in lab.data:
+        for backbone in lab.models:
+            yield Point({"data": data.name, "network": backbone.name}, partial(_rows, lab, data, backbone))
+
+
+def _rows(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
+    found = layers(data, backbone, **lab.running).rows
+    return [{"depth": depth} | {key: row.get(key) for key in KEPT} for depth, row in enumerate(found, 1)]
+
+
+def _evidence(rows: Sequence[Row]) -> list[Evidence]:
+    def across(question: str, truth: str) -> Evidence:
+        unit = "networks × picture sets"
+        return correlation(question, rows, minus("nc1"), truth, within=UNIT, over=UNIT, unit=unit)
+
+    return [
+        across("across the layers of a network, the more collapsed, the better logistic regression", "logistic_test"),
+        across("the same, of a ridge probe", "ridge_test"),
+        across("the same, of nearest neighbours", "knn_test"),
+        _reading(rows),
+    ]
+
+
+def _reading(rows: Sequence[Row]) -> Evidence:
+    units = defaultdict[tuple[str, str], list[Row]](list)
+    for row in rows:
+        if "error" not in row and row["nc1"] is not None and math.isfinite(row["nc1"]):
+            units[row["network"], row["data"]].append(row)
+    ahead = [
+        min(unit, key=lambda row: row["nc1"])["logistic_test"] - last[0]["logistic_test"]
+        for unit in units.values()
+        if (last := [row for row in unit if row["layer"] == PENULTIMATE])
+    ]
+    question = "the most collapsed layer classifies better than the last"
+    return over_units(question, "difference", ahead, "networks × picture sets", LEAST_SHARE, share=True)
+
+
+def _picture(rows: Sequence[Row]) -> Any:
+    return relation_chart(
+        rows,
+        Axis("nc1", "NC1 of the layer (log scale; lower: more collapsed)", log=True),
+        Axis("logistic_test", "Logistic regression, test pictures (%)", share=True),
+        title="Collapse and accuracy, layer by layer",
+        subtitle="Each mark is a layer; lines go from the first to the last.",
+        panel="data",
+        colour="network",
+        joined="depth",
+        tips=(
+            Column("network", "Network", text),
+            Column("layer", "Layer", text),
+            Column("nc1", "NC1", number),
+            Column("logistic_test", "Accuracy", percent),
+        ),
+    )
+
+
+STUDY = Study(
+    name="layers",
+    claim="from layer to layer NC1 falls and probe accuracy rises, and the two go together",
+    paper="NC1 and linear-probe accuracy at the output of every block of residual networks and a vision transformer.",
+    small="The same for the networks and picture sets that are given: four probes at every block and at the last "
+    "features, NC1 of training pictures, accuracy on test pictures.",
+    minutes=20,
+    points=_points,
+    evidence=_evidence,
+    columns=(
+        Column("data", "Pictures", text),
+        Column("network", "Network", text),
+        Column("layer", "Layer", text),
+        Column("dimension", "Features", count),
+        Column("nc1", "NC1", number),
+        Column("logistic_test", "Logistic", percent),
+        Column("ridge_test", "Ridge", percent),
+        Column("centre_test", "Nearest centre", percent),
+        Column("knn_test", "k-NN", percent),
+    ),
+    picture=_picture,
+    scales={
+        "small": Scale(),
+        "paper": Scale(
+            models=("timm/resnet34.tv_in1k", "timm/resnet50.tv_in1k", "timm/vit_base_patch16_224.augreg_in1k")
+        ),
+    },
+)

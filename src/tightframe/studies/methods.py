@@ -1,0 +1,94 @@
+"""Does tuning one block with a skip connection beat the linear probe, the block alone, and all of the network?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from tightframe.jobs.run import Row
+from tightframe.report.relations import Axis, relation_chart
+from tightframe.report.tables import Column, count, percent, text
+from tightframe.studies.evidence import Evidence, correlation, minus
+from tightframe.studies.study import Lab, Point, Scale, Study
+from tightframe.studies.tunings import CALLED, COLUMNS, ahead, by_methods, sampled
+
+UNIT = ("network", "data")
+
+
+def _points(lab: Lab) -> Iterator[Point]:
+    for seed in lab.seeds:
+        for data in lab.data:
+            pictures = sampled(lab, data, seed)
+            for place, backbone in enumerate(lab.models):
+                labels = {"data": data.name, "network": backbone.name, "seed": seed}
+                out = lab.folder / "tuned" / f"{lab.data.index(data)}-{place}-{seed}"
+                yield Point(labels, partial(by_methods, lab, pictures, backbone, lab.scale.methods, seed, out))
+
+
+def _evidence(rows: Sequence[Row]) -> list[Evidence]:
+    others = dict.fromkeys(row["method"] for row in rows if "error" not in row and row["method"] != "scl")
+    within = [*UNIT, "seed"]
+    question = "across methods, the more collapsed the last features after tuning, the better"
+    by_collapse = correlation(
+        question,
+        rows,
+        minus("nc1"),
+        "test_accuracy",
+        within=within,
+        over=within,
+        unit="networks × picture sets × seeds",
+    )
+    first = [name for name in CALLED if name in others]
+    named, unit = [*first, *(name for name in others if name not in first)], "networks × picture sets"
+    return [*(ahead(rows, name, within, UNIT, unit) for name in named), by_collapse]
+
+
+def _picture(rows: Sequence[Row]) -> Any:
+    return relation_chart(
+        rows,
+        Axis("parameters", "Parameters trained (log scale)", log=True),
+        Axis("test_accuracy", "Test accuracy (%)", share=True),
+        title="Accuracy and the parameters it takes",
+        subtitle="Each mark is a network tuned by a method.",
+        panel="data",
+        colour="method",
+        tips=(
+            Column("network", "Network", text),
+            Column("method", "Method", text),
+            Column("layer", "Block", text),
+            Column("parameters", "Trained", count),
+            Column("test_accuracy", "Test accuracy", percent),
+            Column("train_accuracy", "Training", percent),
+        ),
+    )
+
+
+STUDY = Study(
+    name="methods",
+    claim="tuning one block with a skip connection to the last features (SCL) is as accurate as full fine-tuning or "
+    "better, with a fraction of the parameters, and better than the linear probe and Layer FT",
+    paper="Linear probe, Layer FT, SCL FT and full FT of ResNets and vision transformers on several picture sets: "
+    "accuracy, NC1, parameters, time and memory.",
+    small="The networks and picture sets that are given, 20 pictures a class; block, rate and decay are chosen on "
+    "training pictures held out, each method with the same block, split and epochs.",
+    minutes=20,
+    points=_points,
+    evidence=_evidence,
+    columns=(
+        Column("data", "Pictures", text),
+        Column("network", "Network", text),
+        Column("seed", "Seed", count),
+        *COLUMNS,
+    ),
+    picture=_picture,
+    scales={
+        "small": Scale(epochs=20, shots=(20,)),
+        "paper": Scale(
+            epochs=100,
+            seeds=3,
+            models=("timm/resnet18.tv_in1k", "timm/resnet50.tv_in1k", "timm/vit_base_patch32_224.augreg_in21k_ft_in1k"),
+            methods=("linear", "layer", "scl", "full", "lora", "bitfit", "norm", "lp-ft"),
+        ),
+    },
+)

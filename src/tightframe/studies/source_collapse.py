@@ -1,0 +1,158 @@
+"""Does a network that is less collapsed on what it was trained on transfer better, and up to where?"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tightframe.jobs.run import Row
+from tightframe.pretraining.losses import LOSSES
+from tightframe.report.relations import Axis, relation_chart
+from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.studies.evidence import LEAST_SHARE, Evidence, bootstrap, correlation
+from tightframe.studies.study import Lab, Point, Study
+from tightframe.studies.variants import BUILT_IN, COLUMNS, PAPER, SMALL, averaged, variants
+
+SHORTER = (10, 3)
+"""Lengths of training: all epochs, and so many times fewer; and none."""
+RATE, RATES = 0.1, {"mse": 0.5}
+"""The gradients of a mean over classes are smaller."""
+
+
+def _points(lab: Lab) -> Iterator[Point]:
+    lengths = list(dict.fromkeys([lab.scale.epochs, *(max(1, lab.scale.epochs // part) for part in SHORTER)]))
+    trained = [
+        {"loss": loss, "epochs": length, "rate": RATES.get(loss, RATE)} for loss in LOSSES for length in sorted(lengths)
+    ]
+    return variants(lab, [{"epochs": 0}, *trained], ("loss", "epochs"))
+
+
+def _evidence(rows: Sequence[Row]) -> list[Evidence]:
+    trained = [row for row in rows if row["epochs"]]
+    longest = [row for row in rows if row["epochs"] == max(row["epochs"] for row in rows)]
+
+    def over(question: str, chosen: Sequence[Row], measure: str, truth: str) -> Evidence:
+        units = ("loss", "epochs", "seed")
+        return correlation(question, chosen, measure, truth, within=["data"], over=units, unit="pre-trained networks")
+
+    return [
+        over(
+            "trained to the end, the less source collapse, the better a probe", longest, "source_nc1", "test_accuracy"
+        ),
+        over("the same, of few-shot accuracy", longest, "source_nc1", "fewshot_accuracy"),
+        over("the same, of NC1 on source test pictures", longest, "source_test_nc1", "test_accuracy"),
+        over("of all trained networks, the less source collapse, the better", trained, "source_nc1", "test_accuracy"),
+        correlation(
+            "of all networks, the more collapse on the downstream pictures, the better",
+            rows,
+            lambda row: -row["nc1"],
+            "test_accuracy",
+            within=["data"],
+            over=["loss", "epochs", "seed"],
+            unit="networks",
+        ),
+        *_threshold(rows),
+    ]
+
+
+def _threshold(rows: Sequence[Row]) -> list[Evidence]:
+    """Whether accuracy falls from the top of a curve through all networks towards either end of source NC1."""
+    known = [row for row in rows if "error" not in row]
+    places = [turn for group in by_set(known) if (turn := turning_point(group)) is not None]
+    where = f" (at a source NC1 of {min(places):.2g} to {max(places):.2g})" if places else ""
+
+    def fall(question: str, end: int) -> Evidence:
+        def statistic(drawn: Sequence[Row]) -> float:
+            falls = [gaps[end] for group in by_set(drawn) if (gaps := _falls(group)) is not None]
+            return float(np.mean(falls)) if falls else math.nan
+
+        told, over = "fall of accuracy", ("loss", "epochs", "seed")
+        unit = "networks"
+        return bootstrap(question, told, known, statistic, over=over, unit=unit, least=LEAST_SHARE, share=True)
+
+    return [
+        fall(f"beyond a turning point{where} more source collapse costs accuracy", 0),
+        fall("before it, less source collapse costs accuracy: the untrained are behind", 1),
+    ]
+
+
+def by_set(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of each set that was transferred to."""
+    groups = defaultdict[str, list[Row]](list)
+    for row in rows:
+        groups[row["data"]].append(row)
+    return list(groups.values())
+
+
+def turning_point(rows: Sequence[Row]) -> float | None:
+    """Source NC1 at the top of a parabola through accuracy over log NC1; ``None`` where it has no top among them."""
+    curve = _curve(rows)
+    if curve is None or curve[0] >= 0:
+        return None
+    logs, top = [math.log(row["source_nc1"]) for row in rows], float(-curve[1] / (2 * curve[0]))
+    return math.exp(top) if min(logs) < top < max(logs) else None
+
+
+def _falls(rows: Sequence[Row]) -> tuple[float, float] | None:
+    """How far the parabola falls from its highest point among the networks to the most and the least collapsed one."""
+    curve = _curve(rows)
+    if curve is None:
+        return None
+    logs, turn = [math.log(row["source_nc1"]) for row in rows], turning_point(rows)
+    ends = np.polyval(curve, [min(logs), max(logs)])
+    highest = max(*ends, np.polyval(curve, math.log(turn)) if turn is not None else -math.inf)
+    return float(highest - ends[0]), float(highest - ends[1])
+
+
+def _curve(rows: Sequence[Row]) -> np.ndarray | None:
+    logs = [math.log(row["source_nc1"]) for row in rows]
+    return np.polyfit(logs, [row["test_accuracy"] for row in rows], 2) if len(set(logs)) >= 4 else None
+
+
+def _picture(rows: Sequence[Row]) -> Any:
+    marks = averaged(rows, ("data", "loss", "epochs"), ("source_nc1", "test_accuracy", "nc1"))
+    for mark in marks:
+        mark["loss"] = mark["loss"] if mark["epochs"] else "untrained"
+    return relation_chart(
+        marks,
+        Axis("source_nc1", "Source NC1 (log scale; lower: more collapsed)", log=True),
+        Axis("test_accuracy", "Probe accuracy downstream (%)", share=True),
+        title="Source collapse and transfer",
+        subtitle="Each mark is a way of pre-training, averaged over seeds. Lines join training short and long.",
+        panel="data",
+        colour="loss",
+        joined="epochs",
+        tips=(
+            Column("loss", "Loss", text),
+            Column("epochs", "Epochs", count),
+            Column("source_nc1", "Source NC1", number),
+            Column("nc1", "NC1 downstream", number),
+            Column("test_accuracy", "Probe accuracy", percent),
+        ),
+    )
+
+
+STUDY = Study(
+    name="source-collapse",
+    claim="the less a network is collapsed on its source pictures, the better it transfers, up to a threshold: "
+    "networks that have learnt nothing are the least collapsed of all",
+    paper="Networks were pre-trained on CIFAR-100 and miniImageNet under different losses, and NC1 of the source "
+    "pictures set against accuracy on other picture sets.",
+    small="A ResNet-8 is pre-trained from scratch on the first of the picture sets under five losses, at three "
+    "lengths (MSE at five times the rate of the other losses), and judged on the other sets by a ridge probe and "
+    "5-shot episodes; an untrained one stands beside. Source NC1 is measured in the finished network. A "
+    "threshold is where a parabola through accuracy over log NC1 turns.",
+    minutes=20,
+    points=_points,
+    evidence=_evidence,
+    columns=(Column("loss", "Loss", text), Column("epochs", "Epochs", count), *COLUMNS),
+    picture=_picture,
+    scales={"small": replace(SMALL, seeds=2), "paper": PAPER},
+    pretrains=True,
+    built_in=BUILT_IN,
+)

@@ -1,0 +1,262 @@
+"""A study: one of the paper's experiments, the points it consists of, and how to run them all so that they resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Unpack
+
+from tightframe.errors import DataError, SettingsError, TightframeError
+from tightframe.features.extract import Running
+from tightframe.files import write_bytes, write_text
+from tightframe.jobs import demo
+from tightframe.jobs.run import Result, Row, Run, claim
+from tightframe.protocols import Backbone, ImageSplits, silent
+from tightframe.report.columns import EVIDENCE
+from tightframe.report.page import Grid, Section, write_report
+from tightframe.report.tables import Column, number
+from tightframe.sources.backbones import load_backbone
+from tightframe.sources.images import load_images
+from tightframe.studies.evidence import RULE, Evidence
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study is.
+
+    Attributes:
+        epochs: of pre-training or tuning.
+        seeds: how many; each draws other weights, orders and, where few are taken, other pictures.
+        shots: pictures a class, one after the other, where a study takes few.
+        models: networks, where the user names none; the built-in ones if empty.
+        arch: what is pre-trained, with ``augment`` and ``batch_size`` (see ``jobs.pretrain``).
+        episodes: of few-shot evaluation.
+        blocks: most blocks of a network that are tuned, one after the other.
+        methods: to tune by.
+    """
+
+    epochs: int = 0
+    seeds: int = 1
+    shots: tuple[int, ...] = ()
+    models: tuple[str, ...] = ()
+    arch: str = "cifar_resnet8"
+    augment: float = 0.1
+    batch_size: int = 64
+    episodes: int = 300
+    blocks: int = 6
+    methods: tuple[str, ...] = ("linear", "layer", "scl", "full")
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """What a study is run with: pictures, networks, how large, where to write, and how networks run."""
+
+    scale: Scale
+    data: tuple[ImageSplits, ...]
+    models: tuple[Backbone, ...]
+    folder: Path
+    running: Running
+
+    @property
+    def seeds(self) -> range:
+        """0, 1, …"""
+        return range(self.scale.seeds)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Rows that are computed, and kept, together.
+
+    Attributes:
+        labels: which point of the study it is; part of each of its rows.
+        compute: the rows.
+    """
+
+    labels: Row
+    compute: Callable[[], Sequence[Row]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment by name.
+
+    Attributes:
+        name: of the study.
+        claim: what the paper says came of it.
+        paper: what the paper did.
+        small: what ``--scale small`` does instead.
+        minutes: that takes on a laptop, with what docs/studies.md is made of.
+        points: what is computed.
+        evidence: what the rows say of the claim; the claim itself comes first.
+        columns: of the table.
+        picture: a chart of the rows.
+        scales: by name.
+        pretrains: whether networks are made from the first of the picture sets and judged on the others.
+        built_in: picture sets where the user names none.
+    """
+
+    name: str
+    claim: str
+    paper: str
+    small: str
+    minutes: int
+    points: Callable[[Lab], Iterator[Point]]
+    evidence: Callable[[Sequence[Row]], list[Evidence]]
+    columns: tuple[Column, ...]
+    picture: Callable[[Sequence[Row]], Any]
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    pretrains: bool = False
+    built_in: tuple[str, ...] = (demo.DOWNSTREAM,)
+
+
+def run_study(
+    study: Study,
+    out: Path | str,
+    *,
+    scale: str = "small",
+    data: Sequence[str] = (),
+    models: Sequence[str | Backbone] = (),
+    seeds: int | None = None,
+    epochs: int | None = None,
+    shots: int | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    **running: Unpack[Running],
+) -> Result:
+    """Run every point of ``study`` and say what came of it; points that ``out`` already holds are not run again.
+
+    ``out`` is given ``rows.csv``, ``result.json``, ``report.html`` and ``picture.png``.
+
+    Args:
+        study: an entry of ``studies.STUDIES``.
+        out: a folder; the same call goes on with what an earlier one left in it.
+        scale: ``"paper"`` is the paper's own and needs a GPU, and ``data``.
+        data: picture sets, as for ``load_images``; the built-in digits if empty. Where the study pre-trains, the first
+            is the source and the others are transferred to.
+        models: networks, or their names as for ``load_backbone``; not for studies that pre-train.
+        seeds, epochs: in place of those of the scale.
+        shots: at most so many training pictures a class of each set (a study of few pictures has its own numbers).
+        model_options: further arguments of ``load_backbone``.
+        running: how networks run, see ``extract``.
+
+    Raises:
+        SettingsError: a value out of range, or ``out`` holds something else.
+        DataError, ModelError: pictures or networks that can't be loaded. What fails later is a row with its ``error``.
+    """
+    progress = running.get("progress", silent)
+    chosen = _scaled(study, scale, seeds, epochs)
+    if study.pretrains and models:
+        raise SettingsError(f"{study.name} makes its own networks: leave out --models")
+    if scale == "paper" and not data:
+        raise SettingsError("the paper's scale needs pictures; name some with --data")
+    named = list(data or study.built_in)
+    if study.pretrains and len(named) < 2:
+        raise SettingsError(f"{study.name} needs two picture sets or more: where to train, and where to transfer to")
+    splits = tuple(load_images(one, shots=shots, progress=progress) for one in named)
+    for one in splits:
+        if one.test is None:
+            raise DataError(f"{one.name} has no test pictures; give it a test folder")
+    folder, wanted = Path(out), [] if study.pretrains else list(models or chosen.models)
+    if not wanted and not study.pretrains:
+        wanted = demo.candidates(folder.with_name(folder.name + "-networks"), progress)
+    given = [load_backbone(one, **(model_options or {})) if isinstance(one, str) else one for one in wanted]
+    settings = {
+        "study": study.name,
+        "scale": scale,
+        **asdict(chosen),
+        "data": [one.name for one in splits],
+        "pictures": [len(one.train) for one in splits],
+        "shots_at_most": shots,
+        "models": [one.name for one in given],
+        "pool": running.get("pool", "auto"),
+        "precision": running.get("precision", "auto"),
+    }
+    pictures = [part.fingerprint for one in splits for part in (one.train, one.test) if part is not None]
+    claim(folder, [settings, pictures, [one.fingerprint for one in given]])
+    lab = Lab(chosen, splits, tuple(given), folder, running)
+    rows = _rows(study, lab)
+    settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
+    result = _result(study, rows, settings, folder)
+    _write(study, result, folder)
+    return result
+
+
+def _scaled(study: Study, scale: str, seeds: int | None, epochs: int | None) -> Scale:
+    if scale not in study.scales:
+        raise SettingsError(f'no scale "{scale}"; choose {" or ".join(study.scales)}')
+    for name, value in (("seeds", seeds), ("epochs", epochs)):
+        if value is not None and value < 1:
+            raise SettingsError(f"{name} is {value}; it must be 1 or more")
+    usual = study.scales[scale]
+    return replace(usual, seeds=seeds or usual.seeds, epochs=epochs or usual.epochs)
+
+
+def _rows(study: Study, lab: Lab) -> list[Row]:
+    """Of all points; the first row of each holds the seconds it took."""
+    run, points = Run(lab.folder), list(study.points(lab))
+    rows: list[Row] = []
+    for point in lab.running.get("progress", silent)(points, study.name, len(points)):
+        found = run.remember(json.dumps(point.labels), point.labels, partial(_computed, point))
+        rows += [point.labels | row for row in found]
+    return rows
+
+
+def _computed(point: Point) -> list[Row]:
+    started = time.perf_counter()
+    try:
+        found = [dict(row) for row in point.compute()]
+    except SettingsError:
+        raise  # the same for all points: said at once
+    except TightframeError as error:
+        found = [{"error": str(error)}]
+    found[0]["point_seconds"] = time.perf_counter() - started
+    return found
+
+
+def _result(study: Study, rows: list[Row], settings: dict[str, Any], folder: Path) -> Result:
+    found = [one.told() for one in study.evidence(rows)]
+    notes = [f"the paper: {study.claim}", *map(_told, found), RULE, f"rows, picture and report: {folder}"]
+    return Result(study.name, rows, settings, notes, [], further={"evidence": found})
+
+
+def _told(row: Row) -> str:
+    """A line of evidence in words."""
+    ends = "" if row["low"] is None else f" ({number(row['low'])} to {number(row['high'])})"
+    return f"{row['verdict']}: {row['question']}; {row['statistic']} {number(row['value'])}{ends}, {row['units']}"
+
+
+def _write(study: Study, result: Result, folder: Path) -> None:
+    evidence, chart = result.further["evidence"], study.picture(result.rows)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in result.rows for key in row)))
+    writer.writeheader()
+    writer.writerows(result.rows)
+    write_text(folder / "rows.csv", stream.getvalue())
+    if chart is not None:
+        write_bytes(folder / "picture.png", png(chart))
+    write_report(
+        folder / "report.html",
+        title=f"Study: {study.name}",
+        summary=[f"The paper: {study.claim}", *map(_told, evidence)],
+        sections=[
+            Section("What came of it", RULE, [chart, Grid(EVIDENCE, evidence)]),
+            Section(
+                "Every point", f"The paper: {study.paper}\n\nHere: {study.small}", [Grid(study.columns, result.rows)]
+            ),
+        ],
+        settings=result.settings,
+        versions=result.versions,
+    )
+    result.save(folder / "result.json")
+
+
+def png(chart: Any) -> bytes:
+    """The chart as a picture, two dots a pixel."""
+    stream = io.BytesIO()
+    chart.save(stream, format="png", scale_factor=2)
+    return stream.getvalue()

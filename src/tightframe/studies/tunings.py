@@ -1,0 +1,91 @@
+"""Networks tuned on few pictures of a set, and what became of their collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tightframe.features.pixels import Pixels
+from tightframe.jobs.compare import compare
+from tightframe.jobs.plan import Plan
+from tightframe.jobs.run import Row
+from tightframe.jobs.tuned import Tuned
+from tightframe.protocols import Backbone, ImageData, ImageSplits
+from tightframe.report.tables import Column, count, number, percent, seconds, text
+from tightframe.sources import selection
+from tightframe.studies.evidence import Evidence, difference
+from tightframe.studies.study import Lab
+from tightframe.tuning.inputs import PixelInputs
+from tightframe.tuning.loop import collapse_of
+
+KEPT = (
+    "method",
+    "layer",
+    "test_accuracy",
+    "train_accuracy",
+    "parameters",
+    "share",
+    "seconds",
+    "bytes",
+    "rate",
+    "error",
+)
+CALLED = {"full": "full fine-tuning", "linear": "the linear probe", "layer": "tuning the block alone (Layer FT)"}
+COLUMNS = (
+    Column("method", "Method", text),
+    Column("layer", "Block", text),
+    Column("test_accuracy", "Test", percent),
+    Column("train_accuracy", "Training", percent),
+    Column("nc1", "NC1", number),
+    Column("parameters", "Trained", count),
+    Column("share", "Share", percent),
+    Column("seconds", "Time", seconds),
+)
+
+
+def plan(lab: Lab, seed: int) -> Plan:
+    """How to tune: rate and decay are chosen on training pictures held out."""
+    return Plan(epochs=lab.scale.epochs, seed=seed)
+
+
+def sampled(lab: Lab, data: ImageSplits, seed: int) -> ImageSplits:
+    """As many training pictures a class as the scale says; all where it says nothing, or there are not so many."""
+    return few(data, lab.scale.shots[0], seed) or data if lab.scale.shots else data
+
+
+def few(data: ImageSplits, shots: int, seed: int) -> ImageSplits | None:
+    """So many training pictures a class; ``None`` where a class has fewer."""
+    if int(np.bincount(data.train.labels, minlength=len(data.classes)).min()) < shots:
+        return None
+    return replace(data, train=selection.shots(data.train, shots, seed))
+
+
+def by_methods(
+    lab: Lab, data: ImageSplits, backbone: Backbone, methods: Sequence[str], seed: int, out: Path
+) -> list[Row]:
+    """A row a method, each tuned with the same block and split, with ``nc1`` of the penultimate features."""
+    found = compare(data, backbone, methods, plan=plan(lab, seed), out=out, resume=True, **lab.running)
+    return [
+        {key: row[key] for key in KEPT if key in row}
+        | ({"nc1": penultimate_nc1(found.tuned[row["method"]], data.train)} if row["method"] in found.tuned else {})
+        for row in found.rows
+    ]
+
+
+def penultimate_nc1(tuned: Tuned, pictures: ImageData) -> float | None:
+    """Of pictures at the layer before the head, whatever else the head sees."""
+    inputs = PixelInputs(Pixels(pictures, tuned.backbone.preprocessing, keep_bytes=0))
+    tuned.network.train(False)
+    with torch.inference_mode():
+        found = [tuned.network.parts(batch)[0].float() for _, batch in inputs.batches(range(len(pictures)), 64)]
+    return collapse_of(torch.cat(found), pictures.labels)
+
+
+def ahead(rows: Sequence[Row], other: str, pairs: Sequence[str], over: Sequence[str], unit: str) -> Evidence:
+    """By how much SCL is ahead of another method in test accuracy; see ``evidence.difference``."""
+    question = f"SCL is more accurate than {CALLED.get(other, other)}"
+    return difference(question, rows, "test_accuracy", "method", ["scl"], [other], pairs=pairs, over=over, unit=unit)

@@ -1,0 +1,106 @@
+"""Networks pre-trained in different ways on one picture set, and what each is worth on others."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from tightframe.features.extract import extract
+from tightframe.jobs import demo
+from tightframe.jobs.fewshot import fewshot
+from tightframe.jobs.pretrain import Pretraining, pretrain
+from tightframe.jobs.run import Row
+from tightframe.metrics.collapse import nc1
+from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits
+from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.sources.backbones import load_backbone
+from tightframe.studies.evidence import mean_and_ends
+from tightframe.studies.probing import probed
+from tightframe.studies.study import Lab, Point, Scale
+
+SHOTS, WAYS = 5, 5
+BUILT_IN = (demo.SOURCE, demo.DOWNSTREAM)
+SMALL = Scale(epochs=40, seeds=3, augment=0.0, batch_size=32)
+"""Long enough for the terminal phase, in which training pictures are told apart and go on collapsing."""
+PAPER = Scale(epochs=200, seeds=3, arch="cifar_resnet18", augment=0.25, batch_size=128, episodes=600)
+COLUMNS = (
+    Column("data", "Transferred to", text),
+    Column("seed", "Seed", count),
+    Column("source_nc1", "Source NC1", number),
+    Column("source_test_nc1", "on test", number),
+    Column("source_train_accuracy", "Source, training", percent),
+    Column("source_test_accuracy", "test", percent),
+    Column("nc1", "NC1 there", number),
+    Column("test_accuracy", "Linear probe", percent),
+    Column("fewshot_accuracy", f"{SHOTS}-shot", percent),
+)
+
+
+def variants(lab: Lab, choices: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[Point]:
+    """A point for every seed and way of pre-training, with a row for every set that is transferred to.
+
+    Args:
+        lab: whose first picture set is the source.
+        choices: fields of ``Pretraining`` that differ; a network of 0 epochs is as it was drawn, once for all seeds.
+        names: the fields that tell points apart.
+    """
+    scale = lab.scale
+    usual = Pretraining(scale.arch, augment=scale.augment, epochs=scale.epochs, batch_size=scale.batch_size)
+    for seed in lab.seeds:
+        for choice in choices:
+            how = replace(usual, **choice, seed=seed)
+            if how.epochs or not seed:
+                yield Point({name: getattr(how, name) for name in names} | {"seed": seed}, partial(_rows, lab, how))
+
+
+def _rows(lab: Lab, how: Pretraining) -> list[Row]:
+    source, *others = lab.data
+    backbone, known = (
+        _made(lab, source, how) if how.epochs else (load_backbone(f"timm/{how.arch}", pretrained=False), {})
+    )
+    for name, part in (("source_nc1", source.train), ("source_test_nc1", source.test)):
+        if part is not None:
+            known[name] = nc1(extract(backbone, part, layers=[PENULTIMATE], **lab.running).moments(PENULTIMATE))
+    return [known | _transferred(lab, backbone, other) for other in others]
+
+
+def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Row]:
+    """The network, and its accuracy on the source."""
+    name = f"{how.loss}-projector{how.projector}-augment{how.augment:g}-epochs{how.epochs}-seed{how.seed}"
+    folder = lab.folder / "networks" / name
+    device, precision = lab.running.get("device", "auto"), lab.running.get("precision", "auto")
+    found = pretrain(source, folder, how, resume=True, device=device, precision=precision)
+    last = found.rows[-1]
+    known = {f"source_{name}": last.get(name) for name in ("train_accuracy", "test_accuracy")}
+    return load_backbone(f"local-dir:{folder}"), known
+
+
+def _transferred(lab: Lab, backbone: Backbone, data: ImageSplits) -> Row:
+    """What the network is worth on ``data``: NC1, a probe, few-shot episodes."""
+    assert data.test is not None  # `run_study` saw to it
+    train, test = (extract(backbone, part, layers=[PENULTIMATE], **lab.running) for part in (data.train, data.test))
+    ways, episodes = min(WAYS, len(data.classes)), lab.scale.episodes
+    drawn = fewshot(data, backbone, ways=ways, shots=[SHOTS], episodes=episodes, **lab.running).rows
+    found = probed(train[PENULTIMATE], train.labels, test[PENULTIMATE], test.labels, len(data.classes))
+    accuracy = next(row["accuracy"] for row in drawn if row["classifier"] == "logistic")
+    return {"data": data.name, **found, "fewshot_accuracy": accuracy}
+
+
+def averaged(rows: Sequence[Row], by: Sequence[str], measures: Sequence[str]) -> list[Row]:
+    """Rows that agree in the columns ``by``, averaged; ends of intervals over them where they are several."""
+    groups = defaultdict[tuple[Any, ...], list[Row]](list)
+    for row in rows:
+        if "error" not in row:
+            groups[tuple(row[column] for column in by)].append(row)
+    made = []
+    for key, group in groups.items():
+        one: Row = dict(zip(by, key, strict=True)) | {"times": len(group)}
+        for measure in measures:
+            known = [row[measure] for row in group if row.get(measure) is not None]
+            mean, low, high = mean_and_ends(known) if known else (None, None, None)
+            one |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
+        made.append(one)
+    return made

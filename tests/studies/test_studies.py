@@ -1,0 +1,184 @@
+"""Every study, run whole on tiny networks and digits: rows, evidence, files, and that it resumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import runpy
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tightframe.errors import DataError, ModelError, SettingsError
+from tightframe.studies import STUDIES, run_study
+from tightframe.studies.evidence import NOT_SUPPORTED, SUPPORTED, UNCLEAR
+from tightframe.studies.source_collapse import turning_point
+from tightframe.studies.study import Point, Scale
+
+DIGITS = ("digits:0-4", "digits:5-9")
+SHORT = {"epochs": 1, "seeds": 1, "shots": 8, "precision": "float32"}
+PRETRAINING = [name for name, study in STUDIES.items() if study.pretrains]
+GIVEN = [name for name in STUDIES if name not in PRETRAINING]
+
+
+def plain(study):
+    """The study without the parts of its scale that only take time."""
+    scale = replace(study.scales["small"], episodes=10, blocks=2, shots=study.scales["small"].shots and (3,))
+    return replace(study, scales={"small": scale})
+
+
+@pytest.fixture(scope="module", params=STUDIES)
+def done(request, names, tmp_path_factory):
+    """A study that was run, and where."""
+    study = plain(STUDIES[request.param])
+    out = tmp_path_factory.mktemp("study") / "out"
+    models = () if study.pretrains else list(names.values())
+    return study, out, run_study(study, out, models=models, data=DIGITS, **SHORT)
+
+
+def test_it_gives_rows_a_table_a_picture_a_page_and_a_verdict(done):
+    study, out, found = done
+    assert found.rows
+    assert not [row for row in found.rows if "error" in row]
+    known = {key for row in found.rows for key in row}
+    assert {column.key for column in study.columns} <= known | {"source_accuracy", "source_train_accuracy"}
+    for row in found.rows:
+        accuracy = row.get("test_accuracy", row.get("accuracy", row.get("ridge_test")))
+        assert 0 <= accuracy <= 1
+        assert row["nc1"] is None or row["nc1"] > 0
+    for row in found.further["evidence"]:
+        assert row["verdict"] in (SUPPORTED, NOT_SUPPORTED, UNCLEAR)
+    with (out / "rows.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(found.rows)
+    with Image.open(out / "picture.png") as picture:
+        assert min(picture.size) > 300
+    page = (out / "report.html").read_text()
+    assert f"Study: {study.name}" in page
+    assert escape(found.further["evidence"][0]["question"]) in page
+    kept = json.loads((out / "result.json").read_text())
+    assert kept["settings"]["scale"] == "small"
+    assert kept["further"]["evidence"] == found.further["evidence"]
+
+
+def test_what_is_done_is_not_done_again(done, names, monkeypatch):
+    study, out, found = done
+
+    def again(lab):
+        for point in study.points(lab):
+            yield Point(point.labels, lambda: pytest.fail("computed again"))
+
+    models = () if study.pretrains else list(names.values())
+    assert run_study(replace(study, points=again), out, models=models, data=DIGITS, **SHORT).rows == found.rows
+    with pytest.raises(SettingsError, match="other settings"):
+        run_study(study, out, models=models, data=DIGITS, **(SHORT | {"epochs": 2}))
+
+
+def test_a_stopped_study_goes_on(names, tmp_path):
+    study, computed = plain(STUDIES["downstream-collapse"]), []
+    asked = {"models": list(names.values()), "data": DIGITS, **SHORT}
+
+    def counted(lab):
+        for point in study.points(lab):
+            yield Point(point.labels, lambda point=point: computed.append(point.labels) or point.compute())
+
+    counting = replace(study, points=counted)
+
+    def stopping(items, title, total):
+        for at, item in enumerate(items):
+            if title == study.name and at == 2:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(counting, tmp_path / "out", progress=stopping, **asked)
+    assert len(computed) == 2
+    found = run_study(counting, tmp_path / "out", **asked)
+    assert len(computed) == 4 == len(found.rows)
+
+
+def test_a_point_that_fails_is_a_row_that_says_so(names, tmp_path):
+    def points(lab):
+        def fail():
+            raise ModelError("it is broken")
+
+        first, *rest = STUDIES["downstream-collapse"].points(lab)
+        yield Point(first.labels, fail)
+        yield from rest
+
+    study = replace(STUDIES["downstream-collapse"], points=points)
+    found = run_study(study, tmp_path / "out", models=list(names.values()), data=["digits:5-9"], **SHORT)
+    assert found.rows[0]["error"] == "it is broken"
+    assert found.rows[1]["test_accuracy"] > 0
+    assert "it is broken" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "said"),
+    [
+        ("layers", {"scale": "huge"}, "small or paper"),
+        ("layers", {"scale": "paper"}, "--data"),
+        ("layers", {"epochs": 0}, "1 or more"),
+        ("augmentation", {"models": ["timm/resnet18"]}, "leave out --models"),
+        ("augmentation", {"data": ["digits:0-4"]}, "two picture sets"),
+    ],
+)
+def test_what_can_not_be_asked_is_said(name, asked, said, tmp_path):
+    with pytest.raises(SettingsError, match=said):
+        run_study(STUDIES[name], tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_to_test_on_are_needed(tmp_path, names):
+    folder = tmp_path / "pictures"
+    for at in range(2):
+        (folder / f"class{at}").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / f"class{at}" / "one.png")
+    with pytest.raises(DataError, match="no test pictures"):
+        run_study(STUDIES["layers"], tmp_path / "out", models=[names["wide"]], data=[str(folder)])
+
+
+def test_the_turning_point_is_that_of_the_parabola():
+    def row(log, accuracy):
+        return {"source_nc1": math.exp(log), "test_accuracy": accuracy}
+
+    top = [row(log, 0.7 - 0.1 * (log - 0.5) ** 2) for log in np.linspace(-2, 3, 9)]
+    assert turning_point(top) == pytest.approx(math.exp(0.5))
+    rising = [row(log, 0.1 * log) for log in np.linspace(-2, 3, 9)]
+    assert turning_point(rising) is None
+    assert turning_point(top[:3]) is None
+
+
+def test_equal_samples_are_equal(names, tmp_path):
+    study = plain(STUDIES["across-data"])
+    found = run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:0-6", "digits:5-9"], **SHORT)
+    equal = [row for row in found.rows if row["sample"] != "as it is"]
+    assert {(row["classes"], row["pictures"]) for row in equal} == {(5, 40)}
+    whole = [row for row in found.rows if row["sample"] == "as it is"]
+    assert [(row["classes"], row["pictures"]) for row in whole] == [(7, 56), (5, 40)]
+
+
+def test_scarce_numbers_are_the_papers_as_far_as_there_are_pictures(names, tmp_path):
+    study = plain(STUDIES["scarce-data"])
+    study = replace(study, scales={"small": Scale(epochs=1, shots=(100,), methods=("linear",))})
+    found = run_study(
+        study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], shots=12, precision="float32"
+    )
+    assert [row["shots"] for row in found.rows] == [3, 10]
+
+
+def test_every_paper_scale_is_named():
+    for study in STUDIES.values():
+        assert set(study.scales) == {"small", "paper"}
+        assert study.pretrains or study.scales["paper"].models
+
+
+def test_the_page_of_studies_is_up_to_date():
+    docs = Path(__file__).parents[2] / "docs"
+    page = runpy.run_path(str(docs / "make_studies.py"))["page"]()
+    assert (docs / "studies.md").read_text(encoding="utf-8") == page, "run python docs/make_studies.py"
+    assert all(f"## {name}\n" in page for name in STUDIES)
