@@ -78,6 +78,13 @@ def test_what_is_done_is_not_done_again(done, names, monkeypatch):
         run_study(study, out, models=models, data=DIGITS, **(SHORT | {"epochs": 2}))
 
 
+def test_sets_and_networks_of_one_name_are_told_apart(names, tmp_path):
+    study, twice = STUDIES["downstream-collapse"], [names["wide"], names["wide"]]
+    found = run_study(study, tmp_path / "out", models=twice, data=["digits:5-9", "digits:5-9"], **SHORT)
+    assert len({(row["data"], row["network"]) for row in found.rows}) == 4
+    assert "wide #2" in {row["network"] for row in found.rows}
+
+
 def test_a_stopped_study_goes_on(names, tmp_path):
     study, computed = plain(STUDIES["downstream-collapse"]), []
     asked = {"models": list(names.values()), "data": DIGITS, **SHORT}

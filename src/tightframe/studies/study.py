@@ -17,10 +17,11 @@ from tightframe.features.extract import Running
 from tightframe.files import write_bytes, write_text
 from tightframe.jobs import demo
 from tightframe.jobs.run import Result, Row, Run, claim
-from tightframe.protocols import Backbone, ImageSplits, silent
+from tightframe.protocols import Backbone, ImageSplits, Progress, silent
 from tightframe.report.columns import EVIDENCE
 from tightframe.report.page import Grid, Section, write_report
 from tightframe.report.tables import Column, number
+from tightframe.report.theme import apart
 from tightframe.sources.backbones import load_backbone
 from tightframe.sources.images import load_images
 from tightframe.studies.evidence import RULE, Evidence
@@ -148,23 +149,14 @@ def run_study(
         SettingsError: a value out of range, or ``out`` holds something else.
         DataError, ModelError: pictures or networks that can't be loaded. What fails later is a row with its ``error``.
     """
-    progress = running.get("progress", silent)
     chosen = _scaled(study, scale, seeds, epochs)
     if study.pretrains and models:
         raise SettingsError(f"{study.name} makes its own networks: leave out --models")
     if scale == "paper" and not data:
         raise SettingsError("the paper's scale needs pictures; name some with --data")
-    named = list(data or study.built_in)
-    if study.pretrains and len(named) < 2:
-        raise SettingsError(f"{study.name} needs two picture sets or more: where to train, and where to transfer to")
-    splits = tuple(load_images(one, shots=shots, progress=progress) for one in named)
-    for one in splits:
-        if one.test is None:
-            raise DataError(f"{one.name} has no test pictures; give it a test folder")
-    folder, wanted = Path(out), [] if study.pretrains else list(models or chosen.models)
-    if not wanted and not study.pretrains:
-        wanted = demo.candidates(folder.with_name(folder.name + "-networks"), progress)
-    given = [load_backbone(one, **(model_options or {})) if isinstance(one, str) else one for one in wanted]
+    folder, progress = Path(out), running.get("progress", silent)
+    splits = _pictures(study, data or study.built_in, shots, progress)
+    given = () if study.pretrains else _networks(models or chosen.models, folder, model_options or {}, progress)
     settings = {
         "study": study.name,
         "scale": scale,
@@ -178,12 +170,33 @@ def run_study(
     }
     pictures = [part.fingerprint for one in splits for part in (one.train, one.test) if part is not None]
     claim(folder, [settings, pictures, [one.fingerprint for one in given]])
-    lab = Lab(chosen, splits, tuple(given), folder, running)
-    rows = _rows(study, lab)
+    rows = _rows(study, Lab(chosen, splits, given, folder, running))
     settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
     result = _result(study, rows, settings, folder)
     _write(study, result, folder)
     return result
+
+
+def _pictures(study: Study, names: Sequence[str], shots: int | None, progress: Progress) -> tuple[ImageSplits, ...]:
+    """Picture sets with test pictures, their names made different."""
+    if study.pretrains and len(names) < 2:
+        raise SettingsError(f"{study.name} needs two picture sets or more: where to train, and where to transfer to")
+    found = [load_images(name, shots=shots, progress=progress) for name in names]
+    for one in found:
+        if one.test is None:
+            raise DataError(f"{one.name} has no test pictures; give it a test folder")
+    different = apart(one.name for one in found)
+    return tuple(replace(one, name=name) for one, name in zip(found, different, strict=True))
+
+
+def _networks(
+    models: Sequence[str | Backbone], folder: Path, options: Mapping[str, Any], progress: Progress
+) -> tuple[Backbone, ...]:
+    """The networks, their names made different; where none are named, those of the digits, made beside ``folder``."""
+    wanted = list(models) or demo.candidates(folder.with_name(folder.name + "-networks"), progress)
+    found = [load_backbone(one, **options) if isinstance(one, str) else one for one in wanted]
+    different = apart(one.name for one in found)
+    return tuple(replace(one, name=name) for one, name in zip(found, different, strict=True))
 
 
 def _scaled(study: Study, scale: str, seeds: int | None, epochs: int | None) -> Scale:
