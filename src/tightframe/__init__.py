@@ -75,6 +75,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must work without
+    "STUDIES",
     "Backbone",
     "ClassMoments",
     "CollapseMetrics",
@@ -106,6 +107,7 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "pretrain",
     "push_to_hub",
     "rank",
+    "run_study",
     "transfer",
     "transferability",
     "tune",

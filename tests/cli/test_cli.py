@@ -116,7 +116,7 @@ def test_study_lists_runs_and_says_what_came_of_it(run, names, tmp_path):
     assert status == 0, err
     told = out.replace("\n", " ")
     assert "can't tell from this: across the layers of a network" in told
-    assert f"rows, picture and report: {tmp_path / 'out'}" in out
+    assert f"beside it: {tmp_path / 'out' / 'report.html'}" in out
     assert (tmp_path / "out" / "report.html").is_file()
     status, _, err = run("study", "layer")
     assert status == 1

@@ -221,6 +221,7 @@ def study(options: argparse.Namespace) -> None:
     if len(found.rows) <= MOST_ROWS:
         terminal.show(f"{asked.name}: every point", asked.columns, found.rows)
     terminal.close(found, options.json)
+    terminal.where(folder / "report.html", "page, with picture.png and rows.csv beside it")
 
 
 def spaced(rows: list[Any]) -> list[Any]:

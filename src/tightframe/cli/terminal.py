@@ -35,10 +35,15 @@ def close(result: Result, json_file: Path | None, data: str = "DATA") -> None:
         out.print(Text.assemble(("• ", "dim"), printable(note)))
     if json_file:
         result.save(json_file)
-        out.print(Text(f"rows, settings and versions: {json_file}"), soft_wrap=True)
+        where(json_file, "rows, settings and versions")
     for command in result.following:
         command = command.replace(" DATA ", f" {shlex.quote(data)} ")
         out.print(Text.assemble(("next: ", "dim"), (printable(command), "green")), soft_wrap=True)
+
+
+def where(path: Path, what: str) -> None:
+    """Say where something lies, on one line however long, to be copied."""
+    out.print(Text.assemble((f"{what}: ", "dim"), printable(str(path))), soft_wrap=True)
 
 
 def failure(message: str) -> None:

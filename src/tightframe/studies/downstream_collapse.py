@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 from tightframe.jobs.rank import rank
@@ -30,9 +31,8 @@ PAPER = (
 
 
 def _points(lab: Lab) -> Iterator[Point]:
-    for data in lab.data:
-        for backbone in lab.models:
-            yield Point(labels_of(data, backbone), partial(_row, lab, data, backbone))
+    for data, backbone in product(lab.data, lab.models):
+        yield Point(labels_of(data, backbone), partial(_row, lab, data, backbone))
 
 
 def labels_of(data: ImageSplits, backbone: Backbone) -> Row:

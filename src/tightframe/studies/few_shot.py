@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 from tightframe.jobs.fewshot import fewshot
@@ -22,9 +23,8 @@ SPLIT = "cifar-fs:test"
 
 
 def _points(lab: Lab) -> Iterator[Point]:
-    for data in lab.data:
-        for backbone in lab.models:
-            yield Point(labels_of(data, backbone), partial(_rows, lab, data, backbone))
+    for data, backbone in product(lab.data, lab.models):
+        yield Point(labels_of(data, backbone), partial(_rows, lab, data, backbone))
 
 
 def _rows(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:

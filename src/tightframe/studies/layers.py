@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 from tightframe.jobs.layers import layers
@@ -21,9 +22,8 @@ UNIT = ("network", "data")
 
 
 def _points(lab: Lab) -> Iterator[Point]:
-    for data in lab.data:
-        for backbone in lab.models:
-            yield Point({"data": data.name, "network": backbone.name}, partial(_rows, lab, data, backbone))
+    for data, backbone in product(lab.data, lab.models):
+        yield Point({"data": data.name, "network": backbone.name}, partial(_rows, lab, data, backbone))
 
 
 def _rows(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:

@@ -172,7 +172,7 @@ def run_study(
     claim(folder, [settings, pictures, [one.fingerprint for one in given]])
     rows = _rows(study, Lab(chosen, splits, given, folder, running))
     settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
-    result = _result(study, rows, settings, folder)
+    result = _result(study, rows, settings)
     _write(study, result, folder)
     return result
 
@@ -231,9 +231,9 @@ def _computed(point: Point) -> list[Row]:
     return found
 
 
-def _result(study: Study, rows: list[Row], settings: dict[str, Any], folder: Path) -> Result:
+def _result(study: Study, rows: list[Row], settings: dict[str, Any]) -> Result:
     found = [one.told() for one in study.evidence(rows)]
-    notes = [f"the paper: {study.claim}", *map(_told, found), RULE, f"rows, picture and report: {folder}"]
+    notes = [f"the paper: {study.claim}", *map(_told, found), RULE]
     return Result(study.name, rows, settings, notes, [], further={"evidence": found})
 
 
