@@ -53,7 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "side": 96,
         "data": LARGE_PICTURES,
     },
-    "scarce-data": {"models": ("mobilenetv1_050",), "side": 64, "data": ("cifar10", "cifar100")},
+    "scarce-data": {"models": ("mobilenetv1_050",), "side": 64, "data": ("cifar10", *NEW_SETS)},
 }
 """What each study is run on; `side` is that of the pictures for networks of ImageNet, those of CIFAR-10 have 32 px."""
 

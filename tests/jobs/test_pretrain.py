@@ -13,8 +13,12 @@ from safetensors.torch import load_file
 from tightframe import Pretraining, collapse_metrics, extract, load_backbone, load_images, pretrain
 from tightframe.errors import ModelError, SettingsError
 from tightframe.features.moments import ClassMoments
-from tightframe.jobs.pretrain import _collapse
+from tightframe.files import write_tensors
+from tightframe.jobs.pretrain import _collapse, _reading
 from tightframe.metrics.collapse import Head
+from tightframe.pretraining.losses import LOSSES
+from tightframe.pretraining.network import PretrainedNetwork
+from tightframe.tuning.loop import Diverged
 
 HOW = Pretraining("cifar_resnet8", augment=0.0, epochs=2, rate=0.05, batch_size=32)
 
@@ -114,6 +118,10 @@ def test_other_sizes_and_transformers(data, tmp_path):
         ({"epochs": 0}, "1 or more"),
         ({"rate": float("nan")}, "rate"),
         ({"loss": "supcon", "batch_size": 33}, "2 views"),
+        ({"loss": "supcon", "batch_size": 2}, "4 or more"),
+        ({"loss": "supcon", "accumulate": 2}, "accumulate 1"),
+        ({"seed": -1}, "0 or more"),
+        ({"rate": 1e300}, "rate"),
         ({"arguments": {"channels": "wide"}}, "can't be made"),
     ],
 )
@@ -121,6 +129,29 @@ def test_what_can_not_be_done_is_said_before_anything_is(data, tmp_path, change,
     with pytest.raises((SettingsError, ModelError), match=said):
         pretrain(data, tmp_path / "net", dataclasses.replace(HOW, **change))
     assert not (tmp_path / "net" / "model.safetensors").exists()
+
+
+def test_a_mistake_leaves_the_folder_free(data, tmp_path):
+    with pytest.raises(SettingsError):
+        pretrain(data, tmp_path / "net", HOW, device="abacus")
+    with pytest.raises(Diverged):
+        pretrain(data, tmp_path / "net", dataclasses.replace(HOW, loss="mse", rate=1e6))
+    assert pretrain(data, tmp_path / "net", HOW).rows
+
+
+def test_the_terminal_phase_begins_where_it_lasts():
+    accuracies = [0.2, 1.0, 0.3, 1.0, 1.0]
+    rows = [{"epoch": at, "train_accuracy": accuracy, "nc1": 0.5} for at, accuracy in enumerate(accuracies, 1)]
+    assert _reading(rows)[0].startswith("from epoch 4 on")
+    assert "not all told apart" in _reading(rows[:3])[0]
+
+
+def test_weights_that_share_memory_can_be_written(data, tmp_path):
+    tied = {"channels": (8, 16, 32)}
+    network = PretrainedNetwork("cifar_resnet8", 2, LOSSES["mse"], 0, tied, 0)
+    network.base.extra = network.base.conv1
+    write_tensors(tmp_path / "all.safetensors", network.weights("fc"))
+    assert "extra.weight" in load_file(tmp_path / "all.safetensors")
 
 
 def test_an_unknown_architecture_is_told_its_neighbours(data, tmp_path):

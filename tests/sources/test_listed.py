@@ -35,6 +35,16 @@ def test_a_table_is_a_split_with_its_own_classes(mini):
     assert whole.train[7].getpixel((0, 0))[1] == pytest.approx(90, abs=8)
 
 
+def test_a_picture_that_is_listed_in_many_ways_is_one(mini, monkeypatch):
+    whole = load_images(mini / "test.csv", test_share=0.0).train
+    with (mini / "test.csv").open("a") as file:
+        file.write(f"n0800.jpg,n08\n./n0800.jpg,n08\nimages/n0800.jpg,n08\n{mini}/images/n0801.jpg,n08\n")
+    monkeypatch.chdir(mini)
+    again = load_images("test.csv", test_share=0.0).train
+    assert again.identifiers == whole.identifiers
+    assert again.fingerprint == whole.fingerprint
+
+
 def test_the_same_table_is_the_same_data_and_another_is_not(mini):
     first, again = (load_images(mini / "test.csv").train.fingerprint for _ in range(2))
     assert first == again != load_images(mini / "train.csv").train.fingerprint
@@ -47,6 +57,8 @@ def test_the_same_table_is_the_same_data_and_another_is_not(mini):
         ("../../secret.jpg,n08", "leads out of the data folder"),
         ("notes.txt,n08", "not a picture"),
         ("empty.jpg,n08", "empty"),
+        ("n0800.jpg,n09", "listed as n08 and as n09"),
+        ("x" * 300 + ".jpg,n08", "can't be looked for"),
     ],
 )
 def test_what_can_not_be_used_is_named_or_left_out(mini, line, said):
@@ -63,7 +75,8 @@ def test_what_can_not_be_used_is_named_or_left_out(mini, line, said):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "must begin"), ("file,class\na,b\n", "must begin"), ("filename,label\na.jpg,\n", "a label")]
+    ("text", "said"),
+    [("", "must begin"), ("file,class\na,b\n", "must begin"), ("filename,label\na.jpg,\n", "or a label")],
 )
 def test_other_tables_are_refused(mini, text, said):
     (mini / "test.csv").write_text(text)

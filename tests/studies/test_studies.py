@@ -17,19 +17,23 @@ from PIL import Image
 from tightframe.errors import DataError, ModelError, SettingsError
 from tightframe.studies import STUDIES, run_study
 from tightframe.studies.evidence import NOT_SUPPORTED, SUPPORTED, UNCLEAR
-from tightframe.studies.source_collapse import turning_point
+from tightframe.studies.layers import distinct
+from tightframe.studies.source_collapse import _threshold, turning_point
 from tightframe.studies.study import Point, Scale
 
 DIGITS = ("digits:0-4", "digits:5-9")
-SHORT = {"epochs": 1, "seeds": 1, "shots": 8, "precision": "float32"}
+SHORT = {"shots": 8, "precision": "float32"}
 PRETRAINING = [name for name, study in STUDIES.items() if study.pretrains]
 GIVEN = [name for name in STUDIES if name not in PRETRAINING]
 
 
 def plain(study):
     """The study without the parts of its scale that only take time."""
-    scale = replace(study.scales["small"], episodes=10, blocks=2, shots=study.scales["small"].shots and (3,))
-    return replace(study, scales={"small": scale})
+    scale = replace(
+        study.scales["small"], episodes=10, blocks=2, shots=study.scales["small"].shots and (3,), pictures=100
+    )
+    least = {"epochs": min(scale.epochs, 1), "seeds": min(scale.seeds, 1)}
+    return replace(study, scales={"small": replace(scale, **least)})
 
 
 @pytest.fixture(scope="module", params=STUDIES)
@@ -75,7 +79,7 @@ def test_what_is_done_is_not_done_again(done, names, monkeypatch):
     models = () if study.pretrains else list(names.values())
     assert run_study(replace(study, points=again), out, models=models, data=DIGITS, **SHORT).rows == found.rows
     with pytest.raises(SettingsError, match="other settings"):
-        run_study(study, out, models=models, data=DIGITS, **(SHORT | {"epochs": 2}))
+        run_study(study, out, models=models, data=DIGITS, **(SHORT | {"shots": 7}))
 
 
 def test_sets_and_networks_of_one_name_are_told_apart(names, tmp_path):
@@ -118,10 +122,57 @@ def test_a_point_that_fails_is_a_row_that_says_so(names, tmp_path):
         yield from rest
 
     study = replace(STUDIES["downstream-collapse"], points=points)
-    found = run_study(study, tmp_path / "out", models=list(names.values()), data=["digits:5-9"], **SHORT)
+    asked = {"models": list(names.values()), "data": ["digits:5-9"], **SHORT}
+    found = run_study(study, tmp_path / "out", **asked)
     assert found.rows[0]["error"] == "it is broken"
     assert found.rows[1]["test_accuracy"] > 0
+    assert "1 of 2 rows failed and are not counted; the first: it is broken" in found.notes
     assert "it is broken" in (tmp_path / "out" / "report.html").read_text()
+    mended = run_study(STUDIES["downstream-collapse"], tmp_path / "out", **asked)  # what failed is not remembered
+    assert [row["test_accuracy"] > 0 for row in mended.rows] == [True, True]
+
+
+def test_a_study_of_which_all_failed_is_an_error(names, tmp_path):
+    def points(lab):
+        for point in STUDIES["layers"].points(lab):
+            yield Point(point.labels, lambda: (_ for _ in ()).throw(ModelError("it is broken")))
+
+    study = replace(STUDIES["layers"], points=points)
+    with pytest.raises(ModelError, match=r"every point of layers failed; the first: it is broken"):
+        run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], **SHORT)
+
+
+def test_other_layers_are_other_settings(names, tmp_path):
+    asked = {"models": [names["wide"]], "data": ["digits:5-9"], **SHORT}
+    run_study(STUDIES["layers"], tmp_path / "out", **asked)
+    with pytest.raises(SettingsError, match="other settings"):
+        run_study(STUDIES["layers"], tmp_path / "out", model_options={"layers": ["layer1"]}, **asked)
+
+
+def test_a_layer_that_is_the_last_features_counts_once(names, tmp_path):
+    found = run_study(STUDIES["layers"], tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], **SHORT)
+    layers = [row["layer"] for row in found.rows]
+    assert layers[-2:] == ["layer4.0", "penultimate"]
+    assert [row["layer"] for row in distinct(found.rows)] == layers[:-1]
+
+
+def test_built_in_networks_are_made_inside_the_folder(tmp_path):
+    run_study(STUDIES["few-shot"], tmp_path / "out", **SHORT)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_set_that_fails_takes_no_other_with_it(tmp_path):
+    study = plain(STUDIES["projection-head"])
+    small = tmp_path / "small"
+    for name in ("a", "b"):
+        for part in ("train", "test"):
+            (small / part / name).mkdir(parents=True)
+            for at in range(2):
+                Image.new("RGB", (8, 8), (at * 90, 0, 0)).save(small / part / name / f"{at}.png")
+    found = run_study(study, tmp_path / "out", data=["digits:0-4", str(small), "digits:5-9"], **SHORT)
+    assert {row["data"] for row in found.rows if "error" in row} == {"small"}
+    assert len([row for row in found.rows if row.get("test_accuracy")]) == 4
+    assert found.further["evidence"][2]["units"] == "1 seed"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +180,10 @@ def test_a_point_that_fails_is_a_row_that_says_so(names, tmp_path):
     [
         ("layers", {"scale": "huge"}, "small or paper"),
         ("layers", {"scale": "paper"}, "--data"),
-        ("layers", {"epochs": 0}, "1 or more"),
+        ("methods", {"epochs": 0}, "1 or more"),
+        ("layers", {"epochs": 3}, "--epochs"),
+        ("few-shot", {"seeds": 3}, "--seeds"),
+        ("augmentation", {"model_options": {"input_size": 16}}, "input_size"),
         ("augmentation", {"models": ["timm/resnet18"]}, "leave out --models"),
         ("augmentation", {"data": ["digits:0-4"]}, "two picture sets"),
     ],
@@ -160,6 +214,25 @@ def test_the_turning_point_is_that_of_the_parabola():
     assert turning_point(top[:3]) is None
 
 
+def test_thresholds_are_not_found_in_noise_and_are_where_there_is_one():
+    def rows(curve, seed):
+        luck = np.random.default_rng(seed)
+        for at, log in enumerate(np.linspace(-2, 3, 31)):
+            for data in "abc":
+                accuracy = curve(log) + 0.02 * luck.normal()
+                labels = {"loss": "mse", "epochs": at, "seed": 0, "data": data}
+                yield labels | {"source_nc1": math.exp(log), "test_accuracy": accuracy}
+
+    def verdicts(curve, seed=0):
+        return [one.verdict for one in _threshold(list(rows(curve, seed)))]
+
+    assert verdicts(lambda log: 0.7 - 0.02 * (log - 0.5) ** 2) == [SUPPORTED, SUPPORTED]
+    assert verdicts(lambda log: 0.5 + 0.05 * log) == [SUPPORTED, NOT_SUPPORTED]
+    assert verdicts(lambda log: 0.5 - 0.05 * log) == [NOT_SUPPORTED, SUPPORTED]
+    noise = [verdict for seed in range(20) for verdict in verdicts(lambda log: 0.5, seed)]
+    assert noise.count(SUPPORTED) <= 5
+
+
 def test_equal_samples_are_equal(names, tmp_path):
     study = plain(STUDIES["across-data"])
     found = run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:0-6", "digits:5-9"], **SHORT)
@@ -171,7 +244,7 @@ def test_equal_samples_are_equal(names, tmp_path):
 
 def test_scarce_numbers_are_the_papers_as_far_as_there_are_pictures(names, tmp_path):
     study = plain(STUDIES["scarce-data"])
-    study = replace(study, scales={"small": Scale(epochs=1, shots=(100,), methods=("linear",))})
+    study = replace(study, scales={"small": Scale(epochs=1, seeds=1, pictures=50, methods=("linear",))})
     found = run_study(
         study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], shots=12, precision="float32"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from tightframe.errors import MeasureError, ModelError, SettingsError
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import Precision, device_of, likely_precision, on_device
 from tightframe.files import write_tensors, write_text
-from tightframe.jobs.run import Result, Row, Run, claim
+from tightframe.jobs.run import MARK, Result, Row, Run, claim
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.quick import quick_collapse
 from tightframe.pretraining.losses import loss_named
-from tightframe.pretraining.network import Goal, PretrainedNetwork
+from tightframe.pretraining.network import MOST_LAYERS, Goal, PretrainedNetwork
 from tightframe.process import is_first
 from tightframe.protocols import ImageData, ImageSplits, Preprocessing, Progress, silent
 from tightframe.sources.cifar import NAMES
@@ -31,11 +32,13 @@ from tightframe.tuning.augment import Distort
 from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.logs import check as check_logs
 from tightframe.tuning.logs import logging_to
-from tightframe.tuning.loop import Watch, fit
+from tightframe.tuning.loop import Diverged, Watch, fit
 from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe, Split
 
 WEIGHTS, CONFIG, CHECKPOINT = "model.safetensors", "config.json", "checkpoint.safetensors"
+TOLD_APART = 0.999
+"""Training accuracy from which on we speak of the terminal phase."""
 FOLLOWED = {"nc1": "nc1", "nc2": "nc2_etf", "nc3": "nc3"}
 """What is followed, and the measure that it is."""
 
@@ -81,13 +84,23 @@ class Pretraining:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise SettingsError(f"{name.replace('_', ' ')} is {value}; it must be {lowest} or more")
-        if not 0 < self.rate < float("inf") or not 0 <= self.decay < float("inf"):
+        if not 0 <= self.seed < 2**63:
+            raise SettingsError(f"seed {self.seed}: must be 0 or more, and below 2 to the 63")
+        largest = torch.finfo(torch.float32).max
+        if not 0 < self.rate <= largest or not 0 <= self.decay <= largest:
             raise SettingsError(
                 f"rate {self.rate:g} and decay {self.decay:g}: the first must be above 0, neither below"
             )
         if not timm.is_model(self.arch):
             raise ModelError(f'no architecture "{self.arch}"' + nearest(self.arch, [*NAMES, *timm.list_models()]))
-        copies = loss_named(self.loss).copies
+        loss = loss_named(self.loss)
+        copies = loss.copies
+        if not 0 <= self.projector <= MOST_LAYERS:
+            raise SettingsError(f"a projection head of {self.projector} layers: choose 0 to {MOST_LAYERS}")
+        if loss.of_embeddings and (self.accumulate > 1 or self.batch_size < 2 * copies):
+            raise SettingsError(
+                f"{self.loss} compares the pictures of a batch: it needs {2 * copies} or more, at once (accumulate 1)"
+            )
         if self.batch_size % copies:
             raise SettingsError(
                 f"a batch of {self.batch_size} for {self.loss}: it takes {copies} views of each picture"
@@ -112,7 +125,8 @@ def pretrain(
     simplex), ``nc3`` of the training batches as they were seen, ``seconds`` that the epoch's training took; and, where
     there are test pictures, ``test_loss``, ``test_accuracy``, ``test_nc1``, ``test_nc2``, ``test_nc3`` after it. All
     are of the features that are transferred, before a projection head, and of one linear head on them (see
-    ``pretraining.network``). Nothing is chosen by test pictures.
+    ``pretraining.network``). Nothing is chosen by test pictures. ``train_loss`` is what is minimised, with that
+    of a head that only watches; ``test_loss`` is the head's cross-entropy, whatever the loss.
 
     Features of an epoch are kept until it ends: as many bytes as 4 × pictures × their dimension. Of several processes
     each contrasts (``supcon``) its own part of a batch only; all else is what one process does.
@@ -137,16 +151,26 @@ def pretrain(
     together().check(how.batch_size)
     folder = Path(out)
     check_logs(log, folder)
-    settings = _settings(data, how, precision)
+    work, settings = _Work(data, folder, how, device, precision, progress), _settings(data, how, precision)
+    work.check()
     claim(folder, settings, resume)
-    rows = Run(folder).remember(
-        "rows", settings, lambda: _Work(data, folder, how, device, precision, progress).done(log, settings)
-    )
+    try:
+        rows = Run(folder).remember("rows", settings, lambda: work.done(log, settings))
+    except Diverged:
+        _forget(folder)
+        raise
     together().wait()  # the first may still be writing
     if not (folder / WEIGHTS).is_file():
         raise SettingsError(f"{folder} lacks {WEIGHTS}; delete the folder to train anew, or choose another --out")
     following = [f"tightframe measure DATA --model local-dir:{folder}"]
     return Result("pretrain", rows, settings, [*data.notes, *_reading(rows)], following)
+
+
+def _forget(folder: Path) -> None:
+    """Leave the folder as free as it was: nothing came of what was begun there."""
+    if is_first():
+        for name in (CHECKPOINT, "log.jsonl", MARK):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _settings(data: ImageSplits, how: Pretraining, precision: str) -> Row:
@@ -162,7 +186,8 @@ def _settings(data: ImageSplits, how: Pretraining, precision: str) -> Row:
 
 def _reading(rows: Sequence[Row]) -> list[str]:
     """Where the terminal phase begins, and how collapsed the end is."""
-    perfect = [row["epoch"] for row in rows if row["train_accuracy"] >= 0.999]
+    late = takewhile(lambda row: row["train_accuracy"] >= TOLD_APART, reversed(rows))
+    perfect = [row["epoch"] for row in late][::-1]
     last = rows[-1]
     found = "" if last["nc1"] is None else f"; NC1 of the training pictures is {last['nc1']:.3g} at the end"
     if perfect:
@@ -181,9 +206,13 @@ class _Work:
     precision: Precision
     progress: Progress
 
+    def check(self) -> None:
+        """Raise for what can't be made or run, before the folder is taken."""
+        likely_precision(self._network(), device_of(self.device), self.precision)
+
     def done(self, log: Sequence[str], settings: Row) -> list[Row]:
         """Train and save; a row an epoch."""
-        network, pixels = self._network()
+        network, pixels = self._network(), self._pixels()
         config = _config(network.base, self.how, pixels.preprocessing, self.data.classes)
         device = device_of(self.device)
         title = f"pre-training {self.how.arch} on {self.data.name}"
@@ -217,10 +246,9 @@ class _Work:
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
         return rows
 
-    def _network(self) -> tuple[PretrainedNetwork, Pixels]:
-        """With random weights, on the device, and the pictures as it wants them."""
-        how = self.how
-        side = how.input_size or timm.get_pretrained_cfg(how.arch).input_size[-1]
+    def _network(self) -> PretrainedNetwork:
+        """With random weights, on the device."""
+        how, side = self.how, self._side
         loss = loss_named(how.loss)
         try:
             network = PretrainedNetwork(
@@ -232,10 +260,19 @@ class _Work:
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise ModelError(f"{how.arch} can't be made for pictures of {side} px: {one_line(error)}") from error
         on_device(network, device_of(self.device))
+        return network
+
+    @property
+    def _side(self) -> int:
+        return int(self.how.input_size or timm.get_pretrained_cfg(self.how.arch).input_size[-1])
+
+    def _pixels(self) -> Pixels:
+        """The pictures, standardised by those for training."""
+        side = self._side
         pixels = Pixels(self._everything(), Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3, 1.0))
         mean, std = _colours(pixels, len(self.data.train))
         pixels.preprocessing = replace(pixels.preprocessing, mean=mean, std=std)
-        return network, pixels
+        return pixels
 
     def _everything(self) -> ImageData:
         """Training pictures, and then those of the test set."""

@@ -17,6 +17,8 @@ from tightframe.files import write_text
 from tightframe.tuning.processes import together
 
 Row = dict[str, Any]
+MARK = "run.txt"
+"""By which a folder is known as that of a run."""
 PACKAGES = ("tightframe", "torch", "torchvision", "timm", "numpy", "scikit-learn", "safetensors", "pillow")
 
 
@@ -99,7 +101,7 @@ def claim(folder: Path, settings: Any, resume: bool = True) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{folder} is a file; give --out a folder")
-    mark, wanted = folder / "run.txt", fingerprint_of(settings)
+    mark, wanted = folder / MARK, fingerprint_of(settings)
     used = folder.exists() and any(not entry.name.endswith(".unfinished") for entry in folder.iterdir())
     if used and not resume:
         raise SettingsError(f"{folder} is not empty; add --resume to go on with it, or choose another --out")

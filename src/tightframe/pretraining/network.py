@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tightframe.errors import ModelError, SettingsError
+from tightframe.errors import ModelError
 from tightframe.pretraining.losses import Loss
 
 EMBEDDING = 128
@@ -30,19 +30,16 @@ class PretrainedNetwork(nn.Module):
         arch: timm's name of it.
         classes: K.
         loss: decides what comes after the features.
-        projector: hidden layers of the projection head.
+        projector: hidden layers of the projection head, 0 to ``MOST_LAYERS``.
         arguments: of the architecture.
         seed: of the weights.
 
     Raises:
         ModelError: timm has no such network, or one that does not end in one linear map.
-        SettingsError: ``projector`` is not in 0 … 3.
     """
 
     def __init__(self, arch: str, classes: int, loss: Loss, projector: int, arguments: dict[str, object], seed: int):
         super().__init__()
-        if not 0 <= projector <= MOST_LAYERS:
-            raise SettingsError(f"a projection head of {projector} layers: choose 0 to {MOST_LAYERS}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.base = timm.create_model(arch, pretrained=False, num_classes=classes, **arguments)
@@ -70,7 +67,7 @@ class PretrainedNetwork(nn.Module):
     def weights(self, classifier: str) -> dict[str, Tensor]:
         """The state dict of the network with its linear head, which timm calls ``classifier``."""
         head = {f"{classifier}.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        return {name: tensor.cpu().contiguous() for name, tensor in (self.base.state_dict() | head).items()}
+        return {name: tensor.cpu().clone() for name, tensor in (self.base.state_dict() | head).items()}
 
 
 def _projector(width: int, layers: int, outputs: int) -> nn.Module:

@@ -41,30 +41,31 @@ def load_listed(
         progress: called as tqdm is, around the pictures.
 
     Raises:
-        BadPicture: a picture is not there, leads out of the folder, or can't be used, and ``skip_bad`` is off.
+        BadPicture: a picture is missing, leads out of the folder, has two labels or can't be used, and ``skip_bad`` is
+            off.
         DataError: the table can't be read, lacks a column, or lists fewer than two classes.
         SettingsError: ``test_share`` or ``seed`` is out of range.
 
     """
     check_share(test_share)
-    rows, skipped = _rows(table), list[str]()
-    kept = list[tuple[str, str]]()
+    root, rows, skipped = table.absolute().parent.resolve(), _rows(table), list[str]()
+    labelled = dict[str, str]()
     for filename, label in progress(rows, f"pictures of {table.name}", len(rows)):
-        found, reason = _found(table.parent, filename, decode=skip_bad)
-        if not reason:
-            kept.append((label, found))
-        elif not skip_bad:
-            raise BadPicture(table.parent / filename, reason)
-        else:
+        found, reason = _found(root, filename, decode=skip_bad)
+        if not reason and labelled.setdefault(found, label) != label:
+            reason = f"it is listed as {labelled[found]} and as {label}"
+        if reason and not skip_bad:
+            raise BadPicture(root / filename, reason)
+        if reason:
             skipped.append(f"{filename}: {reason}")
-    kept.sort()
+    kept = sorted((label, found) for found, label in labelled.items())
     classes = tuple(sorted({label for label, _ in kept}))
     if len(classes) < 2:
         raise DataError(f"{table} lists pictures of {len(classes)} classes; two or more can be told apart")
     labels = np.searchsorted(np.array(classes), [label for label, _ in kept]).astype(np.int64)
     labels.flags.writeable = False
-    name = f"{table.parent.name}/{table.stem}"
-    everything = FolderImages(name, table.parent, classes, labels, tuple(picture for _, picture in kept))
+    name = f"{root.name}/{table.stem}"
+    everything = FolderImages(name, root, classes, labels, tuple(picture for _, picture in kept))
     train, test = stratified(labels, test_share, seed)
     if not len(test):
         return ImageSplits(name, everything, None, tuple(skipped))
@@ -72,7 +73,7 @@ def load_listed(
 
 
 def _rows(table: Path) -> list[tuple[str, str]]:
-    """File names and classes (NFC), each file once."""
+    """File names and classes (NFC)."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -81,17 +82,21 @@ def _rows(table: Path) -> list[tuple[str, str]]:
             rows = [(row[COLUMNS[0]] or "", unicodedata.normalize("NFC", row[COLUMNS[1]] or "")) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table} can't be read as a table of pictures ({error})") from error
-    if any(not label for _, label in rows):
-        raise DataError(f"{table} has lines without a label; give each picture one")
-    return list(dict.fromkeys(rows))
+    if any(not filename or not label for filename, label in rows):
+        raise DataError(f"{table} has lines without a file name or a label; give each picture both")
+    return rows
 
 
 def _found(root: Path, filename: str, decode: bool) -> tuple[str, str]:
     """Where a picture is, relative to ``root``, and why it can't be used; empty if nothing speaks against it."""
-    path = next((place for place in (root / FOLDER / filename, root / filename) if place.is_file()), None)
+    try:
+        path = next((place for place in (root / FOLDER / filename, root / filename) if place.is_file()), None)
+        path = path and path.resolve()
+    except (OSError, ValueError) as error:
+        return "", f"it can't be looked for ({error})"
     if path is None:
         return "", f"it is neither in {FOLDER}/ nor beside the table"
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not path.is_relative_to(root):
         return "", "it leads out of the data folder"
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         return "", f"not a picture: its suffix is not one of {' '.join(sorted(PICTURE_SUFFIXES))}"

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ Score = Callable[[Row], float | None]
 SUPPORTED, NOT_SUPPORTED, UNCLEAR = "supported", "not supported", "can't tell from this"
 LEAST_RHO, LEAST_SHARE = 0.3, 0.005
 """Least effects that would matter: of a rank correlation, and of an accuracy (half a point)."""
-FEWEST = 4
-"""Units below which a bootstrap says nothing."""
+FEWEST, FEWEST_RANKED = 4, 3
+"""Units below which a bootstrap, and below which ranks or a standard deviation, say nothing."""
+CROSSED = ("networks", "picture sets")
 DRAWS = 1000
 VALUES = "values"
 RULE = (
@@ -42,7 +43,7 @@ class Evidence:
         question: what being above 0 would mean.
         statistic: what it is.
         value, low, high: with its 95 % interval; ``None`` where there is none.
-        units: how many the interval is over, and ``unit``, what they are.
+        units: what the interval is over, and how many there are.
         least: effect below which it would not matter.
         share: whether it is a share, told in points of a percentage.
     """
@@ -52,8 +53,7 @@ class Evidence:
     value: float | None
     low: float | None
     high: float | None
-    units: int
-    unit: str
+    units: str
     least: float
     share: bool = False
 
@@ -66,12 +66,6 @@ class Evidence:
             return SUPPORTED
         return NOT_SUPPORTED if self.high < self.least else UNCLEAR
 
-    def within(self, most: float) -> Evidence:
-        """The same with an interval that does not reach beyond what is possible."""
-        if self.low is None or self.high is None:
-            return self
-        return replace(self, low=max(self.low, -most), high=min(self.high, most))
-
     def told(self) -> dict[str, Any]:
         """As a row of a table; shares in points."""
         scale = 100.0 if self.share else 1.0
@@ -79,8 +73,7 @@ class Evidence:
             name: None if (end := getattr(self, name)) is None else scale * end for name in ("value", "low", "high")
         }
         kind = f"{self.statistic} (points)" if self.share else self.statistic
-        units = f"{self.units} {self.unit}"
-        return {"question": self.question, "statistic": kind, **ends, "units": units, "verdict": self.verdict}
+        return {"question": self.question, "statistic": kind, **ends, "units": self.units, "verdict": self.verdict}
 
 
 def minus(column: str) -> Score:
@@ -102,8 +95,8 @@ def correlation(
     """Spearman's ρ of ``score`` and ``truth``, averaged over the groups that share the columns ``within``.
 
     Its interval is that of a bootstrap over the units that share the columns ``over``: whatever belongs to a unit comes
-    and goes together, in all groups. Where each group is a unit, groups are averaged with Student's t instead. With
-    ``than``, the difference to that score's ρ.
+    and goes together, in all groups. Groups of fewer than three units are left out. With ``than``, the difference to
+    that score's ρ.
 
     Args:
         question: what being above 0 would mean.
@@ -117,18 +110,45 @@ def correlation(
     """
     told = "Spearman's ρ" if than is None else "difference of Spearman's ρ"
     readers = [_reader(one) for one in (score, truth, than) if one is not None]
-    good = [(row, [read(row) for read in readers]) for row in rows if "error" not in row]
-    labels = dict.fromkeys((*within, *over))
-    known = [{name: row[name] for name in labels} | {VALUES: of} for row, of in good if all(map(_number, of))]
+    groups = _grouped(_compact(rows, readers, (*within, *over)), within)
+    known = [row for group in groups.values() if len(_grouped(group, over)) >= FEWEST_RANKED for row in group]
 
     def statistic(drawn: Sequence[Row]) -> float:
-        groups = _grouped(drawn, within).values()
-        return _mean([_rho(np.array([row[VALUES] for row in group], float)) for group in groups])
+        found = [group for group in _grouped(drawn, within).values() if len(_grouped(group, over)) >= FEWEST_RANKED]
+        return _mean([_rho(group) for group in found])
 
-    if tuple(within) != tuple(over):
-        return bootstrap(question, told, known, statistic, over=over, unit=unit, least=LEAST_RHO)
-    each = [value for group in _grouped(known, within).values() if math.isfinite(value := statistic(group))]
-    return over_units(question, told, each, unit, LEAST_RHO).within(1.0 if than is None else 2.0)
+    return bootstrap(question, told, known, statistic, over=over, unit=unit, least=LEAST_RHO)
+
+
+def correlations(
+    rows: Iterable[Row], score: Score | str, truth: Score | str, within: Sequence[str]
+) -> dict[Hashable, float]:
+    """Spearman's ρ in each group of three rows or more that share the columns ``within``; see ``correlation``."""
+    groups = _grouped(_compact(rows, [_reader(score), _reader(truth)], within), within)
+    found = {key: _rho(group) for key, group in groups.items() if len(group) >= FEWEST_RANKED}
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def differences(
+    rows: Iterable[Row],
+    value: Score | str,
+    by: str,
+    first: Sequence[Any],
+    second: Sequence[Any],
+    pairs: Sequence[str],
+) -> dict[Hashable, float]:
+    """How much higher ``value`` is where column ``by`` is in ``first`` than where it is in ``second``.
+
+    Rows that agree in the columns ``pairs`` are compared, by their means where there are several; the key is what those
+    columns hold.
+    """
+    read, found = _reader(value), dict[Hashable, float]()
+    known = [row for row in rows if "error" not in row and _number(read(row))]
+    for key, group in _grouped(known, pairs).items():
+        ours, theirs = ([float(read(row) or 0.0) for row in group if row[by] in side] for side in (first, second))
+        if ours and theirs:
+            found[key] = _mean(ours) - _mean(theirs)
+    return found
 
 
 def bootstrap(
@@ -144,88 +164,71 @@ def bootstrap(
 ) -> Evidence:
     """A statistic of rows, with the 95 % percentile interval of a bootstrap over units that share the columns ``over``.
 
-    There is none where the statistic is not finite, or units are few.
+    There is none where the statistic is not finite, or units are few. The statistic must be able to fall on either
+    side of 0: an interval of what can't be negative says nothing.
     """
     value, units = statistic(rows), list(_grouped(rows, over).values())
     if not math.isfinite(value) or len(units) < FEWEST:
-        return Evidence(question, told, _known(value), None, None, len(units), unit, least, share)
+        return Evidence(question, told, _known(value), None, None, _counted(len(units), unit), least, share)
     generator = np.random.default_rng(0)
     draws = []
     for _ in range(DRAWS):
         chosen = generator.integers(0, len(units), len(units))
         draws.append(statistic([row for at in chosen for row in units[at]]))
     low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Evidence(question, told, value, float(low), float(high), len(units), unit, least, share)
-
-
-def _grouped(rows: Iterable[Row], columns: Sequence[str]) -> dict[Hashable, list[Row]]:
-    """Rows by what they share."""
-    groups: dict[Hashable, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[_key(row, columns)].append(row)
-    return groups
-
-
-def _rho(columns: np.ndarray) -> float:
-    """ρ of the first two columns, (n, 2); less that of the third and second, where there are three."""
-    if len(columns) < 3:
-        return math.nan
-    ranks = stats.rankdata(columns, axis=0).T
-    found = [_pearson(score, ranks[1]) for score in (ranks[0], *ranks[2:])]
-    return found[0] - found[1] if len(found) == 2 else found[0]
-
-
-def _pearson(first: np.ndarray, second: np.ndarray) -> float:
-    first, second = first - first.mean(), second - second.mean()
-    length = math.sqrt(float(first @ first) * float(second @ second))
-    return float(first @ second) / length if length > 0 else math.nan
-
-
-def difference(
-    question: str,
-    rows: Iterable[Row],
-    value: Score | str,
-    by: str,
-    first: Sequence[Any],
-    second: Sequence[Any],
-    *,
-    pairs: Sequence[str],
-    over: Sequence[str],
-    unit: str,
-    least: float = LEAST_SHARE,
-    share: bool = True,
-) -> Evidence:
-    """Mean paired difference of ``value`` between rows whose column ``by`` is in ``first`` and in ``second``.
-
-    Rows that agree in the columns ``pairs`` are compared; differences are averaged within each unit, which shares the
-    columns ``over``, and then over units, with Student's t.
-    """
-    read, sides = _reader(value), defaultdict[Hashable, tuple[list[float], list[float]]](lambda: ([], []))
-    units = dict[Hashable, Hashable]()
-    for row in rows:
-        number = None if "error" in row else read(row)
-        if number is not None and _number(number):
-            key = _key(row, pairs)
-            units[key] = _key(row, over)
-            for side, values in enumerate((first, second)):
-                if row[by] in values:
-                    sides[key][side].append(float(number))
-    by_unit = defaultdict[Hashable, list[float]](list)
-    for key, (ours, theirs) in sides.items():
-        if ours and theirs:
-            by_unit[units[key]].append(_mean(ours) - _mean(theirs))
-    return over_units(question, "paired difference", [_mean(of) for of in by_unit.values()], unit, least, share)
+    return Evidence(question, told, value, float(low), float(high), _counted(len(units), unit), least, share)
 
 
 def over_units(
-    question: str, statistic: str, values: Sequence[float], unit: str, least: float, share: bool = False
+    question: str, told: str, values: Iterable[float], unit: str, least: float, share: bool = False
 ) -> Evidence:
-    """The mean of one value a unit, with Student's t interval."""
-    count, mean = len(values), _mean(values)
-    if count < 3:
-        return Evidence(question, statistic, _known(mean), None, None, count, unit, least, share)
-    half = float(stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
-    return Evidence(question, statistic, mean, mean - half, mean + half, count, unit, least, share)
+    """The mean of one value a unit, with Student's t interval where there are three or more."""
+    known = list(values)
+    mean, low, high = mean_and_ends(known) if len(known) >= FEWEST_RANKED else (_mean(known), None, None)
+    return Evidence(question, told, _known(mean), low, high, _counted(len(known), unit), least, share)
+
+
+def crossed(
+    question: str, told: str, cells: Mapping[Any, float], least: float, share: bool = False, most: float = math.inf
+) -> Evidence:
+    """The mean of values of (network, picture set, …), with an interval for other networks and for other sets.
+
+    Every network meets every set, so cells are not independent: the interval is the wider one of Student's t over the
+    means of networks and over the means of sets. Of which there are fewer than three, the interval is not over those,
+    but for just those; ``most`` is as far as it can reach.
+    """
+    sides = [_averaged_by(cells, at) for at in (0, 1)]
+    mean = _mean(sides[0])
+    ends = [mean_and_ends(side)[1:] for side in sides if len(side) >= FEWEST_RANKED]
+    low, high = max(ends, key=lambda end: (end[1] or 0) - (end[0] or 0)) if ends else (None, None)
+    units = ", ".join(_counted(len(side), unit) for side, unit in zip(sides, CROSSED, strict=True))
+    if low is not None and high is not None:
+        low, high = max(low, -most), min(high, most)
+    return Evidence(question, told, _known(mean), low, high, units, least, share)
+
+
+def _averaged_by(cells: Mapping[Any, float], at: int) -> list[float]:
+    """Means of the cells that share the part ``at`` of their key, each other part counting the same."""
+    network_and_set: dict[tuple[Any, Any], list[float]] = defaultdict(list)
+    for key, value in cells.items():
+        network_and_set[key[0], key[1]].append(value)
+    by_side: dict[Any, list[float]] = defaultdict(list)
+    for pair, values in network_and_set.items():
+        by_side[pair[at]].append(_mean(values))
+    return [_mean(values) for values in by_side.values()]
+
+
+def averaged(rows: Sequence[Row], by: Sequence[str], measures: Sequence[str]) -> list[Row]:
+    """Rows that agree in the columns ``by``, averaged; ends of intervals over them where they are several."""
+    made = []
+    for key, group in _grouped([row for row in rows if "error" not in row], by).items():
+        one: Row = dict(zip(by, key, strict=True)) | {"times": len(group)}
+        for measure in measures:
+            known = [row[measure] for row in group if row.get(measure) is not None]
+            mean, low, high = mean_and_ends(known) if known else (None, None, None)
+            one |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
+        made.append(one)
+    return made
 
 
 def mean_and_ends(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -237,19 +240,46 @@ def mean_and_ends(values: Sequence[float]) -> tuple[float, float | None, float |
     return mean, mean - half, mean + half
 
 
+def _compact(rows: Iterable[Row], readers: Sequence[Score], labels: Sequence[str]) -> list[Row]:
+    """Of the rows for which all readers have a number: the labels, and these numbers."""
+    good = [(row, [read(row) for read in readers]) for row in rows if "error" not in row]
+    return [{name: row[name] for name in labels} | {VALUES: of} for row, of in good if all(map(_number, of))]
+
+
+def _grouped(rows: Iterable[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by what they share."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[column] for column in columns)].append(row)
+    return groups
+
+
+def _rho(group: Sequence[Row]) -> float:
+    """ρ of the first two numbers of compact rows; less that of the third and second, where there are three."""
+    ranks = stats.rankdata(np.array([row[VALUES] for row in group], float), axis=0).T
+    found = [_pearson(score, ranks[1]) for score in (ranks[0], *ranks[2:])]
+    return found[0] - found[1] if len(found) == 2 else found[0]
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = first - first.mean(), second - second.mean()
+    length = math.sqrt(float(first @ first) * float(second @ second))
+    return float(first @ second) / length if length > 0 else math.nan
+
+
 def _reader(score: Score | str) -> Score:
     return (lambda row: row.get(score)) if isinstance(score, str) else score
 
 
-def _key(row: Row, columns: Sequence[str]) -> Hashable:
-    return tuple(row[column] for column in columns)
+def _counted(count: int, unit: str) -> str:
+    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
 
 
 def _number(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Iterable[float]) -> float:
     known = [value for value in values if math.isfinite(value)]
     return float(np.mean(known)) if known else math.nan
 

@@ -8,9 +8,18 @@ from typing import Any
 from tightframe.jobs.run import Row
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent
-from tightframe.studies.evidence import Evidence, correlation, difference
+from tightframe.studies.evidence import (
+    LEAST_RHO,
+    LEAST_SHARE,
+    Evidence,
+    averaged,
+    correlation,
+    correlations,
+    differences,
+    over_units,
+)
 from tightframe.studies.study import Lab, Point, Study
-from tightframe.studies.variants import BUILT_IN, COLUMNS, PAPER, SMALL, averaged, variants
+from tightframe.studies.variants import BUILT_IN, COLUMNS, PAPER, SMALL, variants
 
 
 def graded_study(
@@ -42,23 +51,15 @@ def graded_study(
 
     def evidence(rows: Sequence[Row]) -> list[Evidence]:
         def ahead(question: str, measure: str) -> Evidence:
-            pairs, some, none = ("data", "seed"), levels[1:], levels[:1]
-            return difference(question, rows, measure, knob.key, some, none, pairs=pairs, over=["seed"], unit="seeds")
+            gaps = differences(rows, measure, knob.key, levels[1:], levels[:1], ("seed",))
+            return over_units(question, "paired difference", gaps.values(), "seeds", LEAST_SHARE, share=True)
 
-        first, seed = rows[0].get("data"), ["seed"]
-        once = [row for row in rows if row.get("data") == first]  # source NC1 is the same beside every other set
+        source = averaged(rows, (knob.key, "seed"), ["source_nc1"])  # it stands beside every set that is transferred to
+        rising = correlations(source, knob.key, "source_nc1", ["seed"]).values()
         return [
             ahead(f"with {what} a probe is better", "test_accuracy"),
             ahead(f"with {what} few-shot accuracy is better", "fewshot_accuracy"),
-            correlation(
-                "the more of it, the less source collapse",
-                once,
-                knob.key,
-                "source_nc1",
-                within=seed,
-                over=seed,
-                unit="seeds",
-            ),
+            over_units("the more of it, the less source collapse", "Spearman's ρ", rising, "seeds", LEAST_RHO),
             correlation(
                 "the less source collapse, the better a probe",
                 rows,

@@ -11,10 +11,10 @@ from typing import Any
 
 from tightframe.jobs.layers import layers
 from tightframe.jobs.run import Row
-from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits
+from tightframe.protocols import Backbone, ImageSplits
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
-from tightframe.studies.evidence import LEAST_SHARE, Evidence, correlation, minus, over_units
+from tightframe.studies.evidence import LEAST_RHO, LEAST_SHARE, Evidence, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
 
 KEPT = ("layer", "dimension", "nc1", "ridge_test", "logistic_test", "centre_test", "knn_test")
@@ -32,30 +32,43 @@ def _rows(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
 
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
+    apart = distinct(rows)
+
     def across(question: str, truth: str) -> Evidence:
-        unit = "networks × picture sets"
-        return correlation(question, rows, minus("nc1"), truth, within=UNIT, over=UNIT, unit=unit)
+        return crossed(question, "Spearman's ρ", correlations(apart, minus("nc1"), truth, UNIT), LEAST_RHO, most=1.0)
 
     return [
         across("across the layers of a network, the more collapsed, the better logistic regression", "logistic_test"),
         across("the same, of a ridge probe", "ridge_test"),
         across("the same, of nearest neighbours", "knn_test"),
-        _reading(rows),
+        _reading(apart),
     ]
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """Without failed ones, and without layers that say what the layer before them does: the last block, pooled, often
+    is what the head sees.
+    """
+    kept: list[Row] = []
+    for row in rows:
+        before = kept[-1] if kept and all(kept[-1][part] == row[part] for part in UNIT) else None
+        same = before is not None and all(before.get(key) == row.get(key) for key in KEPT if key != "layer")
+        if "error" not in row and not same:
+            kept.append(row)
+    return kept
 
 
 def _reading(rows: Sequence[Row]) -> Evidence:
     units = defaultdict[tuple[str, str], list[Row]](list)
     for row in rows:
-        if "error" not in row and row["nc1"] is not None and math.isfinite(row["nc1"]):
+        if row["nc1"] is not None and math.isfinite(row["nc1"]):
             units[row["network"], row["data"]].append(row)
-    ahead = [
-        min(unit, key=lambda row: row["nc1"])["logistic_test"] - last[0]["logistic_test"]
-        for unit in units.values()
-        if (last := [row for row in unit if row["layer"] == PENULTIMATE])
-    ]
+    ahead = {
+        key: min(unit, key=lambda row: row["nc1"])["logistic_test"] - unit[-1]["logistic_test"]
+        for key, unit in units.items()
+    }
     question = "the most collapsed layer classifies better than the last"
-    return over_units(question, "difference", ahead, "networks × picture sets", LEAST_SHARE, share=True)
+    return crossed(question, "difference", ahead, LEAST_SHARE, share=True)
 
 
 def _picture(rows: Sequence[Row]) -> Any:

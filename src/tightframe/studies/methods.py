@@ -9,11 +9,11 @@ from typing import Any
 from tightframe.jobs.run import Row
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, percent, text
-from tightframe.studies.evidence import Evidence, correlation, minus
+from tightframe.studies.evidence import LEAST_RHO, Evidence, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
-from tightframe.studies.tunings import CALLED, COLUMNS, ahead, by_methods, sampled
+from tightframe.studies.tunings import CALLED, COLUMNS, ahead, by_methods, not_behind, sampled
 
-UNIT = ("network", "data")
+UNIT = ("network", "data", "seed")
 
 
 def _points(lab: Lab) -> Iterator[Point]:
@@ -27,21 +27,15 @@ def _points(lab: Lab) -> Iterator[Point]:
 
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
-    others = dict.fromkeys(row["method"] for row in rows if "error" not in row and row["method"] != "scl")
-    within = [*UNIT, "seed"]
+    there = dict.fromkeys(row["method"] for row in rows if "error" not in row and row["method"] != "scl")
+    others = [*(name for name in CALLED if name in there), *(name for name in there if name not in CALLED)]
     question = "across methods, the more collapsed the last features after tuning, the better"
-    by_collapse = correlation(
-        question,
-        rows,
-        minus("nc1"),
-        "test_accuracy",
-        within=within,
-        over=within,
-        unit="networks × picture sets × seeds",
-    )
-    first = [name for name in CALLED if name in others]
-    named, unit = [*first, *(name for name in others if name not in first)], "networks × picture sets"
-    return [*(ahead(rows, name, within, UNIT, unit) for name in named), by_collapse]
+    by_collapse = correlations(rows, minus("nc1"), "test_accuracy", UNIT)
+    return [
+        not_behind(rows, "full", UNIT),
+        *(ahead(rows, name, UNIT) for name in others),
+        crossed(question, "Spearman's ρ", by_collapse, LEAST_RHO, most=1.0),
+    ]
 
 
 def _picture(rows: Sequence[Row]) -> Any:
@@ -83,7 +77,7 @@ STUDY = Study(
     ),
     picture=_picture,
     scales={
-        "small": Scale(epochs=20, shots=(20,)),
+        "small": Scale(epochs=20, seeds=1, shots=(20,)),
         "paper": Scale(
             epochs=100,
             seeds=3,

@@ -9,16 +9,14 @@ from typing import Any
 from tightframe.jobs.run import Row
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
-from tightframe.studies.evidence import Evidence, difference
+from tightframe.studies.evidence import LEAST_SHARE, Evidence, averaged, crossed, differences
 from tightframe.studies.study import Lab, Point, Scale, Study
 from tightframe.studies.tunings import CALLED, COLUMNS, ahead, by_methods, few
-from tightframe.studies.variants import averaged
 
 FEW_CLASSES, MANY_CLASSES = (3, 10, 32, 100, 316), (7, 17, 38, 87, 200)
 """Pictures a class: the paper's, of CIFAR-10 and of CIFAR-100."""
 MANY = 20
-UNIT = ("network", "data", "shots")
-PAIRS = (*UNIT, "seed")
+UNIT = ("network", "data", "shots", "seed")
 
 
 def _points(lab: Lab) -> Iterator[Point]:
@@ -26,7 +24,8 @@ def _points(lab: Lab) -> Iterator[Point]:
         for at, data in enumerate(lab.data):
             for place, backbone in enumerate(lab.models):
                 for shots in FEW_CLASSES if len(data.classes) <= MANY else MANY_CLASSES:
-                    if (pictures := few(data, shots, seed)) is None or shots > lab.scale.shots[0]:
+                    pictures = few(data, shots, seed)
+                    if pictures is None or len(pictures.train) > lab.scale.pictures:
                         continue
                     labels = {"data": data.name, "network": backbone.name, "shots": shots, "seed": seed}
                     out = lab.folder / "tuned" / f"{at}-{place}-{shots}-{seed}"
@@ -34,20 +33,11 @@ def _points(lab: Lab) -> Iterator[Point]:
 
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
-    unit = "networks × picture sets × numbers of pictures"
     gaps = [row | {"gap": row["train_accuracy"] - row["test_accuracy"]} for row in rows if "error" not in row]
-    overfits = difference(
-        "full fine-tuning falls further from training to test pictures than SCL",
-        gaps,
-        "gap",
-        "method",
-        ["full"],
-        ["scl"],
-        pairs=PAIRS,
-        over=UNIT,
-        unit=unit,
-    )
-    full, linear, layer = (ahead(gaps, name, PAIRS, UNIT, unit) for name in CALLED)
+    further = differences(gaps, "gap", "method", ["full"], ["scl"], UNIT)
+    question = "full fine-tuning falls further from training to test pictures than SCL"
+    overfits = crossed(question, "paired difference", further, LEAST_SHARE, share=True)
+    full, linear, layer = (ahead(gaps, name, UNIT) for name in CALLED)
     return [full, overfits, linear, layer]
 
 
@@ -79,8 +69,8 @@ STUDY = Study(
     "accurate",
     paper="CIFAR-10 subsets of 3, 10, 32, 100 and 316 pictures a class (ResNet-18), CIFAR-100 subsets of 7, 17, 38, 87 "
     "and 200 (CLIP); training and test accuracy.",
-    small="The networks and picture sets that are given, the paper's numbers of pictures a class up to 100, as far as "
-    "there are so many; rate, decay and block chosen on training pictures held out.",
+    small="The networks and picture sets that are given, the paper's numbers of pictures a class, as far as there "
+    "are so many and as they are 2,000 or fewer in all; rate, decay and block chosen on training pictures held out.",
     minutes=20,
     points=_points,
     evidence=_evidence,
@@ -93,11 +83,11 @@ STUDY = Study(
     ),
     picture=_picture,
     scales={
-        "small": Scale(epochs=12, seeds=2, shots=(100,)),
+        "small": Scale(epochs=12, seeds=1, pictures=2000),
         "paper": Scale(
             epochs=100,
             seeds=3,
-            shots=(316,),
+            pictures=1_000_000,
             models=("timm/resnet18.tv_in1k", "open_clip/ViT-B-32/openai"),
             methods=("linear", "layer", "scl", "full", "lora", "bitfit", "norm", "lp-ft"),
         ),

@@ -11,23 +11,24 @@ from typing import Any
 import numpy as np
 
 from tightframe.jobs.run import Row
-from tightframe.pretraining.losses import LOSSES
+from tightframe.pretraining.losses import LOSSES, MANY
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
-from tightframe.studies.evidence import LEAST_SHARE, Evidence, bootstrap, correlation
+from tightframe.studies.evidence import LEAST_SHARE, Evidence, averaged, bootstrap, correlation
 from tightframe.studies.study import Lab, Point, Study
-from tightframe.studies.variants import BUILT_IN, COLUMNS, PAPER, SMALL, averaged, variants
+from tightframe.studies.variants import BUILT_IN, COLUMNS, PAPER, SMALL, variants
 
 SHORTER = (10, 3)
 """Lengths of training: all epochs, and so many times fewer; and none."""
 RATE, RATES = 0.1, {"mse": 0.5}
-"""The gradients of a mean over classes are smaller."""
+"""The gradients of a mean over classes are smaller, where the loss is not rescaled."""
 
 
 def _points(lab: Lab) -> Iterator[Point]:
     lengths = list(dict.fromkeys([lab.scale.epochs, *(max(1, lab.scale.epochs // part) for part in SHORTER)]))
+    rates = RATES if len(lab.data[0].classes) <= MANY else {}
     trained = [
-        {"loss": loss, "epochs": length, "rate": RATES.get(loss, RATE)} for loss in LOSSES for length in sorted(lengths)
+        {"loss": loss, "epochs": length, "rate": rates.get(loss, RATE)} for loss in LOSSES for length in sorted(lengths)
     ]
     return variants(lab, [{"epochs": 0}, *trained], ("loss", "epochs"))
 
@@ -61,23 +62,22 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 
 
 def _threshold(rows: Sequence[Row]) -> list[Evidence]:
-    """Whether accuracy falls from the top of a curve through all networks towards either end of source NC1."""
-    known = [row for row in rows if "error" not in row]
+    """Whether accuracy rises from the most collapsed network on, and falls towards the least one."""
+    known = [row for row in rows if "error" not in row and 0 < (row["source_nc1"] or 0) < math.inf]
     places = [turn for group in by_set(known) if (turn := turning_point(group)) is not None]
-    where = f" (at a source NC1 of {min(places):.2g} to {max(places):.2g})" if places else ""
+    where = f" (the curve turns at {min(places):.2g} to {max(places):.2g})" if places else ""
 
-    def fall(question: str, end: int) -> Evidence:
+    def slope(question: str, end: int, sign: float) -> Evidence:
         def statistic(drawn: Sequence[Row]) -> float:
-            falls = [gaps[end] for group in by_set(drawn) if (gaps := _falls(group)) is not None]
-            return float(np.mean(falls)) if falls else math.nan
+            found = [slopes[end] for group in by_set(drawn) if (slopes := _slopes(group)) is not None]
+            return sign * float(np.mean(found)) if found else math.nan
 
-        told, over = "fall of accuracy", ("loss", "epochs", "seed")
-        unit = "networks"
+        told, over, unit = "slope per tenfold NC1", ("loss", "epochs", "seed"), "networks"
         return bootstrap(question, told, known, statistic, over=over, unit=unit, least=LEAST_SHARE, share=True)
 
     return [
-        fall(f"beyond a turning point{where} more source collapse costs accuracy", 0),
-        fall("before it, less source collapse costs accuracy: the untrained are behind", 1),
+        slope(f"among the most collapsed networks, less source collapse is better{where}", 0, 1.0),
+        slope("among the least collapsed networks, more source collapse is better", 1, -1.0),
     ]
 
 
@@ -98,15 +98,14 @@ def turning_point(rows: Sequence[Row]) -> float | None:
     return math.exp(top) if min(logs) < top < max(logs) else None
 
 
-def _falls(rows: Sequence[Row]) -> tuple[float, float] | None:
-    """How far the parabola falls from its highest point among the networks to the most and the least collapsed one."""
+def _slopes(rows: Sequence[Row]) -> tuple[float, float] | None:
+    """Slopes of the parabola at the most and at the least collapsed network, per tenfold NC1."""
     curve = _curve(rows)
     if curve is None:
         return None
-    logs, turn = [math.log(row["source_nc1"]) for row in rows], turning_point(rows)
-    ends = np.polyval(curve, [min(logs), max(logs)])
-    highest = max(*ends, np.polyval(curve, math.log(turn)) if turn is not None else -math.inf)
-    return float(highest - ends[0]), float(highest - ends[1])
+    logs = [math.log(row["source_nc1"]) for row in rows]
+    slopes = math.log(10) * np.polyval(np.polyder(curve), [min(logs), max(logs)])
+    return float(slopes[0]), float(slopes[1])
 
 
 def _curve(rows: Sequence[Row]) -> np.ndarray | None:
@@ -116,8 +115,6 @@ def _curve(rows: Sequence[Row]) -> np.ndarray | None:
 
 def _picture(rows: Sequence[Row]) -> Any:
     marks = averaged(rows, ("data", "loss", "epochs"), ("source_nc1", "test_accuracy", "nc1"))
-    for mark in marks:
-        mark["loss"] = mark["loss"] if mark["epochs"] else "untrained"
     return relation_chart(
         marks,
         Axis("source_nc1", "Source NC1 (log scale; lower: more collapsed)", log=True),
@@ -146,7 +143,7 @@ STUDY = Study(
     small="A ResNet-8 is pre-trained from scratch on the first of the picture sets under five losses, at three "
     "lengths (MSE at five times the rate of the other losses), and judged on the other sets by a ridge probe and "
     "5-shot episodes; an untrained one stands beside. Source NC1 is measured in the finished network. A "
-    "threshold is where a parabola through accuracy over log NC1 turns.",
+    "threshold shows where a parabola through accuracy over log NC1 turns: its slopes at both ends are tested.",
     minutes=20,
     points=_points,
     evidence=_evidence,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from tightframe.errors import DataError, SettingsError, TightframeError
+from tightframe.errors import DataError, ModelError, SettingsError, TightframeError
 from tightframe.features.extract import Running
 from tightframe.files import write_bytes, write_text
 from tightframe.jobs import demo
@@ -32,9 +32,11 @@ class Scale:
     """How large a study is.
 
     Attributes:
-        epochs: of pre-training or tuning.
-        seeds: how many; each draws other weights, orders and, where few are taken, other pictures.
+        epochs: of pre-training or tuning; 0 in studies that do neither.
+        seeds: how many; each draws other weights, orders and, where few are taken, other pictures. 0 where nothing is
+            drawn.
         shots: pictures a class, one after the other, where a study takes few.
+        pictures: most for training at a point of a study of few pictures.
         models: networks, where the user names none; the built-in ones if empty.
         arch: what is pre-trained, with ``augment`` and ``batch_size`` (see ``jobs.pretrain``).
         episodes: of few-shot evaluation.
@@ -43,8 +45,9 @@ class Scale:
     """
 
     epochs: int = 0
-    seeds: int = 1
+    seeds: int = 0
     shots: tuple[int, ...] = ()
+    pictures: int = 0
     models: tuple[str, ...] = ()
     arch: str = "cifar_resnet8"
     augment: float = 0.1
@@ -154,9 +157,12 @@ def run_study(
         raise SettingsError(f"{study.name} makes its own networks: leave out --models")
     if scale == "paper" and not data:
         raise SettingsError("the paper's scale needs pictures; name some with --data")
-    folder, progress = Path(out), running.get("progress", silent)
+    if study.pretrains and model_options:
+        raise SettingsError(f"{study.name} makes its own networks: leave out {', '.join(model_options)}")
+    folder, progress = Path(out).absolute(), running.get("progress", silent)
     splits = _pictures(study, data or study.built_in, shots, progress)
-    given = () if study.pretrains else _networks(models or chosen.models, folder, model_options or {}, progress)
+    wanted = () if study.pretrains else models or chosen.models
+    given = _named([load_backbone(one, **(model_options or {})) if isinstance(one, str) else one for one in wanted])
     settings = {
         "study": study.name,
         "scale": scale,
@@ -169,7 +175,10 @@ def run_study(
         "precision": running.get("precision", "auto"),
     }
     pictures = [part.fingerprint for one in splits for part in (one.train, one.test) if part is not None]
-    claim(folder, [settings, pictures, [one.fingerprint for one in given]])
+    claim(folder, [settings, pictures, [[one.fingerprint, [layer.name for layer in one.layers]] for one in given]])
+    if not given and not study.pretrains:
+        made = demo.candidates(folder / "networks", progress)
+        given = _named([load_backbone(one) if isinstance(one, str) else one for one in made])
     rows = _rows(study, Lab(chosen, splits, given, folder, running))
     settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
     result = _result(study, rows, settings)
@@ -189,14 +198,10 @@ def _pictures(study: Study, names: Sequence[str], shots: int | None, progress: P
     return tuple(replace(one, name=name) for one, name in zip(found, different, strict=True))
 
 
-def _networks(
-    models: Sequence[str | Backbone], folder: Path, options: Mapping[str, Any], progress: Progress
-) -> tuple[Backbone, ...]:
-    """The networks, their names made different; where none are named, those of the digits, made beside ``folder``."""
-    wanted = list(models) or demo.candidates(folder.with_name(folder.name + "-networks"), progress)
-    found = [load_backbone(one, **options) if isinstance(one, str) else one for one in wanted]
-    different = apart(one.name for one in found)
-    return tuple(replace(one, name=name) for one, name in zip(found, different, strict=True))
+def _named(networks: Sequence[Backbone]) -> tuple[Backbone, ...]:
+    """The networks, their names made different."""
+    different = apart(one.name for one in networks)
+    return tuple(replace(one, name=name) for one, name in zip(networks, different, strict=True))
 
 
 def _scaled(study: Study, scale: str, seeds: int | None, epochs: int | None) -> Scale:
@@ -206,6 +211,9 @@ def _scaled(study: Study, scale: str, seeds: int | None, epochs: int | None) -> 
         if value is not None and value < 1:
             raise SettingsError(f"{name} is {value}; it must be 1 or more")
     usual = study.scales[scale]
+    for name, value, used in (("--epochs", epochs, usual.epochs), ("--seeds", seeds, usual.seeds)):
+        if value is not None and not used:
+            raise SettingsError(f"{study.name} trains or draws nothing by {name}: leave it out")
     return replace(usual, seeds=seeds or usual.seeds, epochs=epochs or usual.epochs)
 
 
@@ -214,26 +222,54 @@ def _rows(study: Study, lab: Lab) -> list[Row]:
     run, points = Run(lab.folder), list(study.points(lab))
     rows: list[Row] = []
     for point in lab.running.get("progress", silent)(points, study.name, len(points)):
-        found = run.remember(json.dumps(point.labels), point.labels, partial(_computed, point))
+        try:
+            found = run.remember(json.dumps(point.labels), point.labels, partial(_computed, point))
+        except _Failed as failed:
+            found = failed.rows
         rows += [point.labels | row for row in found]
     return rows
 
 
 def _computed(point: Point) -> list[Row]:
+    """Rows of a point. Raises ``_Failed`` where one has an error: what failed is tried again next time."""
     started = time.perf_counter()
-    try:
-        found = [dict(row) for row in point.compute()]
-    except SettingsError:
-        raise  # the same for all points: said at once
-    except TightframeError as error:
-        found = [{"error": str(error)}]
+    found = tried_all(point.compute)
+    if any("error" in row for row in found):
+        raise _Failed(found)
     found[0]["point_seconds"] = time.perf_counter() - started
     return found
 
 
+class _Failed(Exception):
+    """Rows that are shown, and not kept."""
+
+    def __init__(self, rows: list[Row]):
+        super().__init__()
+        self.rows = rows
+
+
+def tried_all(compute: Callable[[], Sequence[Row]]) -> list[Row]:
+    """The rows, or one with the ``error`` for which there are none."""
+    try:
+        return [dict(row) for row in compute()]
+    except SettingsError:
+        raise  # the same for all points: said at once
+    except TightframeError as error:
+        return [{"error": str(error)}]
+
+
+def tried(compute: Callable[[], Row]) -> Row:
+    """The row, or one with the ``error``."""
+    return tried_all(lambda: [compute()])[0]
+
+
 def _result(study: Study, rows: list[Row], settings: dict[str, Any]) -> Result:
     found = [one.told() for one in study.evidence(rows)]
-    notes = [f"the paper: {study.claim}", *map(_told, found), RULE]
+    failed = [row["error"] for row in rows if "error" in row]
+    if len(failed) == len(rows):
+        raise ModelError(f"every point of {study.name} failed; the first: {failed[0] if failed else 'there are none'}")
+    some = [f"{len(failed)} of {len(rows)} rows failed and are not counted; the first: {failed[0]}"] if failed else []
+    notes = [f"the paper: {study.claim}", *map(_told, found), *some, RULE]
     return Result(study.name, rows, settings, notes, [], further={"evidence": found})
 
 
@@ -250,6 +286,7 @@ def _write(study: Study, result: Result, folder: Path) -> None:
     writer.writeheader()
     writer.writerows(result.rows)
     write_text(folder / "rows.csv", stream.getvalue())
+    (folder / "picture.png").unlink(missing_ok=True)
     if chart is not None:
         write_bytes(folder / "picture.png", png(chart))
     write_report(

@@ -13,7 +13,7 @@ from tightframe.jobs.tune import tune
 from tightframe.protocols import Backbone, ImageSplits
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
-from tightframe.studies.evidence import Evidence, Score, correlation, minus
+from tightframe.studies.evidence import LEAST_RHO, Evidence, Score, averaged, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
 from tightframe.studies.tunings import penultimate_nc1, plan, sampled
 
@@ -45,8 +45,7 @@ def _rows(lab: Lab, data: ImageSplits, backbone: Backbone, index: int, seed: int
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
     def across(question: str, score: Score | str, truth: Score | str = "test_accuracy") -> Evidence:
-        unit = "networks × picture sets × seeds"
-        return correlation(question, rows, score, truth, within=UNIT, over=UNIT, unit=unit)
+        return crossed(question, "Spearman's ρ", correlations(rows, score, truth, UNIT), LEAST_RHO, most=1.0)
 
     return [
         across("the more collapsed the last features after tuning a block, the better its accuracy", minus("nc1")),
@@ -57,11 +56,11 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 
 def _picture(rows: Sequence[Row]) -> Any:
     return relation_chart(
-        rows,
+        averaged(rows, ("data", "network", "block", "depth"), ("test_accuracy", "train_accuracy", "nc1")),
         Axis("depth", "Depth of the tuned block (share of all blocks, %)", share=True),
         Axis("test_accuracy", "Test accuracy (%)", share=True),
         title="Accuracy by the block that is tuned",
-        subtitle="Each mark is a network tuned anew, one block and the head only.",
+        subtitle="Each mark is a network tuned anew, one block and the head only; mean over seeds.",
         panel="data",
         colour="network",
         joined="depth",
@@ -98,7 +97,7 @@ STUDY = Study(
     ),
     picture=_picture,
     scales={
-        "small": Scale(epochs=20, shots=(20,)),
+        "small": Scale(epochs=20, seeds=1, shots=(20,)),
         "paper": Scale(epochs=100, seeds=3, blocks=100, models=("timm/resnet18.tv_in1k", "timm/resnet50.tv_in1k")),
     },
 )

@@ -17,7 +17,7 @@ from tightframe.jobs.tuned import Tuned
 from tightframe.protocols import Backbone, ImageData, ImageSplits
 from tightframe.report.tables import Column, count, number, percent, seconds, text
 from tightframe.sources import selection
-from tightframe.studies.evidence import Evidence, difference
+from tightframe.studies.evidence import LEAST_SHARE, Evidence, crossed, differences
 from tightframe.studies.study import Lab
 from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import collapse_of
@@ -80,12 +80,25 @@ def penultimate_nc1(tuned: Tuned, pictures: ImageData) -> float | None:
     """Of pictures at the layer before the head, whatever else the head sees."""
     inputs = PixelInputs(Pixels(pictures, tuned.backbone.preprocessing, keep_bytes=0))
     tuned.network.train(False)
+    device = next(tuned.network.parameters()).device
     with torch.inference_mode():
-        found = [tuned.network.parts(batch)[0].float() for _, batch in inputs.batches(range(len(pictures)), 64)]
+        found = [
+            tuned.network.parts(batch.to(device))[0].float().cpu()
+            for _, batch in inputs.batches(range(len(pictures)), 64)
+        ]
     return collapse_of(torch.cat(found), pictures.labels)
 
 
-def ahead(rows: Sequence[Row], other: str, pairs: Sequence[str], over: Sequence[str], unit: str) -> Evidence:
-    """By how much SCL is ahead of another method in test accuracy; see ``evidence.difference``."""
+def ahead(rows: Sequence[Row], other: str, pairs: Sequence[str]) -> Evidence:
+    """By how much SCL is ahead of another method in test accuracy, on what agrees in ``pairs``: network, set, …"""
+    gaps = differences(rows, "test_accuracy", "method", ["scl"], [other], pairs)
     question = f"SCL is more accurate than {CALLED.get(other, other)}"
-    return difference(question, rows, "test_accuracy", "method", ["scl"], [other], pairs=pairs, over=over, unit=unit)
+    return crossed(question, "paired difference", gaps, LEAST_SHARE, share=True)
+
+
+def not_behind(rows: Sequence[Row], other: str, pairs: Sequence[str]) -> Evidence:
+    """The same with the least difference that would matter added: whether SCL is as accurate, or better."""
+    gaps = differences(rows, "test_accuracy", "method", ["scl"], [other], pairs)
+    question = f"SCL is as accurate as {CALLED.get(other, other)} to half a point, or better"
+    shifted = {key: gap + LEAST_SHARE for key, gap in gaps.items()}
+    return crossed(question, "paired difference + ½", shifted, LEAST_SHARE, share=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,11 +16,11 @@ from tightframe.metrics.collapse import nc1
 from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits
 from tightframe.report.tables import Column, count, number, percent, text
 from tightframe.sources.backbones import load_backbone
-from tightframe.studies.evidence import mean_and_ends
 from tightframe.studies.probing import probed
-from tightframe.studies.study import Lab, Point, Scale
+from tightframe.studies.study import Lab, Point, Scale, tried
 
 SHOTS, WAYS = 5, 5
+UNTRAINED = "untrained"
 BUILT_IN = (demo.SOURCE, demo.DOWNSTREAM)
 SMALL = Scale(epochs=40, seeds=3, augment=0.0, batch_size=32)
 """Long enough for the terminal phase, in which training pictures are told apart and go on collapsing."""
@@ -53,7 +52,9 @@ def variants(lab: Lab, choices: Sequence[Mapping[str, Any]], names: Sequence[str
         for choice in choices:
             how = replace(usual, **choice, seed=seed)
             if how.epochs or not seed:
-                yield Point({name: getattr(how, name) for name in names} | {"seed": seed}, partial(_rows, lab, how))
+                labels = {name: getattr(how, name) for name in names} | {"seed": seed}
+                untrained = {"loss": UNTRAINED} if "loss" in names and not how.epochs else {}
+                yield Point(labels | untrained, partial(_rows, lab, how))
 
 
 def _rows(lab: Lab, how: Pretraining) -> list[Row]:
@@ -64,7 +65,7 @@ def _rows(lab: Lab, how: Pretraining) -> list[Row]:
     for name, part in (("source_nc1", source.train), ("source_test_nc1", source.test)):
         if part is not None:
             known[name] = nc1(extract(backbone, part, layers=[PENULTIMATE], **lab.running).moments(PENULTIMATE))
-    return [known | _transferred(lab, backbone, other) for other in others]
+    return [{"data": other.name} | known | tried(partial(_transferred, lab, backbone, other)) for other in others]
 
 
 def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Row]:
@@ -86,21 +87,4 @@ def _transferred(lab: Lab, backbone: Backbone, data: ImageSplits) -> Row:
     drawn = fewshot(data, backbone, ways=ways, shots=[SHOTS], episodes=episodes, **lab.running).rows
     found = probed(train[PENULTIMATE], train.labels, test[PENULTIMATE], test.labels, len(data.classes))
     accuracy = next(row["accuracy"] for row in drawn if row["classifier"] == "logistic")
-    return {"data": data.name, **found, "fewshot_accuracy": accuracy}
-
-
-def averaged(rows: Sequence[Row], by: Sequence[str], measures: Sequence[str]) -> list[Row]:
-    """Rows that agree in the columns ``by``, averaged; ends of intervals over them where they are several."""
-    groups = defaultdict[tuple[Any, ...], list[Row]](list)
-    for row in rows:
-        if "error" not in row:
-            groups[tuple(row[column] for column in by)].append(row)
-    made = []
-    for key, group in groups.items():
-        one: Row = dict(zip(by, key, strict=True)) | {"times": len(group)}
-        for measure in measures:
-            known = [row[measure] for row in group if row.get(measure) is not None]
-            mean, low, high = mean_and_ends(known) if known else (None, None, None)
-            one |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
-        made.append(one)
-    return made
+    return found | {"fewshot_accuracy": accuracy}

@@ -152,7 +152,7 @@ class _Run:
         self._train(epoch, order)
         if not math.isfinite(underway.loss):
             raise Diverged(
-                f"the loss became {underway.loss} in epoch {epoch} at rate {recipe.rate:g}: give a lower one (--rates)"
+                f"the loss became {underway.loss} in epoch {epoch} at rate {recipe.rate:g}: give a lower one"
             )
         seen = torch.cat(underway.seen)
         row: Row = {
