@@ -184,7 +184,7 @@ def over_units(
 ) -> Evidence:
     """The mean of one value a unit, with Student's t interval where there are three or more."""
     known = list(values)
-    mean, low, high = mean_and_ends(known) if len(known) >= FEWEST_RANKED else (_mean(known), None, None)
+    mean, low, high = mean_and_ends(known)
     return Evidence(question, told, _known(mean), low, high, _counted(len(known), unit), least, share)
 
 
@@ -232,9 +232,9 @@ def averaged(rows: Sequence[Row], by: Sequence[str], measures: Sequence[str]) ->
 
 
 def mean_and_ends(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean, and the ends of Student's t interval where there are two values or more."""
+    """Mean, and the ends of Student's t interval where there are three values or more: that of two says nothing."""
     mean = _mean(values)
-    if len(values) < 2:
+    if len(values) < FEWEST_RANKED:
         return mean, None, None
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return mean, mean - half, mean + half

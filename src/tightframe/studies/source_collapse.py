@@ -14,12 +14,14 @@ from tightframe.jobs.run import Row
 from tightframe.pretraining.losses import LOSSES, MANY
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
-from tightframe.studies.evidence import LEAST_SHARE, Evidence, averaged, bootstrap, correlation
+from tightframe.studies.evidence import LEAST_SHARE, Evidence, Score, averaged, bootstrap, correlation, minus
 from tightframe.studies.study import Lab, Point, Study
 from tightframe.studies.variants import BUILT_IN, COLUMNS, PAPER, SMALL, variants
 
 SHORTER = (10, 3)
 """Lengths of training: all epochs, and so many times fewer; and none."""
+WAYS, UNIT = ("loss", "epochs"), "ways of pre-training"
+"""Of pre-training: what intervals are over. Seeds of one way are no other way."""
 RATE, RATES = 0.1, {"mse": 0.5}
 """The gradients of a mean over classes are smaller, where the loss is not rescaled."""
 
@@ -37,26 +39,17 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
     trained = [row for row in rows if row["epochs"]]
     longest = [row for row in rows if row["epochs"] == max(row["epochs"] for row in rows)]
 
-    def over(question: str, chosen: Sequence[Row], measure: str, truth: str) -> Evidence:
-        units = ("loss", "epochs", "seed")
-        return correlation(question, chosen, measure, truth, within=["data"], over=units, unit="pre-trained networks")
+    def over(question: str, chosen: Sequence[Row], score: Score | str, truth: str, units: Sequence[str]) -> Evidence:
+        told = "losses" if units == ["loss"] else UNIT
+        return correlation(question, chosen, score, truth, within=["data", "seed"], over=units, unit=told)
 
+    loss, less = ["loss"], "the less source collapse, the better"
     return [
-        over(
-            "trained to the end, the less source collapse, the better a probe", longest, "source_nc1", "test_accuracy"
-        ),
-        over("the same, of few-shot accuracy", longest, "source_nc1", "fewshot_accuracy"),
-        over("the same, of NC1 on source test pictures", longest, "source_test_nc1", "test_accuracy"),
-        over("of all trained networks, the less source collapse, the better", trained, "source_nc1", "test_accuracy"),
-        correlation(
-            "of all networks, the more collapse on the downstream pictures, the better",
-            rows,
-            lambda row: -row["nc1"],
-            "test_accuracy",
-            within=["data"],
-            over=["loss", "epochs", "seed"],
-            unit="networks",
-        ),
+        over(f"trained to the end, {less} a probe", longest, "source_nc1", "test_accuracy", loss),
+        over("the same, of few-shot accuracy", longest, "source_nc1", "fewshot_accuracy", loss),
+        over("the same, of NC1 on source test pictures", longest, "source_test_nc1", "test_accuracy", loss),
+        over(f"of all trained networks, {less}", trained, "source_nc1", "test_accuracy", WAYS),
+        over("of these, the more collapse downstream, the better", trained, minus("nc1"), "test_accuracy", WAYS),
         *_threshold(rows),
     ]
 
@@ -72,8 +65,8 @@ def _threshold(rows: Sequence[Row]) -> list[Evidence]:
             found = [slopes[end] for group in by_set(drawn) if (slopes := _slopes(group)) is not None]
             return sign * float(np.mean(found)) if found else math.nan
 
-        told, over, unit = "slope per tenfold NC1", ("loss", "epochs", "seed"), "networks"
-        return bootstrap(question, told, known, statistic, over=over, unit=unit, least=LEAST_SHARE, share=True)
+        told = "slope per tenfold NC1"
+        return bootstrap(question, told, known, statistic, over=WAYS, unit=UNIT, least=LEAST_SHARE, share=True)
 
     return [
         slope(f"among the most collapsed networks, less source collapse is better{where}", 0, 1.0),
