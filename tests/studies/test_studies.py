@@ -172,7 +172,7 @@ def test_a_set_that_fails_takes_no_other_with_it(tmp_path):
     found = run_study(study, tmp_path / "out", data=["digits:0-4", str(small), "digits:5-9"], **SHORT)
     assert {row["data"] for row in found.rows if "error" in row} == {"small"}
     assert len([row for row in found.rows if row.get("test_accuracy")]) == 4
-    assert found.further["evidence"][2]["units"] == "1 seed"
+    assert found.further["evidence"][2]["units"] == "1 seed: too few for an interval"
 
 
 @pytest.mark.parametrize(

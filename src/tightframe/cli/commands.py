@@ -17,6 +17,8 @@ SHOWN = 10
 """Most kinds of mistake, and epochs, that are shown."""
 MOST_ROWS = 40
 """Of a study, for which all are shown."""
+NETWORKS = {True: "it makes them", False: "--models"}
+"""Of a study, by whether it pre-trains."""
 
 
 def transfer(options: argparse.Namespace) -> None:
@@ -197,11 +199,16 @@ def study(options: argparse.Namespace) -> None:
 
     if options.name == "list":
         known = STUDIES.values()
-        rows = [{"name": one.name, "claim": one.claim, "minutes": one.minutes} for one in known]
-        terminal.show("The paper's studies, and what it claims", STUDIES_LISTED, rows)
+        rows = [
+            {"name": one.name, "claim": one.claim, "networks": NETWORKS[one.pretrains], "minutes": one.minutes}
+            for one in known
+        ]
+        terminal.show("What the paper claims, study by study", STUDIES_LISTED, rows)
         return
     if options.name not in STUDIES:
-        raise SettingsError(f'no study "{options.name}"' + nearest(options.name, list(STUDIES)))
+        raise SettingsError(
+            f'no study "{options.name}"' + nearest(options.name, list(STUDIES)) + "; `tightframe study list` shows all"
+        )
     asked = STUDIES[options.name]
     folder = options.out or Path("runs") / f"study-{asked.name}"
     with terminal.progress() as progress:

@@ -136,6 +136,7 @@ EVIDENCE = (
 STUDIES_LISTED = (
     Column("name", "Study", text),
     Column("claim", "Claim", text),
+    Column("networks", "Networks", text),
     Column("minutes", "Minutes", count),
 )
 

@@ -97,7 +97,7 @@ STUDY = Study(
     small="The networks and picture sets that are given. NC1 grows with the number of classes, and accuracy falls, "
     "whatever the network: so sets are also cut down to the same number of classes and pictures a class, drawn five "
     "times.",
-    minutes=20,
+    minutes=11,
     points=_points,
     evidence=_evidence,
     columns=(

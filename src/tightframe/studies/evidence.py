@@ -43,7 +43,7 @@ class Evidence:
         question: what being above 0 would mean.
         statistic: what it is.
         value, low, high: with its 95 % interval; ``None`` where there is none.
-        units: what the interval is over, and how many there are.
+        units: what the interval is over, and how many there are; how many there were, where they are too few for one.
         least: effect below which it would not matter.
         share: whether it is a share, told in points of a percentage.
     """
@@ -73,7 +73,8 @@ class Evidence:
             name: None if (end := getattr(self, name)) is None else scale * end for name in ("value", "low", "high")
         }
         kind = f"{self.statistic} (points)" if self.share else self.statistic
-        return {"question": self.question, "statistic": kind, **ends, "units": self.units, "verdict": self.verdict}
+        units = self.units if self.low is not None else f"{self.units}: too few for an interval"
+        return {"question": self.question, "statistic": kind, **ends, "units": units, "verdict": self.verdict}
 
 
 def minus(column: str) -> Score:
@@ -110,13 +111,16 @@ def correlation(
     """
     told = "Spearman's ρ" if than is None else "difference of Spearman's ρ"
     readers = [_reader(one) for one in (score, truth, than) if one is not None]
-    groups = _grouped(_compact(rows, readers, (*within, *over)), within)
+    compact = _compact(rows, readers, (*within, *over))
+    groups = _grouped(compact, within)
     known = [row for group in groups.values() if len(_grouped(group, over)) >= FEWEST_RANKED for row in group]
 
     def statistic(drawn: Sequence[Row]) -> float:
         found = [group for group in _grouped(drawn, within).values() if len(_grouped(group, over)) >= FEWEST_RANKED]
         return _mean([_rho(group) for group in found])
 
+    if not known:
+        return Evidence(question, told, None, None, None, _counted(len(_grouped(compact, over)), unit), LEAST_RHO)
     return bootstrap(question, told, known, statistic, over=over, unit=unit, least=LEAST_RHO)
 
 

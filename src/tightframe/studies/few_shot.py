@@ -97,7 +97,7 @@ STUDY = Study(
     small="The networks that are given, as they came, on the picture sets that are given: the test classes of CIFAR-FS "
     "of a set that has them, else all classes; logistic regression in 300 episodes of 5 classes. Networks for pictures "
     "of one size are also compared among themselves.",
-    minutes=20,
+    minutes=2,
     points=_points,
     evidence=_evidence,
     columns=(

@@ -74,10 +74,10 @@ def graded_study(
     def picture(rows: Sequence[Row]) -> Any:
         return relation_chart(
             averaged(rows, ("data", knob.key), ("source_nc1", "test_accuracy", "nc1")),
-            Axis(knob.key, knob.header),
+            Axis(knob.key, f"{knob.header} ({what})"),
             Axis("test_accuracy", "Probe accuracy downstream (%)", share=True),
             title=f"Accuracy downstream with {what}",
-            subtitle="Mean over seeds; bars: 95 % intervals over seeds.",
+            subtitle="Mean over seeds; bars, from three seeds on: 95 % intervals.",
             panel="data",
             joined=knob.key,
             tips=(

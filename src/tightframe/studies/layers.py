@@ -96,7 +96,7 @@ STUDY = Study(
     paper="NC1 and linear-probe accuracy at the output of every block of residual networks and a vision transformer.",
     small="The same for the networks and picture sets that are given: four probes at every block and at the last "
     "features, NC1 of training pictures, accuracy on test pictures.",
-    minutes=20,
+    minutes=3,
     points=_points,
     evidence=_evidence,
     columns=(

@@ -66,7 +66,7 @@ STUDY = Study(
     "accuracy, NC1, parameters, time and memory.",
     small="The networks and picture sets that are given, 20 pictures a class; block, rate and decay are chosen on "
     "training pictures held out, each method with the same block, split and epochs.",
-    minutes=20,
+    minutes=24,
     points=_points,
     evidence=_evidence,
     columns=(

@@ -11,8 +11,8 @@ STUDY = graded_study(
     paper="Networks were pre-trained with projection heads of different depth and judged on other picture sets.",
     small="A ResNet-8 is pre-trained with cross-entropy from scratch on the first of the picture sets, with heads of "
     "0 to 3 hidden layers, and judged on the others by a ridge probe and 5-shot episodes.",
-    minutes=20,
+    minutes=24,
     what="a projection head",
-    knob=Column("projector", "Hidden layers of the projection head", count),
+    knob=Column("projector", "Layers of the head", count),
     levels=tuple(range(MOST_LAYERS + 1)),
 )

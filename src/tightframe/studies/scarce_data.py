@@ -48,7 +48,7 @@ def _picture(rows: Sequence[Row]) -> Any:
         Axis("shots", "Training pictures a class (log scale)", log=True),
         Axis("test_accuracy", "Test accuracy (%)", share=True),
         title="Accuracy with few pictures",
-        subtitle="Mean over seeds; bars: 95 % intervals over seeds.",
+        subtitle="Mean over seeds; bars, from three seeds on: 95 % intervals.",
         panel="where",
         colour="method",
         joined="shots",
@@ -71,7 +71,7 @@ STUDY = Study(
     "and 200 (CLIP); training and test accuracy.",
     small="The networks and picture sets that are given, the paper's numbers of pictures a class, as far as there "
     "are so many and as they are 2,000 or fewer in all; rate, decay and block chosen on training pictures held out.",
-    minutes=20,
+    minutes=22,
     points=_points,
     evidence=_evidence,
     columns=(

@@ -82,7 +82,7 @@ STUDY = Study(
     "its index.",
     small="At most six blocks of each network, evenly over its depth, each tuned anew with the head (Layer FT) on 20 "
     "pictures a class; rate and decay chosen for each on training pictures held out.",
-    minutes=20,
+    minutes=12,
     points=_points,
     evidence=_evidence,
     columns=(

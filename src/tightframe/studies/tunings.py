@@ -101,4 +101,4 @@ def not_behind(rows: Sequence[Row], other: str, pairs: Sequence[str]) -> Evidenc
     gaps = differences(rows, "test_accuracy", "method", ["scl"], [other], pairs)
     question = f"SCL is as accurate as {CALLED.get(other, other)} to half a point, or better"
     shifted = {key: gap + LEAST_SHARE for key, gap in gaps.items()}
-    return crossed(question, "paired difference + ½", shifted, LEAST_SHARE, share=True)
+    return crossed(question, "paired difference + 0.5", shifted, LEAST_SHARE, share=True)
