@@ -49,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "data": LARGE_PICTURES,
     },
     "methods": {
-        "models": ("mobilenetv1_050", "mobilenetv1_025", "resnet20_cifar10"),
+        "models": ("mobilenetv1_050", "mobilenetv1_025", "resnet20_cifar10", "squeezenet1_1", "tiny_darknet"),
         "side": 96,
         "data": LARGE_PICTURES,
     },

@@ -11,7 +11,7 @@ STUDY = graded_study(
     small="A ResNet-8 is pre-trained with cross-entropy from scratch on the first of the picture sets, with crops, "
     "flips and colours changed at strengths 0 to 1, for the same epochs each, and judged on the others by a ridge "
     "probe and 5-shot episodes.",
-    minutes=24,
+    minutes=20,
     what="augmentation",
     knob=Column("augment", "Strength", exact),
     levels=(0.0, 0.25, 0.5, 1.0),
