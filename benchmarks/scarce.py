@@ -30,9 +30,7 @@ from scipy.stats import t as student
 
 import tightframe
 from tightframe.errors import TightframeError
-from tightframe.features.pixels import Pixels
-from tightframe.tuning.inputs import PixelInputs
-from tightframe.tuning.loop import collapse_of
+from tightframe.studies.tunings import penultimate_nc1
 from tightframe.tuning.methods import METHODS
 
 IMAGENET, CIFAR = ("mobilenetv1_050", "mobilenetv2_100", "squeezenet1_1"), ("resnet20_cifar10",)
@@ -91,15 +89,7 @@ def tuned_by(name: str, pictures: tightframe.ImageSplits, backbone: tightframe.B
     except TightframeError as error:
         return {"test_accuracy": None, "seconds": None, "error": str(error)}
     kept = ("layer", "test_accuracy", "train_accuracy", "share", "rate", "decay", "seconds", "bytes")
-    return {key: tuned.metrics[key] for key in kept} | {"epochs": epochs, "nc1": penultimate_nc1(tuned, pictures)}
-
-
-def penultimate_nc1(tuned: tightframe.Tuned, pictures: tightframe.ImageSplits) -> float | None:
-    """Of the training pictures at the layer before the head, whatever else the head sees."""
-    inputs = PixelInputs(Pixels(pictures.train, tuned.backbone.preprocessing, keep_bytes=0))
-    with torch.inference_mode():
-        found = [tuned.network.parts(batch)[0].float() for _, batch in inputs.batches(range(len(pictures.train)), 64)]
-    return collapse_of(torch.cat(found), pictures.train.labels)
+    return {key: tuned.metrics[key] for key in kept} | {"epochs": epochs, "nc1": penultimate_nc1(tuned, pictures.train)}
 
 
 def rows_in(path: Path) -> list[Row]:

@@ -289,8 +289,7 @@ def _pretrain(commands: Any) -> None:
     group.add_argument("--log-to", dest="log", nargs="+", metavar="WHERE", default=[], help=LOG_HELP)
     _data_options(command)
     group = command.add_argument_group("running")
-    group.add_argument("--precision", metavar="NAME", default="auto", help="auto (default), float32 or bfloat16")
-    group.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
+    _machine_options(group)
 
 
 def _study(commands: Any) -> None:
@@ -473,8 +472,7 @@ def _pass_options(command: argparse.ArgumentParser, cache: bool) -> None:
     group.add_argument(
         "--pool", metavar="NAME", default="auto", help="tokens: auto (as the network's head, default), mean or cls"
     )
-    group.add_argument("--precision", metavar="NAME", default="auto", help="auto (default), float32 or bfloat16")
-    group.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
+    _machine_options(group)
     if cache:
         group.add_argument(
             "--cache",
@@ -483,6 +481,11 @@ def _pass_options(command: argparse.ArgumentParser, cache: bool) -> None:
             default=os.environ.get("TIGHTFRAME_CACHE"),
             help="keep features in DIR and reuse them (default: $TIGHTFRAME_CACHE, else not kept)",
         )
+
+
+def _machine_options(group: Any) -> None:
+    group.add_argument("--precision", metavar="NAME", default="auto", help="auto (default), float32 or bfloat16")
+    group.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
 
 
 def _plan_options(command: argparse.ArgumentParser) -> None:

@@ -29,9 +29,9 @@ from tightframe.tuning.places import place_of_head, put
 
 WEIGHTS, TIMM_CONFIG, PLAIN_CONFIG = "model.safetensors", "config.json", "merged.json"
 TOLERANCE = 1e-4
+"""Largest difference between the logits of both networks, relative to the largest logit."""
 REGISTERED = ("timm.", "tightframe.sources.cifar")
 """Where the networks are from that timm knows by name."""
-"""Largest difference between the logits of both networks, relative to the largest logit."""
 
 
 class NotPlain(TightframeError):

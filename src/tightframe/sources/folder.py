@@ -137,10 +137,15 @@ def load_folder(
     skipped = tuple(parts.skipped)
     if parts.test is not None:
         return ImageSplits(name, train, _images(f"{name}/test", root, classes, parts.test), skipped)
-    kept, held_out = stratified(train.labels, test_share, seed)
-    if not len(held_out):
-        return ImageSplits(name, train, None, skipped)
-    return ImageSplits(name, Subset(train, kept), Subset(train, held_out, f"{name}/test"), skipped)
+    return held_out(name, train, test_share, seed, skipped)
+
+
+def held_out(name: str, images: FolderImages, share: float, seed: int, skipped: tuple[str, ...]) -> ImageSplits:
+    """All pictures for training but for a share of every class; no test set where that leaves nothing for one."""
+    kept, apart = stratified(images.labels, share, seed)
+    if not len(apart):
+        return ImageSplits(name, images, None, skipped)
+    return ImageSplits(name, Subset(images, kept), Subset(images, apart, f"{name}/test"), skipped)
 
 
 def _images(name: str, root: Path, classes: tuple[str, ...], found: _ByClass) -> FolderImages:

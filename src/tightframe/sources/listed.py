@@ -14,9 +14,9 @@ import numpy as np
 
 from tightframe.errors import BadPicture, DataError
 from tightframe.protocols import ImageSplits, Progress, silent
-from tightframe.sources.folder import FolderImages
+from tightframe.sources.folder import FolderImages, held_out
 from tightframe.sources.pictures import PICTURE_SUFFIXES, open_picture
-from tightframe.sources.selection import Subset, check_share, stratified
+from tightframe.sources.selection import check_share
 
 COLUMNS, FOLDER = ("filename", "label"), "images"
 
@@ -66,10 +66,7 @@ def load_listed(
     labels.flags.writeable = False
     name = f"{root.name}/{table.stem}"
     everything = FolderImages(name, root, classes, labels, tuple(picture for _, picture in kept))
-    train, test = stratified(labels, test_share, seed)
-    if not len(test):
-        return ImageSplits(name, everything, None, tuple(skipped))
-    return ImageSplits(name, Subset(everything, train), Subset(everything, test, f"{name}/test"), tuple(skipped))
+    return held_out(name, everything, test_share, seed, tuple(skipped))
 
 
 def _rows(table: Path) -> list[tuple[str, str]]:
