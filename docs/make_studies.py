@@ -1,6 +1,6 @@
 """Run the studies on real networks and pictures, and write docs/studies.md from what came of them.
 
-    TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=1 python docs/make_studies.py --runs RUNS [--only NAME …]
+    TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=1 python docs/make_studies.py --runs RUNS [--only NAME …] [--scale medium]
     python docs/make_studies.py     # the page alone, from docs/studies/
 
 DIR holds `zoo/zoo.py` (a builder) and `data/*`. Studies go on where an earlier call left RUNS. What came of each (its
@@ -56,35 +56,50 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "scarce-data": {"models": ("mobilenetv1_050",), "side": 64, "data": ("cifar10", *NEW_SETS)},
 }
 """What each study is run on; `side` is that of the pictures for networks of ImageNet, those of CIFAR-10 have 32 px."""
+LARGER: dict[str, dict[str, Any]] = {
+    "source-collapse": {"data": VARIANTS["data"]},
+    "projection-head": {"data": VARIANTS["data"]},
+    "scarce-data": {
+        "models": ("mobilenetv1_050",),
+        "side": 64,
+        "data": ("cifar10", "cifar100", "flowers5", "sign_digits", "trashnet"),
+    },
+}
+"""The same at the medium scale."""
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help="where studies are run; without it, nothing is run")
-    parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=list(STUDIES), metavar="NAME")
+    parser.add_argument("--scale", choices=("small", "medium"), default="small")
+    parser.add_argument("--machine", default="one core, another study on the other", help="that it is run on, in words")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if options.runs:
         shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
-        for name in options.only:
-            ran(STUDIES[name], options.runs / name, shared)
+        for name in options.only or (STUDIES if options.scale == "small" else LARGER):
+            ran(STUDIES[name], options.runs, shared, options.scale, options.machine)
     (HERE / "studies.md").write_text(page(), encoding="utf-8")
 
 
-def ran(study: Study, out: Path, shared: Path) -> None:
+def ran(study: Study, runs: Path, shared: Path, scale: str, machine: str) -> None:
     """Run one study, and keep what the page shows of it."""
-    chosen = dict(SETTINGS[study.name])
+    chosen = dict((SETTINGS if scale == "small" else LARGER)[study.name])
+    called = named(study.name, scale)
+    out = runs / called
     side, names = chosen.pop("side", None), chosen.pop("models", ())
     chosen["data"] = [str(shared / "data" / name) for name in chosen["data"]]
     models = list(networks(shared / "zoo", names, side))
-    found = run_study(study, out, models=models, progress=told, **chosen)
+    found = run_study(study, out, scale=scale, models=models, progress=told, **chosen)
     KEPT.mkdir(exist_ok=True)
-    shutil.copy(out / "picture.png", KEPT / f"{study.name}.png")
-    shutil.copy(out / "rows.csv", KEPT / f"{study.name}.csv")
+    shutil.copy(out / "picture.png", KEPT / f"{called}.png")
+    shutil.copy(out / "rows.csv", KEPT / f"{called}.csv")
     failed = sorted({row["error"] for row in found.rows if "error" in row})
-    kept = {"settings": found.settings, "versions": found.versions, "failed": failed, **found.further}
-    (KEPT / f"{study.name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    kept = {"settings": found.settings, "machine": machine, "versions": found.versions, "failed": failed}
+    kept |= found.further
+    (KEPT / f"{called}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def told(steps: Any, title: str, total: int) -> Iterator[Any]:
@@ -104,15 +119,15 @@ def networks(zoo: Path, names: tuple[str, ...], side: int | None) -> Iterator[Ba
 
 def page() -> str:
     """The page, in Markdown."""
-    kept = {name: json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8")) for name in STUDIES if there(name)}
+    kept = {name: loaded(name) for name in STUDIES if there(name)}
     parts = [
         "# The paper's studies, as we find them",
         "Written by `python docs/make_studies.py` from what is kept in `docs/studies/`; the CSV files there have a row "
         "for every point. `tightframe study NAME --data … --models …` does the same with your pictures and networks, "
         "and without them, in minutes, with the built-in digits: too few networks to tell, but all of it runs.",
         "Claims are those of Li et al. (TMLR 2024). What stands here is the *small* scale: networks of up to 4 million "
-        "parameters, sets of hundreds to thousands of pictures, two cores. A claim that is not supported here is not "
-        "refuted at the paper's scale.",
+        "parameters, sets of hundreds to thousands of pictures, two cores; where it says so, the *medium* scale on a "
+        "GPU. A claim that is not supported here is not refuted at the paper's scale.",
         f"**The rule.** {RULE} Intervals are over networks, picture sets or seeds, whichever could have been others.",
         "## In short",
         *([answers(kept)] if kept else []),
@@ -121,9 +136,20 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def there(name: str) -> bool:
+def named(name: str, scale: str) -> str:
+    """What is kept of a study at this scale is called so."""
+    return name if scale == "small" else f"{name}-{scale}"
+
+
+def there(called: str) -> bool:
     """Whether the study was run."""
-    return (KEPT / f"{name}.json").is_file()
+    return (KEPT / f"{called}.json").is_file()
+
+
+def loaded(called: str) -> dict[str, Any]:
+    """What is kept of it."""
+    found: dict[str, Any] = json.loads((KEPT / f"{called}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def answers(kept: dict[str, Any]) -> str:
@@ -138,7 +164,20 @@ def answers(kept: dict[str, Any]) -> str:
 
 
 def section(study: Study, found: dict[str, Any]) -> str:
-    """One study: the claim, what was done, the picture, and what came of it."""
+    """One study: the claim, what was done, the picture, and what came of it; and again at the medium scale."""
+    called, larger = named(study.name, "medium"), list[str]()
+    if there(called):
+        scale = study.scales["medium"]
+        what = (
+            f"`--scale medium`: {scale.arch}" if study.pretrains else f"`--scale medium`: {len(scale.methods)} methods"
+        )
+        larger = [f"### {study.name} on a GPU", f"The same with {what}.", *came(called, loaded(called))]
+    head = [f"## {study.name}", f"**The paper:** {study.claim}. {study.paper}", f"**Here:** {study.small}"]
+    return "\n\n".join([*head, *came(study.name, found), *larger])
+
+
+def came(called: str, found: dict[str, Any]) -> list[str]:
+    """The picture, the evidence, and the settings of one run."""
     settings = found["settings"]
     lines = ["| Question | Statistic | 95 % interval | Over | Verdict |", "|---|---|---|---|---|"]
     for row in found["evidence"]:
@@ -146,21 +185,14 @@ def section(study: Study, found: dict[str, Any]) -> str:
     networks = f" Networks: {', '.join(settings['models'])}." if settings["models"] else ""
     epochs = f" {settings['epochs']} epochs." if settings["epochs"] else ""
     pictures = ", ".join(f"{n} ({count:,})" for n, count in zip(settings["data"], settings["pictures"], strict=True))
-    failed = [f"Failed: {'; '.join(found['failed'])}"] if found["failed"] else []
     seeds = "one seed" if settings["seeds"] == 1 else f"{settings['seeds']} seeds"
-    return "\n\n".join(
-        [
-            f"## {study.name}",
-            f"**The paper:** {study.claim}. {study.paper}",
-            f"**Here:** {study.small}",
-            f"![{study.name}](studies/{study.name}.png)",
-            "\n".join(lines),
-            *failed,
-            f"Pictures (training): {pictures}.{networks}{epochs} {seeds.capitalize()}; {settings['seconds'] / 60:.0f} "
-            f"minutes of one core, another study on the other; PyTorch {found['versions']['torch']}. "
-            f"[Rows](studies/{study.name}.csv).",
-        ]
-    )
+    return [
+        f"![{called}](studies/{called}.png)",
+        "\n".join(lines),
+        *([f"Failed: {'; '.join(found['failed'])}"] if found["failed"] else []),
+        f"Pictures (training): {pictures}.{networks}{epochs} {seeds.capitalize()}; {settings['seconds'] / 60:.0f} "
+        f"minutes of {found['machine']}; PyTorch {found['versions']['torch']}. [Rows](studies/{called}.csv).",
+    ]
 
 
 def statistic(row: dict[str, Any]) -> str:

@@ -6,7 +6,10 @@ import csv
 import json
 import math
 import runpy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from tightframe.studies import STUDIES, run_study
 from tightframe.studies.evidence import NOT_SUPPORTED, SUPPORTED, UNCLEAR
 from tightframe.studies.layers import distinct
 from tightframe.studies.source_collapse import _threshold, turning_point
-from tightframe.studies.study import Point, Scale
+from tightframe.studies.study import Lab, Point, Scale, _rows
 
 DIGITS = ("digits:0-4", "digits:5-9")
 SHORT = {"shots": 8, "precision": "float32"}
@@ -80,6 +83,27 @@ def test_what_is_done_is_not_done_again(done, names, monkeypatch):
     assert run_study(replace(study, points=again), out, models=models, data=DIGITS, **SHORT).rows == found.rows
     with pytest.raises(SettingsError, match="other settings"):
         run_study(study, out, models=models, data=DIGITS, **(SHORT | {"shots": 7}))
+
+
+def test_runs_at_once_share_the_work(tmp_path):
+    computed, both = [], threading.Barrier(2, timeout=60)
+
+    def points(lab):
+        for number in range(4):
+            yield Point({"number": number}, partial(compute, number))
+
+    def compute(number):
+        computed.append(number)
+        if len(computed) <= 2:
+            both.wait()  # neither is done before the other has begun
+        return [{"square": number**2}]
+
+    study = replace(STUDIES["layers"], points=points)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(_rows, study, Lab(Scale(), (), (), tmp_path, {})) for _ in range(2)]
+    found = [[(row["number"], row["square"]) for row in run.result()] for run in runs]
+    assert sorted(computed) == [0, 1, 2, 3]
+    assert found == [[(0, 0), (1, 1), (2, 4), (3, 9)]] * 2
 
 
 def test_sets_and_networks_of_one_name_are_told_apart(names, tmp_path):
@@ -161,18 +185,31 @@ def test_built_in_networks_are_made_inside_the_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_set_that_fails_takes_no_other_with_it(tmp_path):
-    study = plain(STUDIES["projection-head"])
-    small = tmp_path / "small"
+def pictures(folder, count):
+    """A set of two classes of so many pictures."""
     for name in ("a", "b"):
         for part in ("train", "test"):
-            (small / part / name).mkdir(parents=True)
-            for at in range(2):
-                Image.new("RGB", (8, 8), (at * 90, 0, 0)).save(small / part / name / f"{at}.png")
-    found = run_study(study, tmp_path / "out", data=["digits:0-4", str(small), "digits:5-9"], **SHORT)
-    assert {row["data"] for row in found.rows if "error" in row} == {"small"}
+            (folder / part / name).mkdir(parents=True)
+            for at in range(count):
+                Image.new("RGB", (8, 8), (at * 20, 0, 0)).save(folder / part / name / f"{at}.png")
+    return str(folder)
+
+
+def test_a_set_that_fails_takes_no_other_with_it(tmp_path):
+    study, broken = plain(STUDIES["projection-head"]), pictures(tmp_path / "broken", 4)
+    whole = (tmp_path / "broken/train/a/0.png").read_bytes()
+    (tmp_path / "broken/train/a/0.png").write_bytes(whole[:40])
+    found = run_study(study, tmp_path / "out", data=["digits:0-4", broken, "digits:5-9"], **SHORT)
+    assert {row["data"] for row in found.rows if "error" in row} == {"broken"}
     assert len([row for row in found.rows if row.get("test_accuracy")]) == 4
     assert found.further["evidence"][2]["units"] == "1 seed: too few for an interval"
+
+
+def test_a_set_too_small_for_episodes_is_refused_before_anything_is_trained(tmp_path):
+    small = pictures(tmp_path / "small", 2)
+    with pytest.raises(DataError, match="small: 5-shot episodes need 2 classes of 6 pictures"):
+        run_study(plain(STUDIES["projection-head"]), tmp_path / "out", data=["digits:0-4", small], **SHORT)
+    assert not (tmp_path / "out" / "networks").exists()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +290,7 @@ def test_scarce_numbers_are_the_papers_as_far_as_there_are_pictures(names, tmp_p
 
 def test_every_paper_scale_is_named():
     for study in STUDIES.values():
-        assert set(study.scales) == {"small", "paper"}
+        assert {"small", "paper"} <= set(study.scales) <= {"small", "medium", "paper"}
         assert study.pretrains or study.scales["paper"].models
 
 

@@ -305,7 +305,8 @@ def _study(commands: Any) -> None:
         "--scale",
         metavar="S",
         default="small",
-        help="small (default; minutes on a laptop) or paper (the paper's own, for a GPU; wants --data)",
+        help="small (default; minutes on a laptop), medium (minutes on a GPU; source-collapse, projection-head, "
+        "augmentation and scarce-data have it) or paper (the paper's own, hours on a GPU; wants --data)",
     )
     command.add_argument(
         "--data",
@@ -325,7 +326,8 @@ def _study(commands: Any) -> None:
         "--out",
         metavar="DIR",
         type=Path,
-        help="folder for the result; the same command goes on where it was stopped (default: runs/study-NAME)",
+        help="folder for the result; the same command goes on where it was stopped, and runs of it at once share the "
+        "work (default: runs/study-NAME)",
     )
     _model_options(command)
     _pass_options(command, cache=True)

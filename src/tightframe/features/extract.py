@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tightframe.features.moments import ClassMoments
 from tightframe.features.pixels import Pixels
-from tightframe.features.precision import Precision, autocast, device_of, is_safe, likely_precision, on_device
+from tightframe.features.precision import Precision, autocast, device_of, is_safe, likely_precision, on_device, sent
 from tightframe.features.store import FeatureStore, Writer
 from tightframe.features.taps import Pool, pooling_of, tapped
 from tightframe.protocols import PENULTIMATE, Backbone, ImageData, Progress, silent
@@ -131,7 +131,7 @@ def _safe_precision(backbone: Backbone, data: ImageData, device: torch.device, w
 
 
 def _ready(backbone: Backbone, batch: Tensor, device: torch.device) -> Tensor:
-    return backbone.preprocessing.normalise(batch.to(device)).contiguous(memory_format=torch.channels_last)
+    return backbone.preprocessing.normalise(sent(batch, device)).contiguous(memory_format=torch.channels_last)
 
 
 def _key(backbone: Backbone, data: ImageData, layer: str, pool: str, precision: str) -> dict[str, Any]:

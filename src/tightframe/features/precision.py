@@ -53,6 +53,13 @@ def on_device(module: nn.Module, device: torch.device) -> nn.Module:
     return module.to(device).to(memory_format=torch.channels_last)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``; a GPU goes on with its work while it arrives."""
+    if device.type == "cuda" and tensor.is_cpu:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context to run a network in."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()

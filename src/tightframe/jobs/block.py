@@ -137,7 +137,7 @@ def _track(
     kept = inputs_of(
         on_device(backbone.module, device),
         racing,
-        PixelInputs(Pixels(data, backbone.preprocessing, keep_bytes=0)),
+        PixelInputs(Pixels(data, backbone.preprocessing, keep_bytes=0), device=device),
         len(data),
         device=device,
         precision=precision,

@@ -227,7 +227,7 @@ class _Work:
 
             fit(
                 network,
-                PixelInputs(pixels, Distort(self.how.augment, self.how.seed) if self.how.augment else None),
+                PixelInputs(pixels, Distort(self.how.augment, self.how.seed) if self.how.augment else None, device),
                 self._split(),
                 self.how.recipe,
                 device=device,

@@ -6,11 +6,14 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tightframe.errors import SettingsError
 from tightframe.files import write_text
@@ -73,8 +76,7 @@ class Run:
 
     def remember(self, name: str, key: Any, compute: Callable[[], Any]) -> Any:
         """The JSON value that ``compute`` gives, or gave before under the same ``name`` and ``key``."""
-        wanted = fingerprint_of(key)
-        path = self.folder / "stages" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+        wanted, path = fingerprint_of(key), self._path(name, "json")
         kept = _kept(path, name, wanted)
         if together().agree(kept is not None):  # of several processes the first has the say
             return (kept or _kept(path, name, wanted))["value"]
@@ -82,6 +84,28 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"stage": name, "key": wanted, "value": value}, ensure_ascii=False))
         return value
+
+    @contextmanager
+    def held(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """Keep other runs in this folder from the stage ``name``; False, without ``wait``, where one is at it."""
+        if together().size > 1:  # they are one run
+            yield True
+            return
+        path = self._path(name, "lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _path(self, name: str, kind: str) -> Path:
+        return self.folder / "stages" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.{kind}"
 
 
 def _kept(path: Path, name: str, key: str) -> Any:

@@ -208,7 +208,7 @@ class _Setting:
         work = self.folder / UNFINISHED if self.folder is not None else None
         return Training(
             self.data.train,
-            inputs or PixelInputs(Pixels(self.data.train, network.backbone.preprocessing), self.plan.views_by()),
+            inputs or self._pictures(network, once=False),
             part,
             self.device,
             precision,
@@ -264,9 +264,11 @@ class _Setting:
         )
         return kept[network.layer], part
 
-    def _pictures(self, network: TunableNetwork) -> PixelInputs:
-        """To be run once."""
-        return PixelInputs(Pixels(self.data.train, network.backbone.preprocessing, keep_bytes=0), self.plan.views_by())
+    def _pictures(self, network: TunableNetwork, once: bool = True) -> PixelInputs:
+        """Training pictures; decoded ones are kept unless they are run ``once``."""
+        looks = network.backbone.preprocessing
+        pixels = Pixels(self.data.train, looks, keep_bytes=0) if once else Pixels(self.data.train, looks)
+        return PixelInputs(pixels, self.plan.views_by(), self.device)
 
 
 def _judge(tuned: Tuned, data: ImageSplits, recipe: Recipe, seconds: float, device: str) -> Row:

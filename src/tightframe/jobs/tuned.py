@@ -85,7 +85,7 @@ class Tuned:
         """Logits (n, K) and the features (n, d) that the head sees, on the CPU, in float32."""
         where = device_of(device)
         on_device(self.network, where)
-        inputs = PixelInputs(Pixels(data, self.backbone.preprocessing, keep_bytes=0))
+        inputs = PixelInputs(Pixels(data, self.backbone.preprocessing, keep_bytes=0), device=where)
         features = predict_features(self.network, inputs, range(len(data)), batch_size, where, "float32")
         return logits_of(self.network, features), features
 

@@ -17,13 +17,14 @@ from torch.nn import functional
 
 from tightframe.errors import ModelError
 from tightframe.pretraining.losses import Loss
+from tightframe.tuning.state import Trainable
 
 EMBEDDING = 128
 """Values that a projection head gives to a loss of embeddings."""
 MOST_LAYERS = 3
 
 
-class PretrainedNetwork(nn.Module):
+class PretrainedNetwork(Trainable):
     """``features`` (n, d) of pictures, from a network of timm's with random weights, and what they are trained by.
 
     Args:
@@ -94,4 +95,4 @@ class Goal:
 
     def weight(self, target: Int[Tensor, " n"]) -> Tensor:
         """How many there are."""
-        return torch.tensor(float(len(target)))
+        return torch.ones(len(target), device=target.device).sum()

@@ -19,7 +19,7 @@ from tightframe.studies.evidence import (
     over_units,
 )
 from tightframe.studies.study import Lab, Point, Study
-from tightframe.studies.variants import BUILT_IN, COLUMNS, PAPER, SMALL, variants
+from tightframe.studies.variants import BUILT_IN, COLUMNS, MEDIUM, PAPER, SMALL, variants
 
 
 def graded_study(
@@ -99,7 +99,7 @@ def graded_study(
         evidence,
         (knob, *COLUMNS),
         picture,
-        {"small": SMALL, "paper": PAPER},
+        {"small": SMALL, "medium": MEDIUM, "paper": PAPER},
         pretrains=True,
         built_in=BUILT_IN,
     )

@@ -16,6 +16,7 @@ from tightframe.studies.tunings import CALLED, COLUMNS, ahead, by_methods, few
 FEW_CLASSES, MANY_CLASSES = (3, 10, 32, 100, 316), (7, 17, 38, 87, 200)
 """Pictures a class: the paper's, of CIFAR-10 and of CIFAR-100."""
 MANY = 20
+ALL_METHODS = ("linear", "layer", "scl", "full", "lora", "bitfit", "norm", "lp-ft")
 UNIT = ("network", "data", "shots", "seed")
 
 
@@ -84,12 +85,13 @@ STUDY = Study(
     picture=_picture,
     scales={
         "small": Scale(epochs=12, seeds=1, pictures=2000),
+        "medium": Scale(epochs=12, seeds=2, pictures=6000, methods=ALL_METHODS),
         "paper": Scale(
             epochs=100,
             seeds=3,
             pictures=1_000_000,
             models=("timm/resnet18.tv_in1k", "open_clip/ViT-B-32/openai"),
-            methods=("linear", "layer", "scl", "full", "lora", "bitfit", "norm", "lp-ft"),
+            methods=ALL_METHODS,
         ),
     },
 )

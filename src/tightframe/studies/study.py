@@ -134,12 +134,14 @@ def run_study(
 ) -> Result:
     """Run every point of ``study`` and say what came of it; points that ``out`` already holds are not run again.
 
-    ``out`` is given ``rows.csv``, ``result.json``, ``report.html`` and ``picture.png``.
+    Several such calls at once, in processes of their own, share the work. ``out`` is given ``rows.csv``,
+    ``result.json``, ``report.html`` and ``picture.png``.
 
     Args:
         study: an entry of ``studies.STUDIES``.
         out: a folder; the same call goes on with what an earlier one left in it.
-        scale: ``"paper"`` is the paper's own and needs a GPU, and ``data``.
+        scale: ``"paper"`` is the paper's own and needs a GPU, and ``data``; between it and ``"small"``, some have
+            ``"medium"``.
         data: picture sets, as for ``load_images``; the built-in digits if empty. Where the study pre-trains, the first
             is the source and the others are transferred to.
         models: networks, or their names as for ``load_backbone``; not for studies that pre-train.
@@ -177,7 +179,8 @@ def run_study(
     pictures = [part.fingerprint for one in splits for part in (one.train, one.test) if part is not None]
     claim(folder, [settings, pictures, [[one.fingerprint, [layer.name for layer in one.layers]] for one in given]])
     if not given and not study.pretrains:
-        made = demo.candidates(folder / "networks", progress)
+        with Run(folder).held("networks"):
+            made = demo.candidates(folder / "networks", progress)
         given = _named([load_backbone(one) if isinstance(one, str) else one for one in made])
     rows = _rows(study, Lab(chosen, splits, given, folder, running))
     settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
@@ -219,15 +222,28 @@ def _scaled(study: Study, scale: str, seeds: int | None, epochs: int | None) -> 
 
 def _rows(study: Study, lab: Lab) -> list[Row]:
     """Of all points; the first row of each holds the seconds it took."""
-    run, points = Run(lab.folder), list(study.points(lab))
-    rows: list[Row] = []
-    for point in lab.running.get("progress", silent)(points, study.name, len(points)):
+    run, points = Run(lab.folder), {json.dumps(point.labels): point for point in study.points(lab)}
+    found: dict[str, list[Row]] = {}
+    for name in lab.running.get("progress", silent)(_in_turn(run, list(points)), study.name, len(points)):
+        point = points[name]
         try:
-            found = run.remember(json.dumps(point.labels), point.labels, partial(_computed, point))
+            found[name] = run.remember(name, point.labels, partial(_computed, point))
         except _Failed as failed:
-            found = failed.rows
-        rows += [point.labels | row for row in found]
-    return rows
+            found[name] = failed.rows
+    return [point.labels | row for name, point in points.items() for row in found[name]]
+
+
+def _in_turn(run: Run, names: Sequence[str]) -> Iterator[str]:
+    """Points, held while they are worked on; those that another run in the same folder is at come last."""
+    for wait in (False, True):
+        left = []
+        for name in names:
+            with run.held(name, wait) as mine:
+                if mine:
+                    yield name
+                else:
+                    left.append(name)
+        names = left
 
 
 def _computed(point: Point) -> list[Row]:

@@ -78,14 +78,12 @@ def by_methods(
 
 def penultimate_nc1(tuned: Tuned, pictures: ImageData) -> float | None:
     """Of pictures at the layer before the head, whatever else the head sees."""
-    inputs = PixelInputs(Pixels(pictures, tuned.backbone.preprocessing, keep_bytes=0))
-    tuned.network.train(False)
     device = next(tuned.network.parameters()).device
+    inputs = PixelInputs(Pixels(pictures, tuned.backbone.preprocessing, keep_bytes=0), device=device)
+    tuned.network.train(False)
     with torch.inference_mode():
-        found = [
-            tuned.network.parts(batch.to(device))[0].float().cpu()
-            for _, batch in inputs.batches(range(len(pictures)), 64)
-        ]
+        batches = inputs.batches(range(len(pictures)), 64)
+        found = [tuned.network.parts(batch)[0].float().cpu() for _, batch in batches]
     return collapse_of(torch.cat(found), pictures.labels)
 
 

@@ -7,23 +7,28 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from tightframe.errors import DataError
 from tightframe.features.extract import extract
 from tightframe.jobs import demo
-from tightframe.jobs.fewshot import fewshot
 from tightframe.jobs.pretrain import Pretraining, pretrain
 from tightframe.jobs.run import Row
 from tightframe.metrics.collapse import nc1
+from tightframe.metrics.episodes import Episodes, accuracies, draw
 from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits
 from tightframe.report.tables import Column, count, number, percent, text
 from tightframe.sources.backbones import load_backbone
 from tightframe.studies.probing import probed
 from tightframe.studies.study import Lab, Point, Scale, tried
 
-SHOTS, WAYS = 5, 5
+WAYS, SHOTS, QUERIES = 5, 5, 15
 UNTRAINED = "untrained"
 BUILT_IN = (demo.SOURCE, demo.DOWNSTREAM)
 SMALL = Scale(epochs=40, seeds=3, augment=0.0, batch_size=32)
 """Long enough for the terminal phase, in which training pictures are told apart and go on collapsing."""
+MEDIUM = Scale(epochs=60, seeds=3, arch="cifar_resnet18", augment=0.0, batch_size=128, episodes=600)
+"""The same for the paper's network: minutes of a GPU, shared by several processes."""
 PAPER = Scale(epochs=200, seeds=3, arch="cifar_resnet18", augment=0.25, batch_size=128, episodes=600)
 COLUMNS = (
     Column("data", "Transferred to", text),
@@ -48,16 +53,29 @@ def variants(lab: Lab, choices: Sequence[Mapping[str, Any]], names: Sequence[str
     """
     scale = lab.scale
     usual = Pretraining(scale.arch, augment=scale.augment, epochs=scale.epochs, batch_size=scale.batch_size)
+    episodes = [_episodes(data, scale.episodes) for data in lab.data[1:]]
     for seed in lab.seeds:
         for choice in choices:
             how = replace(usual, **choice, seed=seed)
             if how.epochs or not seed:
                 labels = {name: getattr(how, name) for name in names} | {"seed": seed}
                 untrained = {"loss": UNTRAINED} if "loss" in names and not how.epochs else {}
-                yield Point(labels | untrained, partial(_rows, lab, how))
+                yield Point(labels | untrained, partial(_rows, lab, how, episodes))
 
 
-def _rows(lab: Lab, how: Pretraining) -> list[Row]:
+def _episodes(data: ImageSplits, count: int) -> Episodes:
+    """Few-shot tasks on all pictures of a set, training pictures first; with fewer queries where there are few."""
+    assert data.test is not None  # `run_study` saw to it
+    labels = np.concatenate([data.train.labels, data.test.labels])
+    sizes = np.sort(np.bincount(labels))[::-1]
+    ways = min(WAYS, len(data.classes))
+    queries = min(QUERIES, int(sizes[ways - 1]) - SHOTS)
+    if queries < 1:
+        raise DataError(f"{data.name}: {SHOTS}-shot episodes need {ways} classes of {SHOTS + 1} pictures; give more")
+    return draw(labels, ways, SHOTS, queries, count)
+
+
+def _rows(lab: Lab, how: Pretraining, episodes: Sequence[Episodes]) -> list[Row]:
     source, *others = lab.data
     backbone, known = (
         _made(lab, source, how) if how.epochs else (load_backbone(f"timm/{how.arch}", pretrained=False), {})
@@ -65,7 +83,10 @@ def _rows(lab: Lab, how: Pretraining) -> list[Row]:
     for name, part in (("source_nc1", source.train), ("source_test_nc1", source.test)):
         if part is not None:
             known[name] = nc1(extract(backbone, part, layers=[PENULTIMATE], **lab.running).moments(PENULTIMATE))
-    return [{"data": other.name} | known | tried(partial(_transferred, lab, backbone, other)) for other in others]
+    return [
+        {"data": other.name} | known | tried(partial(_transferred, lab, backbone, other, drawn))
+        for other, drawn in zip(others, episodes, strict=True)
+    ]
 
 
 def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Row]:
@@ -79,12 +100,11 @@ def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Ro
     return load_backbone(f"local-dir:{folder}"), known
 
 
-def _transferred(lab: Lab, backbone: Backbone, data: ImageSplits) -> Row:
-    """What the network is worth on ``data``: NC1, a probe, few-shot episodes."""
+def _transferred(lab: Lab, backbone: Backbone, data: ImageSplits, episodes: Episodes) -> Row:
+    """What the network is worth on ``data``: NC1, a probe, few-shot episodes of logistic regression."""
     assert data.test is not None  # `run_study` saw to it
     train, test = (extract(backbone, part, layers=[PENULTIMATE], **lab.running) for part in (data.train, data.test))
-    ways, episodes = min(WAYS, len(data.classes)), lab.scale.episodes
-    drawn = fewshot(data, backbone, ways=ways, shots=[SHOTS], episodes=episodes, **lab.running).rows
-    found = probed(train[PENULTIMATE], train.labels, test[PENULTIMATE], test.labels, len(data.classes))
-    accuracy = next(row["accuracy"] for row in drawn if row["classifier"] == "logistic")
-    return found | {"fewshot_accuracy": accuracy}
+    seen, unseen = train[PENULTIMATE], test[PENULTIMATE]
+    (right,) = accuracies(np.concatenate([seen, unseen]), episodes, ["logistic"]).values()
+    found = probed(seen, train.labels, unseen, test.labels, len(data.classes))
+    return found | {"fewshot_accuracy": float(right.mean())}

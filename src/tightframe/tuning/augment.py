@@ -94,7 +94,7 @@ class Distort:
         luck = _luck(self.seed, np.asarray(indices), views, 9)
         seen = self._coloured(self._cropped(pictures.float() / 255, luck[:, :5]), luck[:, 5:])
         seen = (seen * 255).round().clamp(0, 255).to(torch.uint8)
-        return torch.where(torch.from_numpy(changed).view(-1, 1, 1, 1), seen, pictures)
+        return torch.where(torch.from_numpy(changed).to(seen.device).view(-1, 1, 1, 1), seen, pictures)
 
     def _cropped(self, pictures: Float[Tensor, "b 3 h w"], luck: Float64[Tensor, "b 5"]) -> Float[Tensor, "b 3 h w"]:
         """Part of each, back at full size, and flipped or not."""
@@ -105,11 +105,11 @@ class Distort:
         down, right = ((1 - side) * (2 * where - 1) for side, where in ((height, luck[:, 2]), (width, luck[:, 3])))
         still = torch.zeros_like(area)
         maps = torch.stack([torch.stack([width * flip, still, right], 1), torch.stack([still, height, down], 1)], 1)
-        grid = functional.affine_grid(maps.float(), list(pictures.shape), align_corners=False)
+        grid = functional.affine_grid(maps.float().to(pictures.device), list(pictures.shape), align_corners=False)
         return functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
 
     def _coloured(self, pictures: Float[Tensor, "b 3 h w"], luck: Float64[Tensor, "b 4"]) -> Float[Tensor, "b 3 h w"]:
-        luck = luck.float().view(-1, 4, 1, 1, 1)
+        luck = luck.float().to(pictures.device).view(-1, 4, 1, 1, 1)
         brightness, contrast, saturation = (1 + 0.8 * self.strength * (2 * luck[:, i] - 1) for i in range(3))
         saturation = torch.where(luck[:, 3] < 0.2 * self.strength, 0.0, saturation)
         pictures = (pictures * brightness).clamp(0, 1)

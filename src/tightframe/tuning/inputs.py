@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tightframe.features.pixels import Pixels
+from tightframe.features.precision import CPU, sent
 from tightframe.tuning.augment import Views
 
 ANY_NUMBER = 2**31
@@ -21,10 +22,11 @@ ANY_NUMBER = 2**31
 
 @dataclass(frozen=True)
 class PixelInputs:
-    """Pictures as normalised float inputs (b, 3, height, width)."""
+    """Pictures as normalised float inputs (b, 3, height, width), made of their bytes where the network runs."""
 
     pixels: Pixels
     augment: Views | None = None
+    device: torch.device = CPU
 
     @property
     def views(self) -> int:
@@ -36,7 +38,8 @@ class PixelInputs:
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Indices and inputs in the order given, of the views given for each."""
         at = 0
-        for indices, batch in self.pixels.batches(order, size):
+        for indices, pictures in self.pixels.batches(order, size):
+            batch = sent(pictures, self.device)
             if self.augment is not None and views is not None:
                 batch = self.augment.of(batch, indices, views[at : at + len(indices)])
             at += len(indices)

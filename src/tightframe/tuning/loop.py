@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tightframe.errors import MeasureError, TightframeError
-from tightframe.features.precision import autocast
+from tightframe.features.precision import autocast, sent
 from tightframe.metrics.collapse import nc1
 from tightframe.metrics.quick import moments_along_means
 from tightframe.tuning.processes import Team, together
@@ -194,35 +194,32 @@ class _Run:
                 parts = max(1, min(recipe.accumulate, whole // self.team.size // 2))  # the same for all processes
                 target = torch.from_numpy(self.split.labels[indices])
                 self._step(target, batch, Mix.at(recipe, epoch, underway.step), parts)
-                underway.step += 1
                 underway.seconds += time.perf_counter() - started
                 self.state.stepped()
                 started = time.perf_counter()
+            underway.read()
+            underway.seconds += time.perf_counter() - started
 
     def _step(self, target: Tensor, batch: Tensor, mix: Mix, parts: int) -> None:
         """One step of the optimizer, its batch run in so many parts."""
-        target, batch = target.to(self.device), batch.to(self.device)
+        target, batch = sent(target, self.device), sent(batch, self.device)
         mixed, partners = mix.inputs(batch, target)
-        (weight,) = self.team.total([float(mix.of(self.goal.weight, target, partners))], self.device)
-        total, right, seen = 0.0, 0.0, list[Tensor]()
+        weight = mix.of(self.goal.weight, target, partners)
+        self.team.add_up([weight])
+        found, seen = torch.zeros(2, device=self.device), list[Tensor]()
         self.state.optimizer.zero_grad()
-        for rows in torch.arange(len(target)).tensor_split(parts):
+        for inputs, own, others in zip(*(each.tensor_split(parts) for each in (mixed, target, partners)), strict=True):
             with autocast(self.device, self.precision):
-                features = self.network.features(mixed[rows] if parts > 1 else mixed)
+                features = self.network.features(inputs)
                 logits = self.network.head(features).float()
-            loss = mix.of(partial(self.goal.total, features, logits), target[rows], partners[rows])
+            loss = mix.of(partial(self.goal.total, features, logits), own, others)
             (loss / weight).backward()
-            total += float(loss.detach())
-            right += float((logits.argmax(1) == target[rows]).sum())
-            seen.append(features.detach().float().cpu())
+            found += torch.stack([loss.detach(), (logits.argmax(1) == own).sum()])
+            seen.append(features.detach().float())
         self.team.add_up([parameter.grad for parameter in self.network.parameters() if parameter.grad is not None])
         self.state.optimizer.step()
-        total, right = self.team.total([total, right], self.device)
-        underway = self.state.underway
-        underway.loss += total
-        underway.weight += weight
-        underway.right += right
-        underway.seen.append(self.team.gather(torch.cat(seen)))
+        self.team.add_up([found])
+        self.state.underway.stepped(torch.stack([found[0], weight, found[1]]), self.team.gather(torch.cat(seen)))
 
 
 def logits_of(network: Trainable, features: Tensor) -> Tensor:
@@ -241,7 +238,8 @@ def predict_features(
     """Features (n, d) that the head sees, in eval mode, on the CPU."""
     network.train(False)
     with torch.inference_mode(), autocast(device, precision):
-        parts = [network.features(batch.to(device)).float().cpu() for _, batch in inputs.batches(order, batch_size)]
+        batches = inputs.batches(order, batch_size)
+        parts = [network.features(sent(batch, device)).float().cpu() for _, batch in batches]
     return torch.cat(parts) if parts else torch.zeros(0, network.head.in_features)
 
 

@@ -51,14 +51,6 @@ class Team:
         mine = positions[positions % batch_size % self.size == self.rank]
         return mine, len(range(self.rank, batch_size, self.size))
 
-    def total(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Sums over all processes."""
-        if self.size == 1:
-            return list(values)
-        found = torch.tensor(values, dtype=torch.float64, device=device)
-        torch.distributed.all_reduce(found)
-        return found.tolist()
-
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each by its sum over all processes."""
         for tensor in tensors if self.size > 1 else ():

@@ -10,13 +10,15 @@ import hashlib
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -26,38 +28,37 @@ from tightframe.protocols import hash_of
 Row = dict[str, Any]
 SAVE_SECONDS = 10.0
 """Between two checkpoints, at least."""
+UNREAD = 32
+"""Steps between two looks at what they found."""
 
 
-@runtime_checkable
-class Trainable(Protocol):
-    """A network with a linear head, and what of it training changes."""
+class Trainable(nn.Module, ABC):
+    """A network with a linear head, and what of it training changes: parameters that have gradients, and buffers."""
 
     head: nn.Linear
 
-    def features(self, inputs: Tensor, /) -> Tensor:
-        """What the head sees, (n, d)."""
-        ...
+    @abstractmethod
+    def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+        """What the head sees."""
 
+    @abstractmethod
     def changed_state(self) -> dict[str, Tensor]:
         """All that training changes, by name."""
-        ...
 
-    def load_changed_state(self, tensors: dict[str, Tensor], /) -> None:
-        """Put back what ``changed_state`` gave."""
-        ...
+    @abstractmethod
+    def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``changed_state`` gave. Shapes and names must agree: check them before."""
 
-    def train(self, mode: bool = True, /) -> Any:
-        """Switch what is trained between training and eval mode."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters; those with gradients are trained."""
-        ...
+    def forward(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
+        """Logits."""
+        return self.head(self.features(inputs))
 
 
 @dataclass
 class Underway:
     """How far an epoch has come.
+
+    What a step leaves is read some steps later, all at once: a GPU need not stop for it.
 
     Attributes:
         step: steps done.
@@ -73,6 +74,25 @@ class Underway:
     right: float = 0.0
     seconds: float = 0.0
     seen: list[Tensor] = field(default_factory=list)
+    _unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def stepped(self, sums: Tensor, seen: Tensor) -> None:
+        """Note what a step found: loss, weight and right predictions (3,), and what the head saw (b, d)."""
+        self.step += 1
+        self._unread.append((sums, seen))
+        if len(self._unread) >= UNREAD:
+            self.read()
+
+    def read(self) -> None:
+        """Wait for all that was noted, and add it up."""
+        for sums in torch.stack([sums for sums, _ in self._unread]).tolist() if self._unread else ():
+            self.loss, self.weight, self.right = self.loss + sums[0], self.weight + sums[1], self.right + sums[2]
+        self.seen += [seen.cpu() for _, seen in self._unread]
+        self._unread.clear()
+
+    def told(self) -> Row:
+        """All but what was seen, as JSON has it."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("seen", "_unread")}
 
 
 class State:
@@ -141,8 +161,8 @@ class State:
         """Write the file if there is one and the last time is long enough ago, or ``now``."""
         if self.path is None or not (now or time.monotonic() - self._saved >= SAVE_SECONDS):
             return
-        underway = {name: value for name, value in self.underway.__dict__.items() if name != "seen"}
-        told = json.dumps({"rows": self.rows, "underway": underway, "steps": self._steps})
+        self.underway.read()
+        told = json.dumps({"rows": self.rows, "underway": self.underway.told(), "steps": self._steps})
         tensors = self._tensors()
         metadata = {"identity": self.identity, "told": told, "digest": _digest(tensors, told)}
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from tightframe.tuning import lora
 from tightframe.tuning.methods import Method
 from tightframe.tuning.places import put
 from tightframe.tuning.prefix import Suffix
+from tightframe.tuning.state import Trainable
 
 Align = Literal["pad", "concat", "project"]
 Scale = Literal["none", "spread"]
@@ -74,7 +75,7 @@ class Neck(nn.Module):
         return sum_padded([features, skipped], self.width)
 
 
-class TunableNetwork(nn.Module):
+class TunableNetwork(Trainable):
     """A backbone under one method: ``features`` (n, d) that the head sees, and logits (n, K) from ``forward``.
 
     Only what the method owns has gradients, and only modules that it trains whole are in training mode: BatchNorm of
@@ -141,10 +142,6 @@ class TunableNetwork(nn.Module):
         """What the head sees."""
         return self.neck(self.parts(inputs))
 
-    def forward(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Logits."""
-        return self.head(self.features(inputs))
-
     def from_block(self) -> FromBlock:
         """The same network, to be run on what goes into its tuned block. Raises ``CannotCut`` where that can't be."""
         return FromBlock(self)
@@ -179,7 +176,7 @@ class TunableNetwork(nn.Module):
         return dict(self._changed())
 
     def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what ``changed_state`` gave. Shapes and names must agree: check them before."""
+        """Put back what ``changed_state`` gave."""
         with torch.no_grad():
             for name, tensor in self._changed():
                 tensor.copy_(tensors[name])
@@ -196,7 +193,7 @@ class TunableNetwork(nn.Module):
                     yield f"{prefix}.{name}", buffer
 
 
-class FromBlock(nn.Module):
+class FromBlock(Trainable):
     """A tunable network on what goes into its tuned block in place of pictures: same modules, same state."""
 
     def __init__(self, network: TunableNetwork):
@@ -208,10 +205,6 @@ class FromBlock(nn.Module):
     def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
         """What the head sees."""
         return self.network.neck(self.network.parts(inputs, self._suffix))
-
-    def forward(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
-        """Logits."""
-        return self.head(self.features(inputs))
 
     def train(self, mode: bool = True) -> FromBlock:
         """As the whole network's."""
@@ -228,7 +221,7 @@ class FromBlock(nn.Module):
         self.network.load_changed_state(tensors)
 
 
-class HeadOnly(nn.Module):
+class HeadOnly(Trainable):
     """A new head on features already computed: how a linear probe trains without running the network again."""
 
     def __init__(self, head: nn.Linear):
@@ -238,10 +231,6 @@ class HeadOnly(nn.Module):
     def features(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """The inputs themselves."""
         return inputs
-
-    def forward(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Logits."""
-        return self.head(self.features(inputs))
 
     def changed_state(self) -> dict[str, Tensor]:
         """The head's parameters."""
