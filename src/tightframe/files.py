@@ -30,11 +30,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write ``tensors``, from whichever device, as safetensors. Raises ``OSError``."""
 
     def save(unfinished: Path) -> None:
+        unfinished.touch()
+        usual = unfinished.stat().st_mode  # safetensors puts a file in its place that only its owner may read
         try:
             plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(plain, str(unfinished), metadata=metadata)
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
+        unfinished.chmod(usual)
 
     _write(path, save)
 

@@ -53,6 +53,12 @@ def test_it_learns_and_what_it_leaves_is_a_network(trained, data):
         assert found.rows[-1][name] == pytest.approx(known[measure], rel=1e-3)
 
 
+def test_others_may_read_what_it_leaves(trained):
+    folder, _ = trained
+    modes = {path.stat().st_mode for path in folder.iterdir() if path.is_file()}
+    assert len(modes) == 1
+
+
 def test_pictures_are_standardised_by_the_training_pictures(trained, data):
     folder, _ = trained
     wants = load_backbone(f"local-dir:{folder}").preprocessing

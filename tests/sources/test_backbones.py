@@ -73,6 +73,11 @@ def test_what_names_no_network(uri: str) -> None:
         load_backbone(uri, pretrained=False)
 
 
+def test_a_folder_alone_is_told_how_it_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"local-dir:{tmp_path}, .* hf/{tmp_path}$"):
+        load_backbone(str(tmp_path))
+
+
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize(
     ("uri", "nearest"), [("timm/resnet18x", "resnet18"), ("torchvision/mobilenet_v4", "mobilenet_v")]

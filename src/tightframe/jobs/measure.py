@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from typing import Unpack
 
 from tightframe.features.extract import Features, Running, extract
@@ -130,8 +130,8 @@ def reading(rows: list[Row], spread: list[float]) -> str:
     best, last = spread.index(min(spread)), len(rows) - 1
     if not isfinite(spread[best]):
         return "class means coincide at every layer: these features don't tell the classes apart at all"
-    if best == last or not isfinite(spread[last]) or spread[last] == 0:
+    less = round(100 * (1 - spread[best] / spread[last])) if 0 < spread[last] < inf else 0
+    if less < 1:
         return f"features are most collapsed where the head sees them (NC1 {rows[last]['nc1']:.3g})"
-    less = 100 * (1 - spread[best] / spread[last])
-    told = f"{rows[best]['layer']} is the most collapsed: {less:.0f} % less spread within classes"
+    told = f"{rows[best]['layer']} is the most collapsed: {less} % less spread within classes"
     return f"{told} than the penultimate features"

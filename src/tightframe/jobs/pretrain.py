@@ -25,7 +25,7 @@ from tightframe.pretraining.losses import loss_named
 from tightframe.pretraining.network import MOST_LAYERS, Goal, PretrainedNetwork
 from tightframe.process import is_first
 from tightframe.protocols import ImageData, ImageSplits, Preprocessing, Progress, silent
-from tightframe.sources.cifar import NAMES
+from tightframe.sources import cifar  # noqa: F401 - adds its networks to timm's
 from tightframe.sources.fetching import nearest, one_line
 from tightframe.sources.selection import Joined
 from tightframe.tuning.augment import Distort
@@ -92,7 +92,7 @@ class Pretraining:
                 f"rate {self.rate:g} and decay {self.decay:g}: the first must be above 0, neither below"
             )
         if not timm.is_model(self.arch):
-            raise ModelError(f'no architecture "{self.arch}"' + nearest(self.arch, [*NAMES, *timm.list_models()]))
+            raise ModelError(f'no architecture "{self.arch}"' + nearest(self.arch, timm.list_models()))
         loss = loss_named(self.loss)
         copies = loss.copies
         if not 0 <= self.projector <= MOST_LAYERS:

@@ -150,7 +150,8 @@ def _build(uri: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]
         return from_open_clip(uri, name, pretrained)
     if library == "hf" and name:
         return from_transformers(uri, name, pretrained)
-    raise ModelError(f'"{uri}" names no network; give {FORMS}')
+    known = f"; a folder of timm's is local-dir:{uri}, one of transformers' hf/{uri}" if uri and is_folder(uri) else ""
+    raise ModelError(f'"{uri}" names no network; give {FORMS}{known}')
 
 
 def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing | None]:

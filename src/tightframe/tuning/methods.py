@@ -68,6 +68,10 @@ def _everything(base: nn.Module, layer: str | None) -> Owned:
     return Owned([base], [])
 
 
+def _everything_as_it_is(base: nn.Module, layer: str | None) -> Owned:
+    return Owned([], list(base.parameters()))  # batch norms keep the statistics that the probe was fitted under
+
+
 def _biases(base: nn.Module, layer: str | None) -> Owned:
     return Owned([], [parameter for name, parameter in base.named_parameters() if name.endswith("bias")])
 
@@ -89,7 +93,7 @@ METHODS = {
         Method("full", _everything, False, False, False, "full fine-tuning: every parameter and a new head"),
         Method("bitfit", _biases, False, False, False, "BitFit: all biases and a new head"),
         Method("norm", _norms, False, False, False, "all normalisation layers and a new head"),
-        Method("lp-ft", _everything, False, False, True, "LP-FT: a probe first, then every parameter"),
+        Method("lp-ft", _everything_as_it_is, False, False, True, "LP-FT: a probe first, then every parameter"),
         Method("lora", _adapters, False, False, False, "LoRA: maps of low rank and a new head", lora.adapt),
     )
 }
