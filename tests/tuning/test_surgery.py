@@ -22,7 +22,7 @@ OWNED = {
     "layer": lambda name: name.startswith(f"base.{BLOCK}."),
     "scl": lambda name: name.startswith(f"base.{BLOCK}."),
     "full": lambda name: True,
-    "lp-ft": lambda name: not name.endswith(("running_mean", "running_var", "num_batches_tracked")),
+    "lp-ft": lambda name: True,
     "bitfit": lambda name: name.endswith(".bias"),
     "lora": lambda name: ".lora_" in name,
     "norm": lambda name: name.rpartition(".")[0].endswith(NORMS),
@@ -71,13 +71,15 @@ def test_a_step_changes_what_the_method_trains_and_nothing_else(wide, method):
     assert changed(base, state_of(wide.module)) == set()
 
 
-def test_a_probe_goes_on_to_see_the_statistics_that_it_was_fitted_under(wide):
-    norms = {
-        method: [m.training for m in network(wide, method).train(True).modules() if isinstance(m, nn.BatchNorm2d)]
-        for method in ("lp-ft", "full")
-    }
-    assert not any(norms["lp-ft"])
-    assert all(norms["full"])
+@pytest.mark.parametrize(("method", "layer"), [("full", None), ("scl", BLOCK)])
+def test_a_probe_goes_on_to_see_the_statistics_that_it_was_fitted_under(wide, method, layer):
+    def following(**options):
+        modules = network(wide, method, layer, **options).train(True).modules()
+        return [module.training for module in modules if isinstance(module, nn.BatchNorm2d)]
+
+    assert any(following())
+    assert not any(following(warm=True))
+    assert network(wide, method, layer, warm=True).train(True).head.training
 
 
 def test_eval_mode_changes_no_statistics(wide):

@@ -321,13 +321,15 @@ def _study(commands: Any) -> None:
     )
     command.add_argument("--seeds", dest="repeats", type=int, metavar="N", help="how many (default: the scale's)")
     command.add_argument("--epochs", type=int, metavar="N", help="of pre-training or tuning (default: the scale's)")
-    command.add_argument("--shots", type=int, metavar="N", help="at most N training pictures a class (default: all)")
+    command.add_argument(
+        "--shots", type=int, metavar="N", help="at most N training pictures a class of every set (default: all)"
+    )
     command.add_argument(
         "--out",
         metavar="DIR",
         type=Path,
-        help="folder for the result; the same command goes on where it was stopped, and runs of it at once share the "
-        "work (default: runs/study-NAME)",
+        help="folder for the result with these settings; the same command goes on where it was stopped, and runs at "
+        "once share the work (default: runs/study-NAME)",
     )
     _model_options(command)
     _pass_options(command, cache=True)
@@ -506,6 +508,13 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         metavar="HOW",
         default="none",
         help="of scl: take them as they are (none, default), or bring them to the spread of the last ones",
+    )
+    group.add_argument(
+        "--start",
+        metavar="HEAD",
+        default="auto",
+        help="of the new head: zeros, or probe (fitted to the features; batch norms then keep their statistics); auto "
+        "(default) is what is usual for the method",
     )
     group.add_argument(
         "--cache-gb",

@@ -17,6 +17,7 @@ from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
 from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Row
+from tightframe.jobs.start import start_of
 from tightframe.metrics.choice import Reading, recommend_layer, small_enough, spreads
 from tightframe.protocols import Backbone, ImageData, Progress, silent
 from tightframe.sources.selection import stratified
@@ -162,9 +163,14 @@ class _Track:
     def run(self, block: str, epochs: int) -> Row:
         """Train one candidate from the start and judge it; an infinite loss if that fails."""
         plan, pool = self.trial.plan, self.running.get("pool", "auto")
-        network = TunableNetwork(self.backbone, self.method, block, self.split.classes, pool, plan.align, plan.scale)
-        network.neck.rescale([torch.from_numpy(self.features[name]) for name in network.read])
+        warm = plan.warm(self.method)
+        network = TunableNetwork(
+            self.backbone, self.method, block, self.split.classes, pool, plan.align, plan.scale, warm
+        )
+        start = start_of(network, self.features, self.split.labels)
         on_device(network, self.device)
+        if start is not None:
+            start(self.split.training)
         short = replace(self.trial.recipe, epochs=epochs, average=0.0, patience=None)
         row: Row = {"phase": "block", "layer": block, "epochs": epochs, "validation_loss": float("inf")}
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from tightframe.errors import SettingsError
 from tightframe.tuning.augment import Augment, Augmentation
 from tightframe.tuning.lora import layer_norm_only
+from tightframe.tuning.methods import Method
 from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe
 from tightframe.tuning.surgery import Align, Scale
@@ -20,6 +22,9 @@ PLAIN_RATES, PLAIN_DECAYS = (0.05, 0.01, 0.002, 0.0005), (1e-4, 5e-4)
 TRANSFORMER_RATES, TRANSFORMER_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
 """For networks with batch norm and with layer norm: the paper's weight decays and start rates, but for 0.1, and lower
 rates, which do better with few pictures."""
+
+
+Start = Literal["auto", "probe", "zeros"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Plan:
         seed: of every random choice.
         align, scale: how the head of SCL sees the block's features beside the penultimate ones (see
             ``tuning.surgery.Neck``); the paper's sum unless told otherwise.
+        start: of the head: ``"zeros"``, or ``"probe"``, a logistic regression on the features before tuning, whose
+            statistics batch norms then keep; ``"auto"`` is what is usual for the method.
         cache_gb: gigabytes of disk for what goes into the tuned block, which then runs without what stands before it;
             0 to run the whole network.
         augment: how views of a picture differ from it (see ``tuning.augment``).
@@ -57,6 +64,7 @@ class Plan:
     seed: int = 0
     align: Align = "pad"
     scale: Scale = "none"
+    start: Start = "auto"
     cache_gb: float = 8.0
     augment: Augmentation = "none"
     views: int = 5
@@ -74,6 +82,10 @@ class Plan:
         rates = TRANSFORMER_RATES if transformer else PLAIN_RATES
         decays = TRANSFORMER_DECAYS if transformer else PLAIN_DECAYS
         return self.rates or rates, self.decays or decays
+
+    def warm(self, method: Method) -> bool:
+        """Whether the head starts from a probe."""
+        return method.warm if self.start == "auto" else self.start == "probe"
 
     def recipe(self, rate: float, decay: float) -> Recipe:
         """Of the final training."""
@@ -115,6 +127,8 @@ class Plan:
             raise SettingsError(f"a cache of {self.cache_gb:g} GB: it must be 0 (none) or more")
         if self.minutes is not None and not self.minutes > 0:
             raise SettingsError(f"a time limit of {self.minutes:g} minutes: it must be above 0")
+        if self.start not in get_args(Start):
+            raise SettingsError(f'no start "{self.start}"; choose {", ".join(get_args(Start))}')
         self.views_by()
 
 

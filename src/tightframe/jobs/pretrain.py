@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -208,11 +209,11 @@ class _Work:
 
     def check(self) -> None:
         """Raise for what can't be made or run, before the folder is taken."""
-        likely_precision(self._network(), device_of(self.device), self.precision)
+        likely_precision(self.network, device_of(self.device), self.precision)
 
     def done(self, log: Sequence[str], settings: Row) -> list[Row]:
         """Train and save; a row an epoch."""
-        network, pixels = self._network(), self._pixels()
+        network, pixels = self.network, self._pixels()
         config = _config(network.base, self.how, pixels.preprocessing, self.data.classes)
         device = device_of(self.device)
         title = f"pre-training {self.how.arch} on {self.data.name}"
@@ -246,8 +247,9 @@ class _Work:
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
         return rows
 
-    def _network(self) -> PretrainedNetwork:
-        """With random weights, on the device."""
+    @cached_property
+    def network(self) -> PretrainedNetwork:
+        """With random weights until it is trained, on the device."""
         how, side = self.how, self._side
         loss = loss_named(how.loss)
         try:

@@ -22,10 +22,9 @@ from tightframe.files import write_text
 from tightframe.jobs.block import Trial, choose_block
 from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Row, Run, plain
+from tightframe.jobs.start import start_of
 from tightframe.jobs.training import Training
 from tightframe.jobs.tuned import Tuned, load_tuned
-from tightframe.metrics.folds import Folds
-from tightframe.metrics.logistic_probe import cross_validated_logistic
 from tightframe.metrics.probes import interval
 from tightframe.process import is_first
 from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits, Progress, silent
@@ -118,7 +117,9 @@ def _tuned(backbone: Backbone, method: Method, layer: str, asked: _Setting) -> T
             asked.folder, asked.scope, lambda: _block(data, backbone, layer, method, plan, running, asked.clock)
         )
     pool = running.get("pool", "auto")
-    network = TunableNetwork(backbone, method, block, len(data.classes), pool, plan.align, plan.scale)
+    network = TunableNetwork(
+        backbone, method, block, len(data.classes), pool, plan.align, plan.scale, plan.warm(method)
+    )
     warm = _start(network, data, running)
     recipe, rows, notes = asked.training(network, warm).run(plan, *plan.choices(backbone.module))
     tuned = Tuned(backbone, network, data.classes, {}, [*trials, *rows], [*data.notes, *notes])
@@ -148,27 +149,10 @@ def choose_layer(
 
 
 def _start(network: TunableNetwork, data: ImageSplits, running: Running) -> Callable[[np.ndarray], None] | None:
-    """Scale the skip connection by what features are before tuning.
-
-    Where training starts from a fitted probe, what fits one to those of the training pictures that are given.
-    """
-    if len(network.read) == 1 and not network.method.warm:
+    """Make the network ready to be trained (see ``jobs.start``)."""
+    if len(network.read) == 1 and not network.warm:
         return None
-    found = extract(network.backbone, data.train, layers=network.read, **running)
-    parts = [torch.from_numpy(found[name]) for name in network.read]
-    network.neck.rescale(parts)
-    if not network.method.warm:
-        return None
-    seen = network.neck(parts).detach()
-
-    def fit_probe(training: np.ndarray) -> None:
-        folds = Folds.of(seen[torch.from_numpy(training)], data.train.labels[training], len(data.classes))
-        head = cross_validated_logistic(folds).result.head
-        with torch.no_grad():
-            network.head.weight.copy_(head.weight)
-            network.head.bias.copy_(head.bias)
-
-    return fit_probe
+    return start_of(network, extract(network.backbone, data.train, layers=network.read, **running), data.train.labels)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def run_study(
     settings = {
         "study": study.name,
         "scale": scale,
-        **asdict(chosen),
+        **_used(study, chosen),
         "data": [one.name for one in splits],
         "pictures": [len(one.train) for one in splits],
         "shots_at_most": shots,
@@ -218,6 +218,13 @@ def _scaled(study: Study, scale: str, seeds: int | None, epochs: int | None) -> 
         if value is not None and not used:
             raise SettingsError(f"{study.name} trains or draws nothing by {name}: leave it out")
     return replace(usual, seeds=seeds or usual.seeds, epochs=epochs or usual.epochs)
+
+
+def _used(study: Study, scale: Scale) -> Row:
+    """What of the scale has a part in the study."""
+    of_pretraining, of_tuning = {"arch", "augment", "batch_size"}, {"blocks", "methods"}
+    unused = of_tuning if study.pretrains else of_pretraining if scale.epochs else of_pretraining | of_tuning
+    return {name: value for name, value in asdict(scale).items() if name not in unused}
 
 
 def _rows(study: Study, lab: Lab) -> list[Row]:

@@ -41,7 +41,7 @@ class Method:
         owns: what it trains of a network whose tuned block has the name given, once that is adapted.
         needs_layer: whether a block has to be named or chosen.
         skip: whether the head sees the tuned block's pooled output beside the penultimate features.
-        warm: whether training starts from a fitted probe in place of a head of zeros.
+        warm: whether training starts, unless told otherwise, from a fitted probe in place of a head of zeros.
         summary: one line for people.
         adapt: puts modules of its own into a copy of the backbone without its head, which goes on to compute the same.
             What such a method trains is saved in peft's format.
@@ -68,10 +68,6 @@ def _everything(base: nn.Module, layer: str | None) -> Owned:
     return Owned([base], [])
 
 
-def _everything_as_it_is(base: nn.Module, layer: str | None) -> Owned:
-    return Owned([], list(base.parameters()))  # batch norms keep the statistics that the probe was fitted under
-
-
 def _biases(base: nn.Module, layer: str | None) -> Owned:
     return Owned([], [parameter for name, parameter in base.named_parameters() if name.endswith("bias")])
 
@@ -93,7 +89,7 @@ METHODS = {
         Method("full", _everything, False, False, False, "full fine-tuning: every parameter and a new head"),
         Method("bitfit", _biases, False, False, False, "BitFit: all biases and a new head"),
         Method("norm", _norms, False, False, False, "all normalisation layers and a new head"),
-        Method("lp-ft", _everything_as_it_is, False, False, True, "LP-FT: a probe first, then every parameter"),
+        Method("lp-ft", _everything, False, False, True, "LP-FT: a probe first, then every parameter"),
         Method("lora", _adapters, False, False, False, "LoRA: maps of low rank and a new head", lora.adapt),
     )
 }

@@ -85,6 +85,7 @@ class TunableNetwork(Trainable):
     Attributes:
         base: the copy of the backbone, without its head, with what the method adds.
         owned: what the method trains of it.
+        warm: whether the head will start from a probe, so that batch norms keep the statistics it was fitted under.
     """
 
     def __init__(
@@ -96,11 +97,12 @@ class TunableNetwork(Trainable):
         pool: Pool = "auto",
         align: Align = "pad",
         scale: Scale = "none",
+        warm: bool = False,
     ):
         super().__init__()
         if method.needs_layer == (layer is None):
             raise SettingsError(f"method {method.name} " + ("needs a layer" if layer is None else "takes no layer"))
-        self.backbone, self.method, self.layer, self.pool = backbone, method, layer, pool
+        self.backbone, self.method, self.layer, self.pool, self.warm = backbone, method, layer, pool, warm
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
         if backbone.head:
             put(self.base, backbone.head, nn.Identity())
@@ -168,6 +170,9 @@ class TunableNetwork(Trainable):
         super().train(False)
         for module in self._modules_trained:
             module.train(mode)
+        for module in self.modules() if self.warm else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(False)
         self.training = mode
         return self
 
