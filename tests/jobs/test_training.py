@@ -18,7 +18,7 @@ from tightframe.tuning.loop import Diverged
 from tightframe.tuning.recipe import Recipe
 
 NETWORK = f"{Path(__file__).parent / 'small_network.py'}:make"
-PLAN = Plan(epochs=4, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3), batch_size=8)
+PLAN = Plan(epochs=4, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3), batch_size=8, rounds=1)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,19 @@ def test_a_probe_tries_the_whole_grid_at_once_and_the_rest_one_choice_after_the_
         (rate, decay) for rate in PLAN.rates for decay in PLAN.decays
     }
     assert len({trial for trial in phases(block) if trial[0] == "search"}) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "asked", "rounds"),
+    [("linear", "auto", None, 5), ("scl", "1", None, 5), ("scl", "1", 2, 2), ("full", "auto", None, 1)],
+)
+def test_few_pictures_choose_in_rounds_where_that_costs_little(data, small, method, layer, asked, rounds):
+    tuned = tune(data, small, method=method, layer=layer, plan=replace(PLAN, decays=(1e-4,), rounds=asked))
+    last = [row for row in tuned.history if row["phase"] == "search" and row["epoch"] == 2]
+    for rate in PLAN.rates:
+        assert sorted(row.get("round", 1) for row in last if row["start_rate"] == rate) == [*range(1, rounds + 1)]
+    losses = {r: np.mean([row["validation_loss"] for row in last if row["start_rate"] == r]) for r in PLAN.rates}
+    assert tuned.metrics["rate"] == min(losses, key=losses.get)
 
 
 @pytest.mark.parametrize(("method", "layer"), [("linear", "auto"), ("scl", "1"), ("full", "auto")])

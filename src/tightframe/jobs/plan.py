@@ -38,6 +38,9 @@ class Plan:
             those above for the kind of network. One of each means no search.
         batch_size: pictures a step.
         validation_share: of the training pictures, held out while rate and decay are chosen.
+        rounds: of holding out that share, anew each time; losses are averaged over them. ``None`` is as many as hold
+            out 100 pictures, 5 at most, where a block or a head is trained, which costs little; else, or with
+            ``minutes``, 1.
         seed: of every random choice.
         align, scale: how the head of SCL sees the block's features beside the penultimate ones (see
             ``tuning.surgery.Neck``); the paper's sum unless told otherwise.
@@ -61,6 +64,7 @@ class Plan:
     decays: tuple[float, ...] | None = None
     batch_size: int = 32
     validation_share: float = 0.2
+    rounds: int | None = None
     seed: int = 0
     align: Align = "pad"
     scale: Scale = "none"
@@ -110,6 +114,7 @@ class Plan:
             "views": (self.views, 2),
             "parts of a batch": (self.accumulate, 1),
             "patience": (self.patience, 1),
+            "rounds": (self.rounds, 1),
         }
         for name, (value, lowest) in least.items():
             if value is not None and value < lowest:

@@ -24,12 +24,18 @@ from tightframe.tuning.loop import Diverged, Inputs, fit
 from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.state import Trainable
-from tightframe.tuning.surgery import HeadOnly
+from tightframe.tuning.surgery import HeadOnly, TunableNetwork
 
 SEARCH_SHARE, TRAINING_SHARE = 0.5, 0.9
 """Of the time allowed: until when rates are tried, and until when training may go on, so that judging fits in."""
+ENOUGH, MOST_ROUNDS = 100, 5
+"""Pictures held out that choose rate and decay, and most rounds of holding out a share to come to so many."""
 GAP, RISE = 0.15, 1.2
 """What is called overfitting: accuracy that falls by more, surely, or a validation loss that rises by this factor."""
+
+
+Courses = list[list[Row]]
+"""Rows of an epoch each, by round."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,15 @@ class Training:
     def run(self, plan: Plan, rates: Sequence[float], decays: Sequence[float]) -> tuple[Recipe, list[Row], list[str]]:
         """Train the network; the recipe chosen, a row an epoch, and notes."""
         start = {name: tensor.detach().clone() for name, tensor in self.network.changed_state().items()}
-        everything = np.arange(len(self.data))
-        kept, held_out = stratified(self.data.labels, plan.validation_share, plan.seed)
+        everything, splits = np.arange(len(self.data)), self._splits(plan)
+        kept, held_out = splits[0]
         recipe, rows, notes = plan.recipe(rates[0], decays[0]), list[Row](), [*self.notes]
         pace = self._pace(recipe, kept, start) if self.clock.limited else 0.0
         if len(rates) * len(decays) > 1 and len(held_out):
             short = replace(recipe, epochs=plan.search_epochs or max(1, plan.epochs // 3), patience=None)
-            short = self._affordable(short, len(rates) + len(decays) - 1, pace * len(kept), SEARCH_SHARE)
-            found, rows, notes = self._search(short, {"rate": rates, "decay": decays}, kept, held_out, start, notes)
+            times = len(splits) * (len(rates) + len(decays) - 1)
+            short = self._affordable(short, times, pace * len(kept), SEARCH_SHARE)
+            found, rows, notes = self._search(short, {"rate": rates, "decay": decays}, splits, start, notes)
             recipe = replace(recipe, rate=found.rate, decay=found.decay)
             notes += overfitting(trial_of(rows, recipe.rate, recipe.decay), len(held_out), self.title)
         elif len(rates) * len(decays) > 1 or plan.patience:
@@ -87,6 +94,15 @@ class Training:
         if len(validation):
             notes += overfitting(final, len(validation), self.title)
         return recipe, rows + final, list(dict.fromkeys(notes + more))
+
+    def _splits(self, plan: Plan) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pictures that train and pictures held out, by round: several where those are few and it costs little."""
+        first = stratified(self.data.labels, plan.validation_share, plan.seed)
+        whole = isinstance(self.network, TunableNetwork) and self.network.layer is None
+        once = whole or self.clock.limited or not len(first[1])
+        usual = 1 if once else min(MOST_ROUNDS, -(-ENOUGH // len(first[1])))
+        others = range(1, plan.rounds or usual)
+        return [first, *(stratified(self.data.labels, plan.validation_share, plan.seed + other) for other in others)]
 
     def _final(
         self,
@@ -117,49 +133,52 @@ class Training:
         self,
         first: Recipe,
         choices: dict[str, Sequence[Any]],
-        kept: np.ndarray,
-        held_out: np.ndarray,
+        splits: Sequence[tuple[np.ndarray, np.ndarray]],
         start: dict[str, Tensor],
         notes: list[str],
     ) -> tuple[Recipe, list[Row], list[str]]:
         """The best recipe, the rows of all trials, and the notes with what was left untried."""
         if isinstance(self.network, HeadOnly) and not first.average:
             grid = [replace(first, rate=rate, decay=decay) for rate in choices["rate"] for decay in choices["decay"]]
-            tried = self._heads(self.network, grid, kept, held_out)
-            return best(tried), [row for rows in tried.values() for row in rows], notes
-        tried, chosen, left = dict[Recipe, list[Row]](), first, list[str]()
+            tried = self._heads(self.network, grid, splits)
+            return best(tried), told(tried), notes
+        tried, chosen, left = dict[Recipe, Courses](), first, list[str]()
         for name, values in choices.items():
             for trial in [replace(chosen, **{name: value}) for value in values]:
                 if tried and self.clock.past(SEARCH_SHARE):
                     left += [f"{name} {getattr(trial, name):g}"] * (trial not in tried)
                 elif trial not in tried:
-                    self._begin(start, kept)
-                    tried[trial] = self._trial(trial, kept, held_out)
+                    tried[trial] = self._tried(trial, splits, start)
             chosen = best(tried)
         late = [f"{self.title}: not tried, for want of time: {', '.join(left)}"] if left else []
-        return chosen, [row for rows in tried.values() for row in rows], notes + late
+        return chosen, told(tried), notes + late
 
     def _heads(
-        self, network: HeadOnly, grid: Sequence[Recipe], kept: np.ndarray, held_out: np.ndarray
-    ) -> dict[Recipe, list[Row]]:
+        self, network: HeadOnly, grid: Sequence[Recipe], splits: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> dict[Recipe, Courses]:
         """Linear probes by all recipes of the grid at once."""
-        split = Split(self.data.labels, kept, held_out, len(self.data.classes))
-        found = fit_heads(network.head, self.inputs, split, grid, device=self.device)
-        named = {
-            recipe: [_named("search", recipe) | row for row in rows] for recipe, rows in zip(grid, found, strict=True)
-        }
-        for recipe, rows in named.items():
-            for row in rows:
-                self.tell(_series("search", recipe), row)
-        return named
+        courses = dict[Recipe, Courses]({recipe: [] for recipe in grid})
+        for place, (kept, held_out) in enumerate(splits, 1):
+            split = Split(self.data.labels, kept, held_out, len(self.data.classes))
+            found = fit_heads(network.head, self.inputs, split, grid, device=self.device)
+            for recipe, rows in zip(grid, found, strict=True):
+                courses[recipe].append([_named("search", recipe, place) | row for row in rows])
+                for row in rows:
+                    self.tell(_series("search", recipe, place), row)
+        return courses
 
-    def _trial(self, recipe: Recipe, kept: np.ndarray, held_out: np.ndarray) -> list[Row]:
-        """The rows of one trial, none if it diverged."""
-        words = f"trying rate {recipe.rate:g}, decay {recipe.decay:g}"
-        try:
-            return self._fit(recipe, kept, held_out, "search", words)
-        except Diverged:
-            return []
+    def _tried(
+        self, recipe: Recipe, splits: Sequence[tuple[np.ndarray, np.ndarray]], start: dict[str, Tensor]
+    ) -> Courses:
+        """The rows of a trial, round by round; none if it diverged in one."""
+        words, courses = f"trying rate {recipe.rate:g}, decay {recipe.decay:g}", Courses()
+        for place, (kept, held_out) in enumerate(splits, 1):
+            self._begin(start, kept)
+            try:
+                courses.append(self._fit(recipe, kept, held_out, "search", words, place))
+            except Diverged:
+                return []
+        return courses
 
     def _in_time(self, recipe: Recipe, seconds: float) -> Recipe:
         """The recipe with as many epochs of so many ``seconds`` as there is time for."""
@@ -193,12 +212,14 @@ class Training:
         if self.warm:
             self.warm(training)
 
-    def _fit(self, recipe: Recipe, training: np.ndarray, validation: np.ndarray, phase: str, words: str) -> list[Row]:
+    def _fit(
+        self, recipe: Recipe, training: np.ndarray, validation: np.ndarray, phase: str, words: str, place: int = 1
+    ) -> list[Row]:
         ticks = iter(self.progress(range(recipe.epochs), f"tuning {self.title}: {words}", recipe.epochs))
 
         def on_epoch(row: Row) -> None:
             next(ticks, None)
-            self.tell(_series(phase, recipe), row)
+            self.tell(_series(phase, recipe, place), row)
 
         try:
             rows = fit(
@@ -208,22 +229,30 @@ class Training:
                 recipe,
                 device=self.device,
                 precision=self.precision,
-                checkpoint=self.work / f"{_series(phase, recipe)}.safetensors" if self.work else None,
+                checkpoint=self.work / f"{_series(phase, recipe, place)}.safetensors" if self.work else None,
                 scope=self.scope,
                 on_epoch=on_epoch,
             )
         finally:
             _exhaust(ticks)  # epochs that never came did not tick
-        return [_named(phase, recipe) | row for row in rows]
+        return [_named(phase, recipe, place) | row for row in rows]
 
 
-def best(tried: dict[Recipe, list[Row]]) -> Recipe:
+def told(tried: dict[Recipe, Courses]) -> list[Row]:
+    """All rows of all trials."""
+    return [row for courses in tried.values() for rows in courses for row in rows]
+
+
+def best(tried: dict[Recipe, Courses]) -> Recipe:
     """The trial with the lowest validation loss in the end: of few pictures held out, accuracy says little."""
-    judged = {trial: rows[-1] for trial, rows in tried.items() if rows and np.isfinite(rows[-1]["validation_loss"])}
+    losses = {
+        trial: np.mean([rows[-1]["validation_loss"] for rows in rounds]) for trial, rounds in tried.items() if rounds
+    }
+    judged = {trial: loss for trial, loss in losses.items() if np.isfinite(loss)}
     if not judged:
         rates = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in tried}))
         raise Diverged(f"training diverged at every rate tried ({rates}): give lower ones with --rates")
-    return min(judged, key=lambda trial: judged[trial]["validation_loss"])
+    return min(judged, key=lambda trial: judged[trial])
 
 
 def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
@@ -255,16 +284,17 @@ def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
 
 
 def trial_of(history: Sequence[Row], rate: float | None, decay: float | None) -> list[Row]:
-    """The epochs of the trial of one rate and decay; none if they were not tried."""
-    return [row for row in history if row["phase"] == "search" and (row["start_rate"], row["decay"]) == (rate, decay)]
+    """The epochs of the trial of one rate and decay, in its first round; none if they were not tried."""
+    searched = [row for row in history if row["phase"] == "search" and row.get("round", 1) == 1]
+    return [row for row in searched if (row["start_rate"], row["decay"]) == (rate, decay)]
 
 
-def _named(phase: str, recipe: Recipe) -> Row:
-    return {"phase": phase, "start_rate": recipe.rate, "decay": recipe.decay}
+def _named(phase: str, recipe: Recipe, place: int) -> Row:
+    return {"phase": phase, "start_rate": recipe.rate, "decay": recipe.decay} | ({"round": place} if place > 1 else {})
 
 
-def _series(phase: str, recipe: Recipe) -> str:
-    return f"{phase} {recipe.rate:g} {recipe.decay:g}"
+def _series(phase: str, recipe: Recipe, place: int) -> str:
+    return f"{phase} {recipe.rate:g} {recipe.decay:g}" + (f" round {place}" if place > 1 else "")
 
 
 def _exhaust(items: Iterable[Any]) -> None:
