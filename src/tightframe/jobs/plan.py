@@ -7,10 +7,12 @@ import time
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
 from tightframe.errors import SettingsError
+from tightframe.sources.selection import stratified
 from tightframe.tuning.augment import Augment, Augmentation
 from tightframe.tuning.lora import layer_norm_only
 from tightframe.tuning.methods import Method
@@ -25,6 +27,8 @@ rates, which do better with few pictures."""
 
 
 Start = Literal["auto", "probe", "zeros"]
+ENOUGH, MOST_ROUNDS = 100, 5
+"""Pictures held out by which to choose, and most rounds of holding out a share to come to so many."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,14 @@ class Plan:
     def warm(self, method: Method) -> bool:
         """Whether the head starts from a probe."""
         return method.warm if self.start == "auto" else self.start == "probe"
+
+    def splits(self, labels: np.ndarray, cheap: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Indices of pictures that train and of pictures held out, by round; one round unless training is cheap."""
+        first = stratified(labels, self.validation_share, self.seed)
+        several = cheap and self.minutes is None and len(first[1])
+        usual = min(MOST_ROUNDS, -(-ENOUGH // len(first[1]))) if several else 1
+        others = range(1, self.rounds or usual)
+        return [first, *(stratified(labels, self.validation_share, self.seed + other) for other in others)]
 
     def recipe(self, rate: float, decay: float) -> Recipe:
         """Of the final training."""

@@ -17,7 +17,6 @@ from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Row, Run
 from tightframe.metrics.probes import interval
 from tightframe.protocols import ImageData, Progress
-from tightframe.sources.selection import stratified
 from tightframe.tuning.heads import fit_heads
 from tightframe.tuning.logs import Tell
 from tightframe.tuning.loop import Diverged, Inputs, fit
@@ -28,8 +27,6 @@ from tightframe.tuning.surgery import HeadOnly, TunableNetwork
 
 SEARCH_SHARE, TRAINING_SHARE = 0.5, 0.9
 """Of the time allowed: until when rates are tried, and until when training may go on, so that judging fits in."""
-ENOUGH, MOST_ROUNDS = 100, 5
-"""Pictures held out that choose rate and decay, and most rounds of holding out a share to come to so many."""
 GAP, RISE = 0.15, 1.2
 """What is called overfitting: accuracy that falls by more, surely, or a validation loss that rises by this factor."""
 
@@ -73,7 +70,8 @@ class Training:
     def run(self, plan: Plan, rates: Sequence[float], decays: Sequence[float]) -> tuple[Recipe, list[Row], list[str]]:
         """Train the network; the recipe chosen, a row an epoch, and notes."""
         start = {name: tensor.detach().clone() for name, tensor in self.network.changed_state().items()}
-        everything, splits = np.arange(len(self.data)), self._splits(plan)
+        whole = isinstance(self.network, TunableNetwork) and self.network.layer is None
+        everything, splits = np.arange(len(self.data)), plan.splits(self.data.labels, cheap=not whole)
         kept, held_out = splits[0]
         recipe, rows, notes = plan.recipe(rates[0], decays[0]), list[Row](), [*self.notes]
         pace = self._pace(recipe, kept, start) if self.clock.limited else 0.0
@@ -94,15 +92,6 @@ class Training:
         if len(validation):
             notes += overfitting(final, len(validation), self.title)
         return recipe, rows + final, list(dict.fromkeys(notes + more))
-
-    def _splits(self, plan: Plan) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Pictures that train and pictures held out, by round: several where those are few and it costs little."""
-        first = stratified(self.data.labels, plan.validation_share, plan.seed)
-        whole = isinstance(self.network, TunableNetwork) and self.network.layer is None
-        once = whole or self.clock.limited or not len(first[1])
-        usual = 1 if once else min(MOST_ROUNDS, -(-ENOUGH // len(first[1])))
-        others = range(1, plan.rounds or usual)
-        return [first, *(stratified(self.data.labels, plan.validation_share, plan.seed + other) for other in others)]
 
     def _final(
         self,
