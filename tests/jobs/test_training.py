@@ -47,7 +47,7 @@ def test_a_probe_tries_the_whole_grid_at_once_and_the_rest_one_choice_after_the_
 
 @pytest.mark.parametrize(
     ("method", "layer", "asked", "rounds"),
-    [("linear", "auto", None, 5), ("scl", "1", None, 5), ("scl", "1", 2, 2), ("full", "auto", None, 1)],
+    [("linear", "auto", None, 3), ("scl", "1", None, 3), ("scl", "1", 2, 2), ("full", "auto", None, 1)],
 )
 def test_few_pictures_choose_in_rounds_where_that_costs_little(data, small, method, layer, asked, rounds):
     tuned = tune(data, small, method=method, layer=layer, plan=replace(PLAN, decays=(1e-4,), rounds=asked))

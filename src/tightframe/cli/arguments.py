@@ -504,7 +504,7 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         "--rounds",
         type=int,
         metavar="N",
-        help="choose them by N draws of the pictures held out (default: 1, or up to 5 where few are and it is cheap)",
+        help="choose them by N draws of the pictures held out (default: 1, or up to 3 where few are and it is cheap)",
     )
     group.add_argument(
         "--align", metavar="HOW", default="pad", help="of scl: pad (default), concat or project the block's features"

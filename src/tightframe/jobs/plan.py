@@ -27,7 +27,7 @@ rates, which do better with few pictures."""
 
 
 Start = Literal["auto", "probe", "zeros"]
-ENOUGH, MOST_ROUNDS = 100, 5
+ENOUGH, MOST_ROUNDS = 100, 3
 """Pictures held out by which to choose, and most rounds of holding out a share to come to so many."""
 
 
@@ -43,7 +43,7 @@ class Plan:
         batch_size: pictures a step.
         validation_share: of the training pictures, held out while rate and decay are chosen.
         rounds: of holding out that share, anew each time; losses are averaged over them. ``None`` is as many as hold
-            out 100 pictures, 5 at most, where a block or a head is trained, which costs little; else, or with
+            out 100 pictures, 3 at most, where a block or a head is trained, which costs little; else, or with
             ``minutes``, 1.
         seed: of every random choice.
         align, scale: how the head of SCL sees the block's features beside the penultimate ones (see
