@@ -504,7 +504,8 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         "--rounds",
         type=int,
         metavar="N",
-        help="choose them by N draws of the pictures held out (default: 1, or up to 3 where few are and it is cheap)",
+        help="choose rate and decay by N draws of the pictures held out (default: 1; up to 3 where those are few and "
+        "only a block or a head is trained)",
     )
     group.add_argument(
         "--align", metavar="HOW", default="pad", help="of scl: pad (default), concat or project the block's features"
@@ -520,7 +521,7 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         metavar="HEAD",
         default="auto",
         help="of the new head: zeros, or probe (fitted to the features; batch norms then keep their statistics); auto "
-        "(default) is what is usual for the method",
+        "(default) is probe for lp-ft and zeros for all others",
     )
     group.add_argument(
         "--cache-gb",

@@ -49,7 +49,7 @@ class Plan:
         align, scale: how the head of SCL sees the block's features beside the penultimate ones (see
             ``tuning.surgery.Neck``); the paper's sum unless told otherwise.
         start: of the head: ``"zeros"``, or ``"probe"``, a logistic regression on the features before tuning, whose
-            statistics batch norms then keep; ``"auto"`` is what is usual for the method.
+            statistics batch norms then keep; ``"auto"`` is the probe for LP-FT, and zeros for all others.
         cache_gb: gigabytes of disk for what goes into the tuned block, which then runs without what stands before it;
             0 to run the whole network.
         augment: how views of a picture differ from it (see ``tuning.augment``).
