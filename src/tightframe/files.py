@@ -37,7 +37,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             save_file(plain, str(unfinished), metadata=metadata)
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
-        unfinished.chmod(usual)
+        if unfinished.stat().st_mode != usual:
+            unfinished.chmod(usual)
 
     _write(path, save)
 

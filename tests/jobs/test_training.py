@@ -13,7 +13,7 @@ import torch
 from tightframe import Plan, load_backbone, load_images, tune
 from tightframe.errors import SettingsError
 from tightframe.jobs.training import best, overfitting
-from tightframe.sources.selection import stratified
+from tightframe.sources.selection import Subset, stratified
 from tightframe.tuning.loop import Diverged
 from tightframe.tuning.recipe import Recipe
 
@@ -125,6 +125,36 @@ def test_a_warm_start_has_not_seen_the_pictures_that_judge_it(data, small, monke
     tune(data, small, method="lp-ft", plan=replace(PLAN, decays=(1e-4,)))
     kept, _ = stratified(data.train.labels, PLAN.validation_share, PLAN.seed)
     assert seen == [len(kept), len(data.train)]  # each once, however many trials start from it
+
+
+@pytest.mark.parametrize(("start", "minutes"), [("probe", None), ("zeros", 5.0)])
+def test_every_trial_of_a_probe_starts_where_training_does(data, small, monkeypatch, start, minutes):
+    import tightframe.jobs.training as job
+
+    fitted, seen = job.fit_heads, []
+
+    def watched(head, *rest, **options):
+        seen.append(float(head.weight.detach().norm()))
+        return fitted(head, *rest, **options)
+
+    monkeypatch.setattr(job, "fit_heads", watched)
+    tune(data, small, method="linear", plan=replace(PLAN, rounds=2, start=start, minutes=minutes))
+    assert len(seen) == 2
+    assert all(norm > 1 if start == "probe" else norm == 0 for norm in seen)
+
+
+def test_a_probe_is_fitted_to_a_picture_of_each_class_or_none(small):
+    data = load_images("digits:5-9", shots=2, test_share=0.2)
+    tuned = tune(data, small, layer="1", plan=replace(PLAN, start="probe"))
+    assert tuned.metrics["test_accuracy"] >= 0
+    some = replace(data, train=Subset(data.train, np.flatnonzero(data.train.labels < 3)))
+    tuned = tune(some, small, layer="1", plan=replace(PLAN, start="probe"))
+    assert all(torch.isfinite(tensor).all() for tensor in tuned.network.changed_state().values())
+
+
+def test_patience_that_holds_pictures_out_is_not_told_that_there_are_none(data, small):
+    plan = replace(PLAN, rates=(0.01,), decays=(1e-4,), patience=1)
+    assert not [note for note in tune(data, small, layer="1", plan=plan).notes if "too few pictures" in note]
 
 
 def rows(train, accuracies, losses):

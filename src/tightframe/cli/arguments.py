@@ -505,7 +505,7 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="choose rate and decay by N draws of the pictures held out (default: 1; up to 3 where those are few and "
-        "only a block or a head is trained)",
+        "only a block or a head is trained, without a time limit)",
     )
     group.add_argument(
         "--align", metavar="HOW", default="pad", help="of scl: pad (default), concat or project the block's features"
@@ -517,8 +517,9 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         help="of scl: take them as they are (none, default), or bring them to the spread of the last ones",
     )
     group.add_argument(
-        "--start",
+        "--head-start",
         metavar="HEAD",
+        dest="start",
         default="auto",
         help="of the new head: zeros, or probe (fitted to the features; batch norms then keep their statistics); auto "
         "(default) is probe for lp-ft and zeros for all others",

@@ -100,8 +100,8 @@ class Plan:
         first = stratified(labels, self.validation_share, self.seed)
         several = cheap and self.minutes is None and len(first[1])
         usual = min(MOST_ROUNDS, -(-ENOUGH // len(first[1]))) if several else 1
-        others = range(1, self.rounds or usual)
-        return [first, *(stratified(labels, self.validation_share, self.seed + other) for other in others)]
+        seeds = np.random.SeedSequence(self.seed).generate_state(self.rounds or usual, np.uint64).tolist()
+        return [first, *(stratified(labels, self.validation_share, seed) for seed in seeds[1:])]
 
     def recipe(self, rate: float, decay: float) -> Recipe:
         """Of the final training."""

@@ -99,7 +99,7 @@ class Run:
         except Timeout:
             yield False
             return
-        except NotImplementedError:  # files can't be locked there
+        except (NotImplementedError, OSError):  # files can't be locked there
             yield True
             return
         try:

@@ -6,10 +6,17 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tightframe.metrics.folds import Folds
+from tightframe.metrics.logistic import logistic_path
 from tightframe.metrics.logistic_probe import cross_validated_logistic
 from tightframe.tuning.surgery import TunableNetwork
+
+USUAL = 1e-2
+"""Strength (scikit-learn's ``C``) of a probe that none can be chosen for."""
+UNSEEN = 10.0
+"""By how much the bias of a class without pictures is below all others: it can still be learnt."""
 
 
 def start_of(
@@ -31,16 +38,24 @@ def start_of(
         return None
     with torch.no_grad():
         seen = network.neck(parts)
-    heads: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
+    heads: dict[bytes, tuple[Tensor, Tensor]] = {}
 
     def fit_probe(training: np.ndarray) -> None:
         known = training.tobytes()
         if known not in heads:
-            folds = Folds.of(seen[torch.from_numpy(training)], labels[training], network.head.out_features)
-            head = cross_validated_logistic(folds).result.head
-            heads[known] = head.weight, head.bias
+            heads[known] = _probe(seen[torch.from_numpy(training)], labels[training], network.head.out_features)
         with torch.no_grad():
             network.head.weight.copy_(heads[known][0])
             network.head.bias.copy_(heads[known][1])
 
     return fit_probe
+
+
+def _probe(features: Tensor, labels: np.ndarray, classes: int) -> tuple[Tensor, Tensor]:
+    """Weights and biases of a logistic regression, of usual strength where no class has two pictures to choose by."""
+    if np.bincount(labels).max() > 1:
+        head = cross_validated_logistic(Folds.of(features, labels, classes)).result.head
+    else:
+        head = logistic_path(features, torch.from_numpy(labels), classes, (USUAL,)).heads[0]
+    least = head.bias[head.bias.isfinite()].min() - UNSEEN
+    return head.weight, head.bias.clamp(min=float(least))

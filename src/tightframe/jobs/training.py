@@ -82,7 +82,7 @@ class Training:
             found, rows, notes = self._search(short, {"rate": rates, "decay": decays}, splits, start, notes)
             recipe = replace(recipe, rate=found.rate, decay=found.decay)
             notes += overfitting(trial_of(rows, recipe.rate, recipe.decay), len(held_out), self.title)
-        elif len(rates) * len(decays) > 1 or plan.patience:
+        elif not len(held_out) and (len(rates) * len(decays) > 1 or plan.patience):
             notes.append("too few pictures a class to hold any out: the first rate and decay are used, to the end")
         training, validation = (kept, held_out) if plan.patience and len(held_out) else (everything, everything[:0])
         recipe = self._in_time(recipe, pace * len(training))
@@ -129,7 +129,7 @@ class Training:
         """The best recipe, the rows of all trials, and the notes with what was left untried."""
         if isinstance(self.network, HeadOnly) and not first.average:
             grid = [replace(first, rate=rate, decay=decay) for rate in choices["rate"] for decay in choices["decay"]]
-            tried = self._heads(self.network, grid, splits)
+            tried = self._heads(self.network, grid, splits, start)
             return best(tried), told(tried), notes
         tried, chosen, left = dict[Recipe, Courses](), first, list[str]()
         for name, values in choices.items():
@@ -143,12 +143,17 @@ class Training:
         return chosen, told(tried), notes + late
 
     def _heads(
-        self, network: HeadOnly, grid: Sequence[Recipe], splits: Sequence[tuple[np.ndarray, np.ndarray]]
+        self,
+        network: HeadOnly,
+        grid: Sequence[Recipe],
+        splits: Sequence[tuple[np.ndarray, np.ndarray]],
+        start: dict[str, Tensor],
     ) -> dict[Recipe, Courses]:
         """Linear probes by all recipes of the grid at once."""
         courses = dict[Recipe, Courses]({recipe: [] for recipe in grid})
         for place, (kept, held_out) in enumerate(splits, 1):
             split = Split(self.data.labels, kept, held_out, len(self.data.classes))
+            self._begin(start, kept)
             found = fit_heads(network.head, self.inputs, split, grid, device=self.device)
             for recipe, rows in zip(grid, found, strict=True):
                 courses[recipe].append([_named("search", recipe, place) | row for row in rows])
@@ -189,8 +194,9 @@ class Training:
     def _pace(self, recipe: Recipe, training: np.ndarray, start: dict[str, Tensor]) -> float:
         """Seconds that training takes for one picture, by an epoch that is thrown away."""
         split = Split(self.data.labels, training, training[:0], len(self.data.classes))
-        once, began = replace(recipe, epochs=1, patience=None), time.monotonic()
+        once = replace(recipe, epochs=1, patience=None)
         self._begin(start, training)
+        began = time.monotonic()
         with suppress(Diverged):  # it took as long
             fit(self.network, self.inputs, split, once, device=self.device, precision=self.precision)
         return together().agree((time.monotonic() - began) / max(1, len(training)))

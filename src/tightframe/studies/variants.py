@@ -67,7 +67,7 @@ def _episodes(data: ImageSplits, count: int) -> Episodes:
     """Few-shot tasks on all pictures of a set, training pictures first; with fewer queries where there are few."""
     assert data.test is not None  # `run_study` saw to it
     labels = np.concatenate([data.train.labels, data.test.labels])
-    sizes = np.sort(np.bincount(labels))[::-1]
+    sizes = np.sort(np.bincount(labels, minlength=len(data.classes)))[::-1]
     ways = min(WAYS, len(data.classes))
     queries = min(QUERIES, int(sizes[ways - 1]) - SHOTS)
     if queries < 1:
