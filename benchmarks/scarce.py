@@ -37,7 +37,8 @@ IMAGENET, CIFAR = ("mobilenetv1_050", "mobilenetv2_100", "squeezenet1_1"), ("res
 PICTURES, SMALL_PICTURES = ("dtd10", "flowers5", "trashnet", "sign_digits"), ("cifar100",)
 PAIRS = (*product(IMAGENET, PICTURES), *product(CIFAR, SMALL_PICTURES))
 SIDES = dict.fromkeys(IMAGENET, 96) | dict.fromkeys(CIFAR, 32)
-FIRST = ("linear", "layer", "scl", "full")
+QUICK = ("linear", "layer", "scl")
+FIRST = (*QUICK, "full")
 NAMES = (*FIRST, "scl-concat", *(name for name in METHODS if name not in FIRST))
 KEY = ("network", "data", "shots", "seed", "method")
 Row = dict[str, Any]
@@ -104,8 +105,9 @@ def report(rows: list[Row], folder: Path) -> None:
         "# Few pictures a class",
         f"`python benchmarks/scarce.py` on {platform.machine()}; Python {platform.python_version()}, PyTorch "
         f"{torch.__version__}; {len(good)} tunings of {max(row['epochs'] for row in good)} epochs, ImageNet "
-        "networks at 96 px. Rate, decay and block are chosen on training pictures. Accuracy in %, mean ± 95 % interval "
-        "(Student's t) over the networks, picture sets and seeds that all methods in a table have in common.",
+        "networks at 96 px. Rate, decay and block are chosen on training pictures. Accuracy in %, mean over the points "
+        "that all methods in a table have in common; differences ± their 95 % interval (Student's t) over pairs of "
+        "network and picture set, each averaged over seeds and pictures a class.",
         "![accuracy](scarce.png)",
         "## On average",
         *(summary(good, methods) for methods in groups(good)),
@@ -118,10 +120,10 @@ def report(rows: list[Row], folder: Path) -> None:
 
 
 def groups(rows: list[Row]) -> list[list[str]]:
-    """The methods that the most rows have, and all."""
+    """Methods that are compared with one another: on as many points as possible, and as many as possible."""
     there = [name for name in NAMES if any(row["method"] == name for row in rows)]
-    first = [name for name in (*FIRST, "scl-concat") if name in there]
-    return [first] if len(first) == len(there) else [first, there]
+    nested = [[name for name in part if name in there] for part in (QUICK, (*FIRST, "scl-concat"), NAMES)]
+    return [part for at, part in enumerate(nested) if part not in nested[:at] and cells(rows, part)]
 
 
 def cells(rows: list[Row], methods: list[str]) -> dict[tuple[object, ...], dict[str, Row]]:
@@ -138,11 +140,13 @@ def summary(rows: list[Row], methods: list[str]) -> str:
     lines = ["| method | " + " | ".join(f"{n} a class" for n in shots) + " | SCL − it, at ≤ 20 | NC1 | share | s |"]
     lines += ["|---" * (len(shots) + 5) + "|"]
     for name in methods:
-        accuracies = [spread([100 * of[name]["test_accuracy"] for k, of in common.items() if k[2] == n]) for n in shots]
-        less = [
-            100 * (of["scl"]["test_accuracy"] - of[name]["test_accuracy"]) for key, of in common.items() if key[2] <= 20
-        ]
-        ahead = "" if name == "scl" else spread(less, signed=True)
+        means = [np.mean([of[name]["test_accuracy"] for key, of in common.items() if key[2] == n]) for n in shots]
+        accuracies = [f"{100 * mean:.1f}" for mean in means]
+        less = defaultdict(list)
+        for key, of in common.items():
+            if key[2] <= 20:
+                less[key[:2]].append(100 * (of["scl"]["test_accuracy"] - of[name]["test_accuracy"]))
+        ahead = "" if name == "scl" else spread([float(np.mean(gaps)) for gaps in less.values()], signed=True)
         others = [
             statistics.median(of[name][what] or 0 for of in common.values()) for what in ("nc1", "share", "seconds")
         ]
@@ -186,7 +190,7 @@ def spread(values: list[float], signed: bool = False) -> str:
 
 def drawn(rows: list[Row]) -> altair.Chart:
     """Accuracy less that of the linear probe on the same pictures, by method and pictures a class."""
-    methods = groups(rows)[0]
+    methods = groups(rows)[-1]
     points = [
         {
             "method": name,

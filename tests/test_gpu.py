@@ -16,7 +16,7 @@ from tightframe.tuning.augment import Distort
 from tightframe.tuning.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA finds")
-PLAN = Plan(epochs=3, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3), rounds=1)
+PLAN = Plan(epochs=3, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3))
 
 
 @pytest.fixture(autouse=True)

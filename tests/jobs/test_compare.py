@@ -17,7 +17,7 @@ from tightframe.sources.selection import Subset, stratified
 from tightframe.tuning.methods import METHODS
 
 SMALL = f"{Path(__file__).with_name('small_network.py')}:make"
-PLAN = Plan(epochs=3, search_epochs=2, rates=(1.0, 0.3), decays=(1e-4,), batch_size=8, rounds=1)
+PLAN = Plan(epochs=3, search_epochs=2, rates=(1.0, 0.3), decays=(1e-4,), batch_size=8)
 NAMES = ("linear", "layer", "scl", "full")
 
 

@@ -19,7 +19,7 @@ from tightframe.errors import ModelError, SettingsError
 from tightframe.jobs.transfer import Transfer
 from tightframe.metrics.collapse import nc1
 
-PLAN = Plan(epochs=3, search_epochs=1, rates=(0.05, 0.01), decays=(1e-4,), rounds=1)
+PLAN = Plan(epochs=3, search_epochs=1, rates=(0.05, 0.01), decays=(1e-4,))
 TIMES = ("seconds",)
 
 

@@ -16,7 +16,7 @@ from tightframe.sources.selection import Subset
 from tightframe.tuning.loop import Diverged
 from tightframe.tuning.methods import METHODS
 
-PLAN = Plan(epochs=3, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3), rounds=1)
+PLAN = Plan(epochs=3, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3))
 
 
 @pytest.fixture(scope="module")

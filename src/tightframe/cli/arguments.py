@@ -501,13 +501,6 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--rates", type=float, nargs="+", metavar="R", help="start rates to try " + RATES)
     group.add_argument("--decays", type=float, nargs="+", metavar="D", help="weight decays to try " + DECAYS)
     group.add_argument(
-        "--rounds",
-        type=int,
-        metavar="N",
-        help="choose rate and decay by N draws of the pictures held out (default: 1; up to 3 where those are few and "
-        "only a block or a head is trained, without a time limit)",
-    )
-    group.add_argument(
         "--align", metavar="HOW", default="pad", help="of scl: pad (default), concat or project the block's features"
     )
     group.add_argument(

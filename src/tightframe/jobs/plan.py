@@ -7,12 +7,10 @@ import time
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import nn
 
 from tightframe.errors import SettingsError
-from tightframe.sources.selection import stratified
 from tightframe.tuning.augment import Augment, Augmentation
 from tightframe.tuning.lora import layer_norm_only
 from tightframe.tuning.methods import Method
@@ -27,8 +25,6 @@ rates, which do better with few pictures."""
 
 
 Start = Literal["auto", "probe", "zeros"]
-ENOUGH, MOST_ROUNDS = 100, 3
-"""Pictures held out by which to choose, and most rounds of holding out a share to come to so many."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +38,6 @@ class Plan:
             those above for the kind of network. One of each means no search.
         batch_size: pictures a step.
         validation_share: of the training pictures, held out while rate and decay are chosen.
-        rounds: of holding out that share, anew each time; losses are averaged over them. ``None`` is as many as hold
-            out 100 pictures, 3 at most, where a block or a head is trained, which costs little; else, or with
-            ``minutes``, 1.
         seed: of every random choice.
         align, scale: how the head of SCL sees the block's features beside the penultimate ones (see
             ``tuning.surgery.Neck``); the paper's sum unless told otherwise.
@@ -68,7 +61,6 @@ class Plan:
     decays: tuple[float, ...] | None = None
     batch_size: int = 32
     validation_share: float = 0.2
-    rounds: int | None = None
     seed: int = 0
     align: Align = "pad"
     scale: Scale = "none"
@@ -95,14 +87,6 @@ class Plan:
         """Whether the head starts from a probe."""
         return method.warm if self.start == "auto" else self.start == "probe"
 
-    def splits(self, labels: np.ndarray, cheap: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Indices of pictures that train and of pictures held out, by round; one round unless training is cheap."""
-        first = stratified(labels, self.validation_share, self.seed)
-        several = cheap and self.minutes is None and len(first[1])
-        usual = min(MOST_ROUNDS, -(-ENOUGH // len(first[1]))) if several else 1
-        seeds = np.random.SeedSequence(self.seed).generate_state(self.rounds or usual, np.uint64).tolist()
-        return [first, *(stratified(labels, self.validation_share, seed) for seed in seeds[1:])]
-
     def recipe(self, rate: float, decay: float) -> Recipe:
         """Of the final training."""
         shared = {one.name for one in fields(Recipe)} & {one.name for one in fields(self)}
@@ -126,7 +110,6 @@ class Plan:
             "views": (self.views, 2),
             "parts of a batch": (self.accumulate, 1),
             "patience": (self.patience, 1),
-            "rounds": (self.rounds, 1),
         }
         for name, (value, lowest) in least.items():
             if value is not None and value < lowest:

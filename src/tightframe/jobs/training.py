@@ -17,22 +17,19 @@ from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Row, Run
 from tightframe.metrics.probes import interval
 from tightframe.protocols import ImageData, Progress
+from tightframe.sources.selection import stratified
 from tightframe.tuning.heads import fit_heads
 from tightframe.tuning.logs import Tell
 from tightframe.tuning.loop import Diverged, Inputs, fit
 from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.state import Trainable
-from tightframe.tuning.surgery import HeadOnly, TunableNetwork
+from tightframe.tuning.surgery import HeadOnly
 
 SEARCH_SHARE, TRAINING_SHARE = 0.5, 0.9
 """Of the time allowed: until when rates are tried, and until when training may go on, so that judging fits in."""
 GAP, RISE = 0.15, 1.2
 """What is called overfitting: accuracy that falls by more, surely, or a validation loss that rises by this factor."""
-
-
-Courses = list[list[Row]]
-"""Rows of an epoch each, by round."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +67,14 @@ class Training:
     def run(self, plan: Plan, rates: Sequence[float], decays: Sequence[float]) -> tuple[Recipe, list[Row], list[str]]:
         """Train the network; the recipe chosen, a row an epoch, and notes."""
         start = {name: tensor.detach().clone() for name, tensor in self.network.changed_state().items()}
-        whole = isinstance(self.network, TunableNetwork) and self.network.layer is None
-        everything, splits = np.arange(len(self.data)), plan.splits(self.data.labels, cheap=not whole)
-        kept, held_out = splits[0]
+        everything = np.arange(len(self.data))
+        kept, held_out = stratified(self.data.labels, plan.validation_share, plan.seed)
         recipe, rows, notes = plan.recipe(rates[0], decays[0]), list[Row](), [*self.notes]
         pace = self._pace(recipe, kept, start) if self.clock.limited else 0.0
         if len(rates) * len(decays) > 1 and len(held_out):
             short = replace(recipe, epochs=plan.search_epochs or max(1, plan.epochs // 3), patience=None)
-            times = len(splits) * (len(rates) + len(decays) - 1)
-            short = self._affordable(short, times, pace * len(kept), SEARCH_SHARE)
-            found, rows, notes = self._search(short, {"rate": rates, "decay": decays}, splits, start, notes)
+            short = self._affordable(short, len(rates) + len(decays) - 1, pace * len(kept), SEARCH_SHARE)
+            found, rows, notes = self._search(short, {"rate": rates, "decay": decays}, kept, held_out, start, notes)
             recipe = replace(recipe, rate=found.rate, decay=found.decay)
             notes += overfitting(trial_of(rows, recipe.rate, recipe.decay), len(held_out), self.title)
         elif not len(held_out) and (len(rates) * len(decays) > 1 or plan.patience):
@@ -122,57 +117,50 @@ class Training:
         self,
         first: Recipe,
         choices: dict[str, Sequence[Any]],
-        splits: Sequence[tuple[np.ndarray, np.ndarray]],
+        kept: np.ndarray,
+        held_out: np.ndarray,
         start: dict[str, Tensor],
         notes: list[str],
     ) -> tuple[Recipe, list[Row], list[str]]:
         """The best recipe, the rows of all trials, and the notes with what was left untried."""
         if isinstance(self.network, HeadOnly) and not first.average:
             grid = [replace(first, rate=rate, decay=decay) for rate in choices["rate"] for decay in choices["decay"]]
-            tried = self._heads(self.network, grid, splits, start)
-            return best(tried), told(tried), notes
-        tried, chosen, left = dict[Recipe, Courses](), first, list[str]()
+            self._begin(start, kept)
+            tried = self._heads(self.network, grid, kept, held_out)
+            return best(tried), [row for rows in tried.values() for row in rows], notes
+        tried, chosen, left = dict[Recipe, list[Row]](), first, list[str]()
         for name, values in choices.items():
             for trial in [replace(chosen, **{name: value}) for value in values]:
                 if tried and self.clock.past(SEARCH_SHARE):
                     left += [f"{name} {getattr(trial, name):g}"] * (trial not in tried)
                 elif trial not in tried:
-                    tried[trial] = self._tried(trial, splits, start)
+                    self._begin(start, kept)
+                    tried[trial] = self._trial(trial, kept, held_out)
             chosen = best(tried)
         late = [f"{self.title}: not tried, for want of time: {', '.join(left)}"] if left else []
-        return chosen, told(tried), notes + late
+        return chosen, [row for rows in tried.values() for row in rows], notes + late
 
     def _heads(
-        self,
-        network: HeadOnly,
-        grid: Sequence[Recipe],
-        splits: Sequence[tuple[np.ndarray, np.ndarray]],
-        start: dict[str, Tensor],
-    ) -> dict[Recipe, Courses]:
+        self, network: HeadOnly, grid: Sequence[Recipe], kept: np.ndarray, held_out: np.ndarray
+    ) -> dict[Recipe, list[Row]]:
         """Linear probes by all recipes of the grid at once."""
-        courses = dict[Recipe, Courses]({recipe: [] for recipe in grid})
-        for place, (kept, held_out) in enumerate(splits, 1):
-            split = Split(self.data.labels, kept, held_out, len(self.data.classes))
-            self._begin(start, kept)
-            found = fit_heads(network.head, self.inputs, split, grid, device=self.device)
-            for recipe, rows in zip(grid, found, strict=True):
-                courses[recipe].append([_named("search", recipe, place) | row for row in rows])
-                for row in rows:
-                    self.tell(_series("search", recipe, place), row)
-        return courses
+        split = Split(self.data.labels, kept, held_out, len(self.data.classes))
+        found = fit_heads(network.head, self.inputs, split, grid, device=self.device)
+        named = {
+            recipe: [_named("search", recipe) | row for row in rows] for recipe, rows in zip(grid, found, strict=True)
+        }
+        for recipe, rows in named.items():
+            for row in rows:
+                self.tell(_series("search", recipe), row)
+        return named
 
-    def _tried(
-        self, recipe: Recipe, splits: Sequence[tuple[np.ndarray, np.ndarray]], start: dict[str, Tensor]
-    ) -> Courses:
-        """The rows of a trial, round by round; none if it diverged in one."""
-        words, courses = f"trying rate {recipe.rate:g}, decay {recipe.decay:g}", Courses()
-        for place, (kept, held_out) in enumerate(splits, 1):
-            self._begin(start, kept)
-            try:
-                courses.append(self._fit(recipe, kept, held_out, "search", words, place))
-            except Diverged:
-                return []
-        return courses
+    def _trial(self, recipe: Recipe, kept: np.ndarray, held_out: np.ndarray) -> list[Row]:
+        """The rows of one trial, none if it diverged."""
+        words = f"trying rate {recipe.rate:g}, decay {recipe.decay:g}"
+        try:
+            return self._fit(recipe, kept, held_out, "search", words)
+        except Diverged:
+            return []
 
     def _in_time(self, recipe: Recipe, seconds: float) -> Recipe:
         """The recipe with as many epochs of so many ``seconds`` as there is time for."""
@@ -207,14 +195,12 @@ class Training:
         if self.warm:
             self.warm(training)
 
-    def _fit(
-        self, recipe: Recipe, training: np.ndarray, validation: np.ndarray, phase: str, words: str, place: int = 1
-    ) -> list[Row]:
+    def _fit(self, recipe: Recipe, training: np.ndarray, validation: np.ndarray, phase: str, words: str) -> list[Row]:
         ticks = iter(self.progress(range(recipe.epochs), f"tuning {self.title}: {words}", recipe.epochs))
 
         def on_epoch(row: Row) -> None:
             next(ticks, None)
-            self.tell(_series(phase, recipe, place), row)
+            self.tell(_series(phase, recipe), row)
 
         try:
             rows = fit(
@@ -224,30 +210,22 @@ class Training:
                 recipe,
                 device=self.device,
                 precision=self.precision,
-                checkpoint=self.work / f"{_series(phase, recipe, place)}.safetensors" if self.work else None,
+                checkpoint=self.work / f"{_series(phase, recipe)}.safetensors" if self.work else None,
                 scope=self.scope,
                 on_epoch=on_epoch,
             )
         finally:
             _exhaust(ticks)  # epochs that never came did not tick
-        return [_named(phase, recipe, place) | row for row in rows]
+        return [_named(phase, recipe) | row for row in rows]
 
 
-def told(tried: dict[Recipe, Courses]) -> list[Row]:
-    """All rows of all trials."""
-    return [row for courses in tried.values() for rows in courses for row in rows]
-
-
-def best(tried: dict[Recipe, Courses]) -> Recipe:
+def best(tried: dict[Recipe, list[Row]]) -> Recipe:
     """The trial with the lowest validation loss in the end: of few pictures held out, accuracy says little."""
-    losses = {
-        trial: np.mean([rows[-1]["validation_loss"] for rows in rounds]) for trial, rounds in tried.items() if rounds
-    }
-    judged = {trial: loss for trial, loss in losses.items() if np.isfinite(loss)}
+    judged = {trial: rows[-1] for trial, rows in tried.items() if rows and np.isfinite(rows[-1]["validation_loss"])}
     if not judged:
         rates = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in tried}))
         raise Diverged(f"training diverged at every rate tried ({rates}): give lower ones with --rates")
-    return min(judged, key=lambda trial: judged[trial])
+    return min(judged, key=lambda trial: judged[trial]["validation_loss"])
 
 
 def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
@@ -279,17 +257,16 @@ def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
 
 
 def trial_of(history: Sequence[Row], rate: float | None, decay: float | None) -> list[Row]:
-    """The epochs of the trial of one rate and decay, in its first round; none if they were not tried."""
-    searched = [row for row in history if row["phase"] == "search" and row.get("round", 1) == 1]
-    return [row for row in searched if (row["start_rate"], row["decay"]) == (rate, decay)]
+    """The epochs of the trial of one rate and decay; none if they were not tried."""
+    return [row for row in history if row["phase"] == "search" and (row["start_rate"], row["decay"]) == (rate, decay)]
 
 
-def _named(phase: str, recipe: Recipe, place: int) -> Row:
-    return {"phase": phase, "start_rate": recipe.rate, "decay": recipe.decay} | ({"round": place} if place > 1 else {})
+def _named(phase: str, recipe: Recipe) -> Row:
+    return {"phase": phase, "start_rate": recipe.rate, "decay": recipe.decay}
 
 
-def _series(phase: str, recipe: Recipe, place: int) -> str:
-    return f"{phase} {recipe.rate:g} {recipe.decay:g}" + (f" round {place}" if place > 1 else "")
+def _series(phase: str, recipe: Recipe) -> str:
+    return f"{phase} {recipe.rate:g} {recipe.decay:g}"
 
 
 def _exhaust(items: Iterable[Any]) -> None:

@@ -187,7 +187,7 @@ class _Setting:
             try:
                 inputs, part = self._kept(network, precision)
             except CannotCut as error:
-                notes = (f"trained whole, which takes longer (less with --rounds 1): {error}",)
+                notes = (f"trained whole, which takes longer: {error}",)
         title = f"{network.method.name} {network.backbone.name}"
         work = self.folder / UNFINISHED if self.folder is not None else None
         return Training(
