@@ -144,6 +144,28 @@ def test_patience_that_holds_pictures_out_is_not_told_that_there_are_none(data, 
     assert not [note for note in tune(data, small, layer="1", plan=plan).notes if "too few pictures" in note]
 
 
+@pytest.mark.parametrize("broken", [1, 2])
+def test_training_that_falls_apart_is_done_again_at_a_lower_rate(data, small, monkeypatch, broken):
+    import tightframe.jobs.training as job
+
+    fitted = job.fit
+
+    def breaking(network, inputs, split, recipe, **options):
+        found = fitted(network, inputs, split, recipe, **options)
+        if not len(split.validation) and recipe.rate in sorted(PLAN.rates)[-broken:]:
+            found[-1]["train_accuracy"] = 0.0
+        return found
+
+    monkeypatch.setattr(job, "fit", breaking)
+    monkeypatch.setattr(job, "best", lambda tried: max(tried, key=lambda recipe: recipe.rate))
+    tuned = tune(data, small, layer="1", plan=PLAN)
+    assert tuned.metrics["rate"] == min(PLAN.rates)
+    told = [note for note in tuned.notes if "fell apart" in note]
+    assert len(told) == broken
+    assert told[0].endswith("at rate 0.05; 0.01 was taken")
+    assert broken == 1 or "--rates" in told[1]
+
+
 def rows(train, accuracies, losses):
     return [
         {"epoch": e, "train_accuracy": train, "validation_accuracy": a, "validation_loss": loss}

@@ -100,18 +100,20 @@ class Training:
         notes = list[str]()
         while True:
             self._begin(start, training)
+            lower = [row for row in trials if row["start_rate"] < recipe.rate]
             try:
                 rows = self._fit(recipe, training, validation, "final", f"training on {len(training)} pictures")
-                return recipe, rows, notes
+                if not fell_apart(rows, trial_of(trials, recipe.rate, recipe.decay)):
+                    return recipe, rows, notes
             except Diverged:
-                lower = [row for row in trials if row["start_rate"] < recipe.rate]
                 if not lower:
                     raise
-                next_one = max(lower, key=lambda row: row["start_rate"])
-                notes.append(
-                    f"{self.title}: training diverged at rate {recipe.rate:g}; {next_one['start_rate']:g} was taken"
-                )
-                recipe = replace(recipe, rate=next_one["start_rate"], decay=next_one["decay"])
+            failed = f"{self.title}: training fell apart at rate {recipe.rate:g}"
+            if not lower:
+                return recipe, rows, [*notes, f"{failed}, the lowest that was tried: give lower ones with --rates"]
+            next_one = max(lower, key=lambda row: row["start_rate"])
+            notes.append(f"{failed}; {next_one['start_rate']:g} was taken")
+            recipe = replace(recipe, rate=next_one["start_rate"], decay=next_one["decay"])
 
     def _search(
         self,
@@ -226,6 +228,11 @@ def best(tried: dict[Recipe, list[Row]]) -> Recipe:
         rates = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in tried}))
         raise Diverged(f"training diverged at every rate tried ({rates}): give lower ones with --rates")
     return min(judged, key=lambda trial: judged[trial]["validation_loss"])
+
+
+def fell_apart(rows: Sequence[Row], trial: Sequence[Row]) -> bool:
+    """Whether training ended with half the accuracy, or less, that a shorter one by the same recipe had reached."""
+    return bool(rows and trial) and rows[-1]["train_accuracy"] <= trial[-1]["train_accuracy"] / 2
 
 
 def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
