@@ -6,7 +6,8 @@
 DIR holds `zoo/zoo.py` (a builder) and `data/*`. A row is a method tuned as `tightframe tune` does it, rate, decay and
 block chosen without a look at test pictures. Rows are added to the file one by one, those that are there are not made
 again, and the seed changes slowest, so that a run that was stopped is a smaller study. Different seeds draw different
-training pictures from the set. `scl-concat` is SCL with `--align concat --scale spread`.
+training pictures from the set. Other forms of SCL: `scl-concat` (`--align concat --scale spread`), `scl-probe`
+(`--head-start probe`) and `scl-flip` (`--augment flip`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ PAIRS = (*product(IMAGENET, PICTURES), *product(CIFAR, SMALL_PICTURES))
 SIDES = dict.fromkeys(IMAGENET, 96) | dict.fromkeys(CIFAR, 32)
 QUICK = ("linear", "layer", "scl")
 FIRST = (*QUICK, "full")
-NAMES = (*FIRST, "scl-concat", *(name for name in METHODS if name not in FIRST))
+FORMS: dict[str, dict[str, Any]] = {
+    "scl-concat": {"align": "concat", "scale": "spread"},
+    "scl-probe": {"start": "probe"},
+    "scl-flip": {"augment": "flip"},
+}
+NAMES = (*FIRST, *FORMS, *(name for name in METHODS if name not in FIRST))
 KEY = ("network", "data", "shots", "seed", "method")
 Row = dict[str, Any]
 
@@ -83,10 +89,9 @@ def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...
 
 
 def tuned_by(name: str, pictures: tightframe.ImageSplits, backbone: tightframe.Backbone, seed: int, epochs: int) -> Row:
-    form = {"align": "concat", "scale": "spread"} if name == "scl-concat" else {}
-    plan = tightframe.Plan(epochs=epochs, seed=seed, **form)
+    plan = tightframe.Plan(epochs=epochs, seed=seed, **FORMS.get(name, {}))
     try:
-        tuned = tightframe.tune(pictures, backbone, method=name.removesuffix("-concat"), plan=plan)
+        tuned = tightframe.tune(pictures, backbone, method="scl" if name in FORMS else name, plan=plan)
     except TightframeError as error:
         return {"test_accuracy": None, "seconds": None, "error": str(error)}
     kept = ("layer", "test_accuracy", "train_accuracy", "share", "rate", "decay", "seconds", "bytes")
@@ -122,7 +127,7 @@ def report(rows: list[Row], folder: Path) -> None:
 def groups(rows: list[Row]) -> list[list[str]]:
     """Methods that are compared with one another: on as many points as possible, and as many as possible."""
     there = [name for name in NAMES if any(row["method"] == name for row in rows)]
-    nested = [[name for name in part if name in there] for part in (QUICK, (*FIRST, "scl-concat"), NAMES)]
+    nested = [[name for name in part if name in there] for part in (QUICK, FIRST, NAMES)]
     return [part for at, part in enumerate(nested) if part not in nested[:at] and cells(rows, part)]
 
 
@@ -190,7 +195,7 @@ def spread(values: list[float], signed: bool = False) -> str:
 
 def drawn(rows: list[Row]) -> altair.Chart:
     """Accuracy less that of the linear probe on the same pictures, by method and pictures a class."""
-    methods = groups(rows)[-1]
+    methods = next(part for part in groups(rows) if set(FIRST) <= set(part))
     points = [
         {
             "method": name,

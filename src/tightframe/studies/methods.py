@@ -11,7 +11,7 @@ from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, percent, text
 from tightframe.studies.evidence import LEAST_RHO, Evidence, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
-from tightframe.studies.tunings import CALLED, COLUMNS, ahead, by_methods, not_behind, sampled
+from tightframe.studies.tunings import COLUMNS, ahead, by_methods, not_behind, others, sampled
 
 UNIT = ("network", "data", "seed")
 
@@ -27,13 +27,11 @@ def _points(lab: Lab) -> Iterator[Point]:
 
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
-    there = dict.fromkeys(row["method"] for row in rows if "error" not in row and row["method"] != "scl")
-    others = [*(name for name in CALLED if name in there), *(name for name in there if name not in CALLED)]
     question = "across methods, the more collapsed the last features after tuning, the better"
     by_collapse = correlations(rows, minus("nc1"), "test_accuracy", UNIT)
     return [
         not_behind(rows, "full", UNIT),
-        *(ahead(rows, name, UNIT) for name in others),
+        *(ahead(rows, name, UNIT) for name in others(rows)),
         crossed(question, "Spearman's ρ", by_collapse, LEAST_RHO, most=1.0),
     ]
 

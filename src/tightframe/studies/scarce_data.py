@@ -11,7 +11,7 @@ from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
 from tightframe.studies.evidence import LEAST_SHARE, Evidence, averaged, crossed, differences
 from tightframe.studies.study import Lab, Point, Scale, Study
-from tightframe.studies.tunings import CALLED, COLUMNS, ahead, by_methods, few
+from tightframe.studies.tunings import COLUMNS, ahead, by_methods, few, others
 
 FEW_CLASSES, MANY_CLASSES = (3, 10, 32, 100, 316), (7, 17, 38, 87, 200)
 """Pictures a class: the paper's, of CIFAR-10 and of CIFAR-100."""
@@ -35,11 +35,11 @@ def _points(lab: Lab) -> Iterator[Point]:
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
     gaps = [row | {"gap": row["train_accuracy"] - row["test_accuracy"]} for row in rows if "error" not in row]
-    further = differences(gaps, "gap", "method", ["full"], ["scl"], UNIT)
+    falls = differences(gaps, "gap", "method", ["full"], ["scl"], UNIT)
     question = "full fine-tuning falls further from training to test pictures than SCL"
-    overfits = crossed(question, "paired difference", further, LEAST_SHARE, share=True)
-    full, linear, layer = (ahead(gaps, name, UNIT) for name in CALLED)
-    return [full, overfits, linear, layer]
+    overfits = crossed(question, "paired difference", falls, LEAST_SHARE, share=True)
+    first, *rest = (ahead(gaps, name, UNIT) for name in others(gaps))
+    return [first, overfits, *rest]
 
 
 def _picture(rows: Sequence[Row]) -> Any:

@@ -21,6 +21,7 @@ from tightframe.studies.evidence import LEAST_SHARE, Evidence, crossed, differen
 from tightframe.studies.study import Lab
 from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import collapse_of
+from tightframe.tuning.methods import PAPER
 
 KEPT = (
     "method",
@@ -85,6 +86,12 @@ def penultimate_nc1(tuned: Tuned, pictures: ImageData) -> float | None:
         batches = inputs.batches(range(len(pictures)), 64)
         found = [tuned.network.parts(batch)[0].float().cpu() for _, batch in batches]
     return collapse_of(torch.cat(found), pictures.labels)
+
+
+def others(rows: Sequence[Row]) -> list[str]:
+    """What SCL is compared with: the paper's methods, then all that are there."""
+    there = dict.fromkeys(row["method"] for row in rows if "error" not in row)
+    return [*CALLED, *(name for name in there if name not in PAPER)]
 
 
 def ahead(rows: Sequence[Row], other: str, pairs: Sequence[str]) -> Evidence:
