@@ -315,7 +315,7 @@ def test_help_names_what_the_jobs_know():
     def numbers(text):
         return [float(word) for word in re.findall(r"[\d.]+", text)]
 
-    assert numbers(arguments.RATES) == [*plan.PLAIN_RATES, *plan.TRANSFORMER_RATES]
+    assert numbers(arguments.RATES) == [*plan.PLAIN_RATES, *plan.TRANSFORMER_RATES, *plan.WARM_RATES]
     assert numbers(arguments.DECAYS) == [*plan.PLAIN_DECAYS, *plan.TRANSFORMER_DECAYS]
     named = re.findall(r"[a-z]+[a-z0-9]*_[a-z]+|nc1|logme", arguments.BY_HELP)
     assert len(named) == 5

@@ -187,3 +187,4 @@ def test_choices_by_kind_of_network(wide):
     assert {1e-2, 1e-3} <= set(rates)
     assert decays == (1e-4, 0.0)
     assert Plan(rates=(3e-3,)).choices(wide.module) == ((3e-3,), (1e-4, 5e-4))
+    assert max(Plan().choices(wide.module, warm=True)[0]) < max(rates)

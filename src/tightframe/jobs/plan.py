@@ -22,6 +22,8 @@ PLAIN_RATES, PLAIN_DECAYS = (0.05, 0.01, 0.002, 0.0005), (1e-4, 5e-4)
 TRANSFORMER_RATES, TRANSFORMER_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
 """For networks with batch norm and with layer norm: the paper's weight decays and start rates, but for 0.1, and lower
 rates, which do better with few pictures."""
+WARM_RATES = (2e-3, 5e-4, 1e-4, 2e-5)
+"""From a probe on: its weights, which are large where features vary little, scale the steps of all before it."""
 
 
 Start = Literal["auto", "probe", "zeros"]
@@ -76,10 +78,10 @@ class Plan:
     patience: int | None = None
     minutes: float | None = None
 
-    def choices(self, module: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Rates and decays to try."""
+    def choices(self, module: nn.Module, warm: bool = False) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Rates and decays to try; rates are lower if the head is ``warm``, started from a probe."""
         transformer = layer_norm_only(module)
-        rates = TRANSFORMER_RATES if transformer else PLAIN_RATES
+        rates = WARM_RATES if warm else TRANSFORMER_RATES if transformer else PLAIN_RATES
         decays = TRANSFORMER_DECAYS if transformer else PLAIN_DECAYS
         return self.rates or rates, self.decays or decays
 

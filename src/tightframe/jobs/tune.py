@@ -121,7 +121,7 @@ def _tuned(backbone: Backbone, method: Method, layer: str, asked: _Setting) -> T
         backbone, method, block, len(data.classes), pool, plan.align, plan.scale, plan.warm(method)
     )
     warm = _start(network, data, running)
-    recipe, rows, notes = asked.training(network, warm).run(plan, *plan.choices(backbone.module))
+    recipe, rows, notes = asked.training(network, warm).run(plan, *plan.choices(backbone.module, network.warm))
     tuned = Tuned(backbone, network, data.classes, {}, [*trials, *rows], [*data.notes, *notes])
     seconds = time.perf_counter() - started
     return replace(tuned, metrics=_judge(tuned, data, recipe, seconds, running.get("device", "auto")))
@@ -141,7 +141,7 @@ def choose_layer(
     data: ImageSplits, backbone: Backbone, method: Method, plan: Plan, running: Running, clock: Clock | None = None
 ) -> tuple[str, list[Row]]:
     """The block that ``--layer auto`` tunes, and the trials that it was chosen by (see ``jobs.block``)."""
-    rates, decays = plan.choices(backbone.module)
+    rates, decays = plan.choices(backbone.module, plan.warm(method))
     rate = sorted(rates)[-2:][0]  # the second highest: few epochs want a high rate, few pictures not the highest
     trial = Trial(plan, plan.recipe(rate, decays[0]), clock or Clock.of(plan))
     features = extract(backbone, data.train, **running)
