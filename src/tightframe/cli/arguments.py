@@ -19,7 +19,7 @@ timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED (the image encoder) or hf
 the hub; local-dir:PATH, open_clip/local-dir:PATH or hf/PATH, a folder as timm, open_clip or transformers writes it; or
 PATH.py:FUNCTION[:ARGUMENT], your own function that returns an nn.Module; this last form RUNS THE FILE, so name only
 files you trust."""
-RATES = "(default: 0.05 0.01 0.002 0.0005; transformers: 0.01 0.001 0.0002; from a probe: 0.002 0.0005 0.0001 2e-05)"
+RATES = "(default: 0.05 0.01 0.002 0.0005; transformers: 0.01 0.001 0.0002; from a probe: 0.002 0.0005 0.0001 0.00002)"
 DECAYS = "(default: 0.0001 0.0005; for transformers 0.0001 0)"
 DEVICE_HELP = "auto (default), cpu, cuda, cuda:1, …"
 METHOD_HELP = "linear, layer, scl, full, bitfit, norm, lp-ft or lora"
