@@ -17,7 +17,7 @@ from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
 from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Row
-from tightframe.jobs.start import start_of
+from tightframe.jobs.start import network_of, start_of
 from tightframe.metrics.choice import Reading, recommend_layer, small_enough, spreads
 from tightframe.protocols import Backbone, ImageData, Progress, silent
 from tightframe.sources.selection import stratified
@@ -26,7 +26,7 @@ from tightframe.tuning.loop import Diverged, fit
 from tightframe.tuning.methods import Method
 from tightframe.tuning.prefix import CannotCut, inputs_of
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import Align, TunableNetwork
+from tightframe.tuning.surgery import Align
 
 COLLAPSED, DEEPEST = 3, 3
 """How many of the most collapsed and of the deepest blocks take part."""
@@ -163,10 +163,7 @@ class _Track:
     def run(self, block: str, epochs: int) -> Row:
         """Train one candidate from the start and judge it; an infinite loss if that fails."""
         plan, pool = self.trial.plan, self.running.get("pool", "auto")
-        warm = plan.warm(self.method)
-        network = TunableNetwork(
-            self.backbone, self.method, block, self.split.classes, pool, plan.align, plan.scale, warm
-        )
+        network = network_of(self.backbone, self.method, block, self.split.classes, plan, pool)
         start = start_of(network, self.features, self.split.labels)
         on_device(network, self.device)
         if start is not None:

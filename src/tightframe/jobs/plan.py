@@ -24,8 +24,6 @@ TRANSFORMER_RATES, TRANSFORMER_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
 rates, which do better with few pictures."""
 WARM_RATES = (2e-3, 5e-4, 1e-4, 2e-5)
 """From a probe on: its weights, which are large where features vary little, scale the steps of all before it."""
-
-
 Start = Literal["auto", "probe", "zeros"]
 
 

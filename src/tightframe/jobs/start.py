@@ -1,4 +1,4 @@
-"""Where training starts: how strong the skip connection is, and what the head says before anything is tuned."""
+"""What is tuned, and where that starts: how strong the skip connection is, and what the head says before training."""
 
 from __future__ import annotations
 
@@ -8,15 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tightframe.features.taps import Pool
+from tightframe.jobs.plan import Plan
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.logistic import logistic_path
 from tightframe.metrics.logistic_probe import cross_validated_logistic
+from tightframe.protocols import Backbone
+from tightframe.tuning.methods import Method
 from tightframe.tuning.surgery import TunableNetwork
 
 USUAL = 1e-2
 """Strength (scikit-learn's ``C``) of a probe that none can be chosen for."""
 UNSEEN = 10.0
 """By how much the bias of a class without pictures is below all others: it can still be learnt."""
+
+
+def network_of(
+    backbone: Backbone, method: Method, block: str | None, classes: int, plan: Plan, pool: Pool
+) -> TunableNetwork:
+    """The network to be tuned, as the plan has it."""
+    return TunableNetwork(backbone, method, block, classes, pool, plan.align, plan.scale, plan.warm(method))
 
 
 def start_of(

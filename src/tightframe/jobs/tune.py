@@ -22,7 +22,7 @@ from tightframe.files import write_text
 from tightframe.jobs.block import Trial, choose_block
 from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Row, Run, plain
-from tightframe.jobs.start import start_of
+from tightframe.jobs.start import network_of, start_of
 from tightframe.jobs.training import Training
 from tightframe.jobs.tuned import Tuned, load_tuned
 from tightframe.metrics.probes import interval
@@ -116,10 +116,7 @@ def _tuned(backbone: Backbone, method: Method, layer: str, asked: _Setting) -> T
         block, trials = _remembered(
             asked.folder, asked.scope, lambda: _block(data, backbone, layer, method, plan, running, asked.clock)
         )
-    pool = running.get("pool", "auto")
-    network = TunableNetwork(
-        backbone, method, block, len(data.classes), pool, plan.align, plan.scale, plan.warm(method)
-    )
+    network = network_of(backbone, method, block, len(data.classes), plan, running.get("pool", "auto"))
     warm = _start(network, data, running)
     recipe, rows, notes = asked.training(network, warm).run(plan, *plan.choices(backbone.module, network.warm))
     tuned = Tuned(backbone, network, data.classes, {}, [*trials, *rows], [*data.notes, *notes])

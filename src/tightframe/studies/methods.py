@@ -11,7 +11,7 @@ from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, percent, text
 from tightframe.studies.evidence import LEAST_RHO, Evidence, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
-from tightframe.studies.tunings import COLUMNS, ahead, by_methods, not_behind, others, sampled
+from tightframe.studies.tunings import ALL_METHODS, COLUMNS, ahead, by_methods, not_behind, others, sampled
 
 UNIT = ("network", "data", "seed")
 
@@ -80,7 +80,7 @@ STUDY = Study(
             epochs=100,
             seeds=3,
             models=("timm/resnet18.tv_in1k", "timm/resnet50.tv_in1k", "timm/vit_base_patch32_224.augreg_in21k_ft_in1k"),
-            methods=("linear", "layer", "scl", "full", "lora", "bitfit", "norm", "lp-ft"),
+            methods=ALL_METHODS,
         ),
     },
 )

@@ -11,12 +11,11 @@ from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
 from tightframe.studies.evidence import LEAST_SHARE, Evidence, averaged, crossed, differences
 from tightframe.studies.study import Lab, Point, Scale, Study
-from tightframe.studies.tunings import COLUMNS, ahead, by_methods, few, others
+from tightframe.studies.tunings import ALL_METHODS, COLUMNS, ahead, by_methods, few, others
 
 FEW_CLASSES, MANY_CLASSES = (3, 10, 32, 100, 316), (7, 17, 38, 87, 200)
 """Pictures a class: the paper's, of CIFAR-10 and of CIFAR-100."""
 MANY = 20
-ALL_METHODS = ("linear", "layer", "scl", "full", "lora", "bitfit", "norm", "lp-ft")
 UNIT = ("network", "data", "shots", "seed")
 
 

@@ -137,7 +137,7 @@ STUDY = Study(
     "lengths (MSE at twice the rate of the other losses), and judged on the other sets by a ridge probe and "
     "5-shot episodes; an untrained one stands beside. Source NC1 is measured in the finished network. A "
     "threshold shows where a parabola through accuracy over log NC1 turns: its slopes at both ends are tested.",
-    minutes=20,
+    minutes=26,
     points=_points,
     evidence=_evidence,
     columns=(Column("loss", "Loss", text), Column("epochs", "Epochs", count), *COLUMNS),

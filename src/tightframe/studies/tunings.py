@@ -35,6 +35,7 @@ KEPT = (
     "rate",
     "error",
 )
+ALL_METHODS = ("linear", "layer", "scl", "full", "lora", "bitfit", "norm", "lp-ft")
 CALLED = {"full": "full fine-tuning", "linear": "the linear probe", "layer": "tuning the block alone (Layer FT)"}
 COLUMNS = (
     Column("method", "Method", text),
