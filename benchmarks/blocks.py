@@ -2,7 +2,7 @@
 
     TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=2 python benchmarks/blocks.py > benchmarks/results/blocks.md
 
-DIR holds `zoo/zoo.py` (a builder) and `data/*`. 20 pictures a class; every candidate is tuned by SCL with its own rate
+DIR holds `zoo/zoo.py` (a builder) and `data/*`. 20 images a class; every candidate is tuned by SCL with its own rate
 and decay chosen, as `tightframe tune` does. Regret is what the block chosen falls short of the best one in hindsight,
 by test accuracy; noise in the test accuracies makes the best one look better than it is, so it is an upper bound.
 """
@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 import tightframe
+from tightframe.decide.layers import recommend_layer
 from tightframe.jobs.block import candidates, readings
 from tightframe.jobs.tune import choose_layer
-from tightframe.metrics.choice import recommend_layer
 from tightframe.tuning.methods import METHODS
 
 SHOTS, EPOCHS = 20, 20
 CASES = [
-    *((data, network, 128) for network in ("mobilenetv2_100", "mobilenetv1_050") for data in ("dtd10", "flowers5")),
+    *((data, model, 128) for model in ("mobilenetv2_100", "mobilenetv1_050") for data in ("dtd10", "flowers5")),
     *((data, "mobilenetv2_100", 128) for data in ("trashnet", "sign_digits")),
     ("cifar100", "resnet56_cifar10", 32),
 ]
@@ -37,19 +37,19 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
     if not (shared / "zoo" / "zoo.py").is_file():
-        sys.exit("no networks and pictures: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
+        sys.exit("no models and images: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
     print("# Choosing the block\n")
     print(f"`python benchmarks/blocks.py` on {platform.machine()}, {torch.get_num_threads()} threads; ", end="")
     print(
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}. {SHOTS} pictures a class, {EPOCHS} epochs.\n"
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}. {SHOTS} images a class, {EPOCHS} epochs.\n"
     )
     print("Test accuracy of SCL at every candidate in %; s: seconds of the race and of one tuning run.\n")
-    print("| pictures, network | candidates | chosen | regret | of the most collapsed | of the deepest | s |")
+    print("| images, model | candidates | chosen | regret | of the most collapsed | of the deepest | s |")
     print("|---|---|---|---|---|---|---|")
     regrets = []
-    for name, network, side in CASES:
+    for name, model, side in CASES:
         data = tightframe.load_images(str(shared / "data" / name), shots=SHOTS)
-        backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{network}", input_size=side)
+        backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}", input_size=side)
         plan = tightframe.Plan(epochs=EPOCHS)
         known = readings(backbone, tightframe.extract(backbone, data.train), plan.align)
         racing, usual = candidates(*known), recommend_layer(*known)
@@ -66,7 +66,7 @@ def main() -> None:
         regrets.append(lost)
         told = ", ".join(f"{block} {accuracy:.1f}" for block, accuracy in found.items())
         cells = " | ".join(f"{one:.1f}" for one in lost)
-        print(f"| {name}, {network} | {told} | {chosen} | {cells} | {race:.0f}, {np.mean(seconds):.0f} |", flush=True)
+        print(f"| {name}, {model} | {told} | {chosen} | {cells} | {race:.0f}, {np.mean(seconds):.0f} |", flush=True)
     print("| mean | | | " + " | ".join(f"{one:.1f}" for one in np.mean(regrets, axis=0)) + " | |")
 
 

@@ -22,7 +22,7 @@ from few_samples import truth
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.certainty import COLLAPSE, Interval, collapse_intervals, corrected_intervals, intervals
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.scores import h_score_shrunk, logme
+from tightframe.scores.from_moments import h_score_shrunk, logme
 
 DRAWS = 400
 EACH = 100
@@ -114,7 +114,7 @@ def around_truth(given: list[Draw]) -> dict[str, Found]:
 
 
 def bootstrap(folds: Folds, seed: int, resamples: int = 200) -> dict[str, Interval]:
-    """The percentile bootstrap of pictures, class by class: what not to do."""
+    """The percentile bootstrap of images, class by class: what not to do."""
     rng = np.random.default_rng(seed)
     names = ("nc1", "cdnv")
     rows = []

@@ -2,8 +2,8 @@
 
 python benchmarks/few_samples.py > benchmarks/results/few_samples.md
 
-Populations are Gaussian with known values. Real features are cut down to a few pictures a class; what they should read
-is not known, so they stand beside the values of all pictures. For these, set TIGHTFRAME_SHARED to a folder with
+Populations are Gaussian with known values. Real features are cut down to a few images a class; what they should read
+is not known, so they stand beside the values of all images. For these, set TIGHTFRAME_SHARED to a folder with
 ``data`` and ``zoo``.
 """
 
@@ -69,8 +69,8 @@ def unbiased(moments: ClassMoments) -> Values:
     covariance = moments.scatter / (moments.samples - classes)
     trace = float(covariance.trace())
     means = moments.means - moments.means.mean(0)
-    centring = torch.eye(classes, dtype=torch.float64) - 1 / classes
-    gram = means @ means.T - trace / each * centring
+    centering = torch.eye(classes, dtype=torch.float64) - 1 / classes
+    gram = means @ means.T - trace / each * centering
     spread = means @ covariance @ means.T
     inverse = torch.linalg.pinv(gram, hermitian=True)
     apart = torch.pdist(moments.means).square() - 2 * trace / each
@@ -124,13 +124,13 @@ def bracketed(count: int) -> str:
 def real(shared: Path) -> None:
     print("\n## Real features\n")
     print("Plug-in → corrected, mean of three draws; ≥: not identifiable in at least one of them, mean lower bound.\n")
-    print("| pictures, network | n a class | NC1 | CDNV | VCI |\n|---|---|---|---|---|")
-    for pictures, networks in REAL.items():
-        train = tightframe.load_images(str(shared / "data" / pictures)).train
-        for network in networks:
-            backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{network}")
+    print("| images, model | n a class | NC1 | CDNV | VCI |\n|---|---|---|---|---|")
+    for images, models in REAL.items():
+        train = tightframe.load_images(str(shared / "data" / images)).train
+        for model in models:
+            backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}")
             features = tightframe.extract(backbone, train, layers=["penultimate"])
-            rows(f"{pictures}, {network}", np.asarray(features["penultimate"], float), np.asarray(features.labels))
+            rows(f"{images}, {model}", np.asarray(features["penultimate"], float), np.asarray(features.labels))
 
 
 def rows(name: str, features: np.ndarray, labels: np.ndarray) -> None:

@@ -3,9 +3,9 @@
     TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=1 python benchmarks/fewshot.py --beside "nothing else running" \\
         > benchmarks/results/fewshot.md
 
-Made-up features look like those of a network's last layer: positive, 20 classes of 600, as the test classes of CIFAR-FS
+Made-up features look like those of a model's last layer: positive, 20 classes of 600, as the test classes of CIFAR-FS
 and miniImageNet. With DIR (`zoo/zoo.py`, a builder, and `data/*`) real ones are added. scikit-learn is run as in the
-field's own code, at its default tolerance on float32 features; that they are L2-normalised before is not counted. Both
+field's own code, at its default tolerance on float32 features; that they are L2-normalized before is not counted. Both
 sides read features, fit and classify queries, in turn. The best of a few rounds counts, in processor time: waiting for
 other work on the machine is left out, sharing caches with it is not. Logits are compared with scikit-learn's Newton
 solver in float64 at 1e-10.
@@ -27,10 +27,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import tightframe
-from tightframe.metrics.episodes import Episodes, Pool, accuracies, draw, logistic
-from tightframe.protocols import PENULTIMATE
-from tightframe.sources.class_lists import class_list
-from tightframe.sources.selection import of_classes
+from tightframe.backbone import PENULTIMATE
+from tightframe.data.class_lists import class_list
+from tightframe.data.selection import of_classes
+from tightframe.probes.episodes import Episodes, Pool, accuracies, draw, logistic
 
 WAYS, SHOTS, QUERIES, EPISODES = 5, (1, 5), 15, 600
 CHECKED = 100
@@ -48,18 +48,18 @@ def made_up(dimension: int) -> Named:
 
 def real(shared: Path) -> Iterator[Named]:
     zoo = f"{shared / 'zoo' / 'zoo.py'}:build:"
-    for network, pictures, classes, options in (
+    for model, images, classes, options in (
         ("resnet20_cifar10", "cifar100", class_list("cifar-fs:test"), {}),
         ("mobilenetv2_100", "dtd10", None, {"input_size": (96, 96)}),
     ):
-        data = tightframe.load_images(shared / "data" / pictures)
-        backbone = tightframe.load_backbone(zoo + network, **options)
+        data = tightframe.load_images(shared / "data" / images)
+        backbone = tightframe.load_backbone(zoo + model, **options)
         splits = [data.train, data.test]
         parts = [of_classes(part, classes) if classes else part for part in splits if part is not None]
         passes = [tightframe.extract(backbone, part, layers=[PENULTIMATE])[PENULTIMATE] for part in parts]
         labels = np.unique(np.concatenate([part.labels for part in parts]), return_inverse=True)[1]
         features = np.concatenate(passes)
-        yield f"{network} on {pictures}, d = {features.shape[1]}", features, labels
+        yield f"{model} on {images}, d = {features.shape[1]}", features, labels
 
 
 def fitted(features: np.ndarray, support: np.ndarray) -> LogisticRegression:
@@ -67,7 +67,7 @@ def fitted(features: np.ndarray, support: np.ndarray) -> LogisticRegression:
 
 
 def looped(features: np.ndarray, drawn: Episodes) -> np.ndarray:
-    """scikit-learn, episode by episode; ``features`` are L2-normalised."""
+    """scikit-learn, episode by episode; ``features`` are L2-normalized."""
     truth = np.arange(WAYS).repeat(QUERIES)
     episodes = zip(drawn.support.flatten(1).numpy(), drawn.queries.flatten(1).numpy(), strict=True)
     return np.array([fitted(features, support).score(features[queries], truth) for support, queries in episodes])
@@ -75,7 +75,7 @@ def looped(features: np.ndarray, drawn: Episodes) -> np.ndarray:
 
 def differences(features: np.ndarray, drawn: Episodes) -> tuple[float, float]:
     """Largest difference of a query's logit from the optimum: ours, and scikit-learn's at its default tolerance."""
-    scaled = normalised(features).astype(np.float64)
+    scaled = normalized(features).astype(np.float64)
     heads = logistic(Pool.of(features).support(drawn))
     ours = peers = 0.0
     for at in range(CHECKED):
@@ -85,12 +85,12 @@ def differences(features: np.ndarray, drawn: Episodes) -> tuple[float, float]:
         optimum = exact.decision_function(scaled[queries])
         logits = heads.weights[at].numpy() @ scaled[support] @ scaled[queries].T + heads.bias[at].numpy()[:, None]
         ours = max(ours, float(np.abs(logits.T - optimum).max()))
-        usual = fitted(normalised(features), support).decision_function(scaled[queries])
+        usual = fitted(normalized(features), support).decision_function(scaled[queries])
         peers = max(peers, float(np.abs(usual - optimum).max()))
     return ours, peers
 
 
-def normalised(features: np.ndarray) -> np.ndarray:
+def normalized(features: np.ndarray) -> np.ndarray:
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
@@ -102,7 +102,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def compare(name: str, features: np.ndarray, labels: np.ndarray, rounds: int) -> None:
     """Print a row of the table for each number of shots."""
-    scaled, whole = normalised(features), draw(labels, WAYS, max(SHOTS), QUERIES, EPISODES)
+    scaled, whole = normalized(features), draw(labels, WAYS, max(SHOTS), QUERIES, EPISODES)
     for shots in SHOTS:
         drawn = whole.with_shots(shots)
         times = np.array(

@@ -2,8 +2,8 @@
 
 Run ``OMP_NUM_THREADS=2 python benchmarks/logistic.py 10000x768x10 50000x512x100`` (samples × dimension × classes).
 
-Features look like those of a network's last layer: positive, correlated, variances falling as a power, classes that
-overlap a little; some labels are wrong. scikit-learn (lbfgs) is given standardised float64 features, standardising
+Features look like those of a model's last layer: positive, correlated, variances falling as a power, classes that
+overlap a little; some labels are wrong. scikit-learn (lbfgs) is given standardized float64 features, standardizing
 not counted; it is run at its default tolerance, and again, ten times tighter at a time, until its loss is within 1e-4
 of ours: only the last of those runs is counted as "same loss".
 """
@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_info
 
-from tightframe.metrics.logistic import STRENGTHS, logistic_path
+from tightframe.probes.logistic import STRENGTHS, logistic_path
 
 TOLERANCES = tuple(10.0**-power for power in range(4, 11))
 SAME = 1e-4
@@ -63,8 +63,8 @@ def compare(samples: int, dimension: int, classes: int) -> None:
     started = time.perf_counter()
     path = logistic_path(features[seen], labels[seen], classes)
     ours = time.perf_counter() - started
-    centre, scale = features[seen].mean(0, dtype=np.float64), features[seen].std(0, dtype=np.float64)
-    scaled = (features - centre) / scale
+    center, scale = features[seen].mean(0, dtype=np.float64), features[seen].std(0, dtype=np.float64)
+    scaled = (features - center) / scale
     train, test = (scaled[seen], labels[seen]), (scaled[unseen], labels[unseen])
     print(f"\n{samples} × {dimension}, {classes} classes: {ours:.2f} s for all penalties, steps {path.rounds}\n")
     print("| C | our loss | default tol: loss / ours − 1 | s | same loss: tol | loss / ours − 1 | s | accuracy off |")

@@ -26,12 +26,12 @@ import torch
 from scipy.sparse.linalg import svds
 
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.discriminant import lda, nearest_centre
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.quick import quick_collapse
-from tightframe.metrics.ridge import cross_validated_ridge
-from tightframe.metrics.scores import h_score, h_score_shrunk, logme
 from tightframe.metrics.summary import collapse_metrics
+from tightframe.probes.discriminant import lda, nearest_center
+from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.scores.from_moments import h_score, h_score_shrunk, logme
 
 SIZES = [(10_000, 768, 10), (50_000, 512, 100), (50_000, 2048, 100), (50_000, 2048, 1000)]
 PENALTIES = tuple(np.logspace(-6, 3, 20))
@@ -60,25 +60,25 @@ def quick(features: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
 
 
 def everything(features: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
-    """Moments, all of section 2, H-score twice, LogME, ridge over 20 penalties × 5 folds, LDA, nearest centre."""
+    """Moments, all of section 2, H-score twice, LogME, ridge over 20 penalties × 5 folds, LDA, nearest center."""
     folds = Folds.of(features, labels, classes, 5)
     moments = folds.total
     collapse_metrics(moments)
     h_score(moments), h_score_shrunk(moments), logme(moments)
     cross_validated_ridge(folds, PENALTIES)
-    lda(moments, (1e-2,)), nearest_centre(moments)
+    lda(moments, (1e-2,)), nearest_center(moments)
 
 
 def notebook_nc1(features: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
     """NC1 as notebooks write it: class by class, and a truncated SVD of the d × d between-class covariance."""
     rows, which = features.numpy(), labels.numpy()
-    centre, dimension = rows.mean(0), rows.shape[1]
+    center, dimension = rows.mean(0), rows.shape[1]
     within, between = np.zeros((dimension, dimension), np.float32), np.zeros((dimension, dimension), np.float32)
     for label in range(classes):
         members = rows[which == label]
         mean = members.mean(0)
         within += (members - mean).T @ (members - mean) / len(rows)
-        between += np.outer(mean - centre, mean - centre) / classes
+        between += np.outer(mean - center, mean - center) / classes
     vectors, values, _ = svds(between, k=min(classes - 1, dimension - 1))
     np.trace(within @ (vectors / values) @ vectors.T)
 
@@ -104,7 +104,7 @@ def published_logme(features: torch.Tensor, labels: torch.Tensor, classes: int) 
 
 
 def torchmetrics_style(features: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
-    """Σ h hᵀ, Σ h by class and counts summed batch by batch (256) in float32: four sums, no centring."""
+    """Σ h hᵀ, Σ h by class and counts summed batch by batch (256) in float32: four sums, no centering."""
     total, sums = torch.zeros(features.shape[1], features.shape[1]), torch.zeros(classes, features.shape[1])
     counts = torch.zeros(classes)
     for start in range(0, len(features), 256):
@@ -119,7 +119,7 @@ LINES: list[tuple[str, str, Callable[[torch.Tensor, torch.Tensor, int], None], s
     ("moments, updates of 8192", "≤ 1.3", updates, {0, 1, 2, 3}),
     ("NC1 + CDNV + NC2 alone", "< 1 at K 100", quick, {0, 1, 2, 3}),
     ("everything from moments", "≤ 4; 5 at K 1000", everything, {0, 1, 2, 3}),
-    ("uncentred float32 sums, batches of 256", "", torchmetrics_style, {0, 1, 2, 3}),
+    ("uncenterd float32 sums, batches of 256", "", torchmetrics_style, {0, 1, 2, 3}),
     ("NC1 as in notebooks (svds)", "", notebook_nc1, {0, 1, 2}),
     ("LogME as published", "", published_logme, {0, 1, 2}),
 ]

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/one_pass.py > benchmarks/results/one_pass.md
 
-The bare pass decodes the same pictures with the same batches, precision and memory format, and keeps nothing. The plain
+The bare pass decodes the same images with the same batches, precision and memory format, and keeps nothing. The plain
 loop is float32, contiguous, with one hook on the penultimate features. All in turn, best of the rounds.
 """
 
@@ -19,20 +19,21 @@ import torch
 from PIL import Image
 
 import tightframe
+from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import autocast
+from tightframe.images import ImageData
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.summary import collapse_metrics
-from tightframe.protocols import PENULTIMATE, Backbone, ImageData
 
-NETWORKS = ("timm/resnet18", "timm/vit_tiny_patch16_224", "timm/mobilenetv2_100")
-PICTURES, CLASSES, BATCH, ROUNDS = 256, 8, 64, 3
+MODELS = ("timm/resnet18", "timm/vit_tiny_patch16_224", "timm/mobilenetv2_100")
+IMAGES, CLASSES, BATCH, ROUNDS = 256, 8, 64, 3
 NAMES = ("nc1", "cdnv", "vci")
 
 
-def pictures(folder: Path) -> tightframe.ImageSplits:
+def images(folder: Path) -> tightframe.ImageSplits:
     generator = np.random.default_rng(0)
-    for index in range(PICTURES):
+    for index in range(IMAGES):
         place = folder / f"class{index % CLASSES}"
         place.mkdir(exist_ok=True)
         coarse = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
@@ -53,7 +54,7 @@ def bare(backbone: Backbone, data: ImageData, precision: str) -> None:
     module = backbone.module.to(memory_format=torch.channels_last)
     with torch.inference_mode(), autocast(device, precision):
         for _, batch in Pixels(data, backbone.preprocessing, keep_bytes=0).batches(range(len(data)), BATCH):
-            ready = backbone.preprocessing.normalise(batch).contiguous(memory_format=torch.channels_last)
+            ready = backbone.preprocessing.normalize(batch).contiguous(memory_format=torch.channels_last)
             module(ready)
 
 
@@ -65,7 +66,7 @@ def plain_loop(backbone: Backbone, data: ImageData) -> None:
     with torch.no_grad():
         for start in range(0, len(data), BATCH):
             rows = [backbone.preprocessing.pixels(data[i]) for i in range(start, min(start + BATCH, len(data)))]
-            module(backbone.preprocessing.normalise(torch.stack(rows)))
+            module(backbone.preprocessing.normalize(torch.stack(rows)))
     handle.remove()
     torch.cat(seen)
 
@@ -86,13 +87,13 @@ def main() -> None:
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ",
         end="",
     )
-    print(f"{PICTURES} pictures of 256 px decoded to 224 px, random weights; `python benchmarks/one_pass.py`.\n")
-    print("| network | layers | bfloat16: measured / bare (≤ 1.10) | float32: the same | plain loop / measured (≥ 2) |")
+    print(f"{IMAGES} images of 256 px decoded to 224 px, random weights; `python benchmarks/one_pass.py`.\n")
+    print("| model | layers | bfloat16: measured / bare (≤ 1.10) | float32: the same | plain loop / measured (≥ 2) |")
     print("|---|---|---|---|---|")
     shifts = []
     with tempfile.TemporaryDirectory() as folder:
-        data = pictures(Path(folder)).train
-        for name in NETWORKS:
+        data = images(Path(folder)).train
+        for name in MODELS:
             backbone = tightframe.load_backbone(name, pretrained=False)
             times = best(
                 partial(measured, backbone, data, "bfloat16"),
@@ -106,7 +107,7 @@ def main() -> None:
             print(f"| {name} | {len(backbone.layers) + 1} | {ratios} |", flush=True)
             shifts.append((name, *(measured(backbone, data, p).moments(PENULTIMATE) for p in ("float32", "bfloat16"))))
     print("\nThe penultimate features' metrics, float32 → bfloat16:\n")
-    print("| network | " + " | ".join(NAMES) + " |")
+    print("| model | " + " | ".join(NAMES) + " |")
     print("|---" * (len(NAMES) + 1) + "|")
     for name, exact, half in shifts:
         check_measurable(exact)

@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=2 python benchmarks/pretrain.py --beside "nothing else running" > benchmarks/results/pretrain.md
 
-The plain loop is what one would write: the same network, batches, optimizer and precision, pictures already on hand as
+The plain loop is what one would write: the same model, batches, optimizer and precision, images already on hand as
 tensors (without augmentation) or changed by torchvision in the workers of a DataLoader (with it). Both train in turn,
-in one process, on made-up pictures of 32 px; the epoch's training counts, not its test pass, and the median of a few
-epochs. NC1, NC2 and NC3 of the training pictures, which ours finds at the end of an epoch, are inside its time.
+in one process, on made-up images of 32 px; the epoch's training counts, not its test pass, and the median of a few
+epochs. NC1, NC2 and NC3 of the training images, which ours finds at the end of an epoch, are inside its time.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from torchvision.transforms import v2
 
 import tightframe
 from tightframe.features.precision import likely_precision
-from tightframe.protocols import ImageSplits
-from tightframe.sources.cifar import NAMES, SIDE
+from tightframe.images import ImageSplits
+from tightframe.models.cifar import NAMES, SIDE
 
 CLASSES, BATCH = 10, 128
 STRENGTH = 0.5
 
 
 class Noise:
-    """Made-up pictures."""
+    """Made-up images."""
 
     def __init__(self, count: int):
         generator = np.random.default_rng(0)
         self.pixels = generator.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
         self.labels = np.arange(count) % CLASSES
         self.classes = tuple(f"class {index}" for index in range(CLASSES))
-        self.fingerprint = self.name = f"{count} made-up pictures"
+        self.fingerprint = self.name = f"{count} made-up images"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,19 +72,19 @@ def ours(data: Noise, arch: str, augment: float, epochs: int) -> list[float]:
 def plain(data: Noise, arch: str, augment: float, epochs: int) -> list[float]:
     """The loop one would write."""
     torch.manual_seed(0)
-    network = timm.create_model(arch, num_classes=CLASSES).to(memory_format=torch.channels_last)
-    fast = likely_precision(network, torch.device("cpu"), "auto") == "bfloat16"
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    model = timm.create_model(arch, num_classes=CLASSES).to(memory_format=torch.channels_last)
+    fast = likely_precision(model, torch.device("cpu"), "auto") == "bfloat16"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(data) // BATCH))
     batches = _loader(data, augment) if augment else _tensors(data)
-    network.train()
+    model.train()
     seconds = []
     for _ in range(epochs):
         started = time.perf_counter()
         for inputs, target in batches():
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                logits = network(inputs.to(memory_format=torch.channels_last))
+                logits = model(inputs.to(memory_format=torch.channels_last))
             functional.cross_entropy(logits.float(), target).backward()
             optimizer.step()
             schedule.step()
@@ -106,12 +106,12 @@ def _tensors(data: Noise) -> Batches:
 
 
 def _loader(data: Noise, augment: float) -> Batches:
-    colour = 0.8 * augment
+    color = 0.8 * augment
     steps = v2.Compose(
         [
             v2.RandomResizedCrop(SIDE, scale=(1 - 0.92 * augment, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
-            v2.ColorJitter(colour, colour, colour),
+            v2.ColorJitter(color, color, color),
             v2.RandomGrayscale(0.2 * augment),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize([0.5] * 3, [0.5] * 3),
@@ -123,9 +123,9 @@ def _loader(data: Noise, augment: float) -> Batches:
             pixels, label = super().__getitem__(index)
             return steps(pixels), label
 
-    pictures = Changed(torch.from_numpy(data.pixels).permute(0, 3, 1, 2), torch.from_numpy(data.labels))
+    images = Changed(torch.from_numpy(data.pixels).permute(0, 3, 1, 2), torch.from_numpy(data.labels))
     workers = max(1, (os.cpu_count() or 1) - 1)
-    loader = DataLoader(pictures, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
+    loader = DataLoader(images, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
     return lambda: iter(loader)
 
 
@@ -133,24 +133,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2, help="a round; the first of each warms up and does not count")
-    parser.add_argument("--pictures", type=int, default=2048)
-    parser.add_argument(
-        "--networks", nargs="+", choices=NAMES, default=["cifar_resnet8", "cifar_resnet20", "cifar_vit"]
-    )
+    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--models", nargs="+", choices=NAMES, default=["cifar_resnet8", "cifar_resnet20", "cifar_vit"])
     parser.add_argument("--beside", default="unknown", help="what else was running")
     options = parser.parse_args()
-    data = Noise(options.pictures)
+    data = Noise(options.images)
     print("# Pre-training beside a plain loop that measures nothing\n")
     print(
         f"`python benchmarks/pretrain.py` on {platform.machine()}, {torch.get_num_threads()} threads; Python "
         f"{platform.python_version()}, PyTorch {torch.__version__}, timm {timm.__version__}. Beside it: "
-        f"{options.beside}.\n\nSeconds an epoch of {options.pictures} pictures of {SIDE} px, batches of {BATCH}; "
+        f"{options.beside}.\n\nSeconds an epoch of {options.images} images of {SIDE} px, batches of {BATCH}; "
         f"median of {options.rounds * (options.epochs - 1)}, in turn. With augmentation the plain loop changes "
-        f"pictures in the workers of a DataLoader, by torchvision, one at a time.\n"
+        f"images in the workers of a DataLoader, by torchvision, one at a time.\n"
     )
-    print("| network | augmentation | plain loop | `pretrain`, with NC1 to NC3 | ratio |")
+    print("| model | augmentation | plain loop | `pretrain`, with NC1 to NC3 | ratio |")
     print("|---|---|---|---|---|")
-    for arch in options.networks:
+    for arch in options.models:
         for augment in (0.0, STRENGTH):
             rounds = [
                 [loop(data, arch, augment, options.epochs)[1:] for loop in (plain, ours)] for _ in range(options.rounds)

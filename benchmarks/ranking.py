@@ -1,10 +1,10 @@
-"""How well every column of `tightframe rank` ranks real networks on real picture sets, and the rule that combines them.
+"""How well every column of `tightframe rank` ranks real models on real datasets, and the rule that combines them.
 
     TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=1 python benchmarks/ranking.py CACHE > benchmarks/results/ranking.md
 
-DIR holds `zoo/zoo.py` (a builder) and `data/*`; features are kept in CACHE. ImageNet networks see pictures
+DIR holds `zoo/zoo.py` (a builder) and `data/*`; features are kept in CACHE. ImageNet models see images
 at 128 px (96 px for CIFAR), CIFAR ones at 32 px. Truth is the test accuracy of the ridge probe trained on all training
-pictures.
+images.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 import tightframe
+from tightframe.decide.recommendation import FADING, MOVING, SIZE, WEIGHTS
 from tightframe.jobs.rank import orders, quality, rank
-from tightframe.jobs.run import Row, Run
+from tightframe.jobs.run import Run
 from tightframe.metrics.agreement import agreement
-from tightframe.metrics.recommendation import FADING, MOVING, SIZE, WEIGHTS
+from tightframe.row import Row
 
 SHOTS = (10, 20, None)
 SHOWN = ("weighted_tau", "regret")
@@ -39,8 +40,8 @@ GRID = [
 Found = dict[tuple[str, int | None], list[Row]]
 
 
-def networks_for(shared: Path, data: str) -> list[tightframe.Backbone]:
-    """All networks, set up for the pictures ``data``; those trained on ImageNet with their accuracy there."""
+def models_for(shared: Path, data: str) -> list[tightframe.Backbone]:
+    """All models, set up for the images ``data``; those trained on ImageNet with their accuracy there."""
     sys.path.insert(0, str(shared / "zoo"))
     import zoo
 
@@ -57,18 +58,18 @@ def networks_for(shared: Path, data: str) -> list[tightframe.Backbone]:
 def table(shared: Path, cache: Path) -> Found:
     found: Found = {}
     for folder in sorted(p for p in (shared / "data").iterdir() if p.is_dir()):
-        networks = networks_for(shared, folder.name)
+        models = models_for(shared, folder.name)
         for shots in SHOTS:
             started = time.perf_counter()
             data = tightframe.load_images(str(folder), shots=shots)
             run, store = Run(cache / f"{folder.name}-{shots}"), tightframe.FeatureStore(cache / "features")
-            rows = rank(data, networks, run=run, store=store, precision="float32").rows
+            rows = rank(data, models, run=run, store=store, precision="float32").rows
             found[folder.name, shots] = rows
             print(f"{folder.name} {shots}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-        truth = {row["network"]: row["test_accuracy"] for row in found[folder.name, None]}
+        truth = {row["model"]: row["test_accuracy"] for row in found[folder.name, None]}
         for shots in SHOTS:
             for row in found[folder.name, shots]:
-                row["truth"] = truth[row["network"]]
+                row["truth"] = truth[row["model"]]
     return found
 
 
@@ -90,9 +91,9 @@ def columns(found: Found, shots: int | None) -> dict[str, dict[str, list[float]]
 
 def estimate(rows: list[Row], weights: tuple[float, ...], size: float) -> list[float]:
     """Expected accuracy as ``metrics.recommendation`` makes it, with other numbers."""
-    pictures = rows[0]["pictures"]
+    images = rows[0]["images"]
     logs = np.log([row["parameters"] for row in rows])
-    bonus = size * FADING / (FADING + pictures) * (logs - logs.mean())
+    bonus = size * FADING / (FADING + images) * (logs - logs.mean())
     held_out = np.array([[row[probe] for probe in PROBES] for row in rows])
     return list(held_out @ weights / sum(weights) + bonus)
 
@@ -114,7 +115,7 @@ def left_out(found: Found, shots: int | None) -> dict[str, float]:
 
 
 def means(found: Found) -> None:
-    """A line a column: mean weighted τ and regret over the sets, by pictures a class."""
+    """A line a column: mean weighted τ and regret over the sets, by images a class."""
     print("| ranked by | " + " | ".join(f"{shots or 'all'} a class" for shots in SHOTS) + " |")
     print("|---" * (len(SHOTS) + 1) + "|")
     by_shots = {shots: columns(found, shots) for shots in SHOTS}
@@ -130,7 +131,7 @@ def spelled(cell: dict[str, list[float]] | None) -> str:
 
 
 def by_set(found: Found) -> None:
-    """Weighted τ of every column on every set, with its interval over networks."""
+    """Weighted τ of every column on every set, with its interval over models."""
     sets = sorted({name for name, _ in found})
     table = {name: {row["score"]: row for row in quality(found[name, None], None)} for name in sets}
     print("\n| ranked by | " + " | ".join(sets) + " |\n" + "|---" * (len(sets) + 1) + "|")
@@ -145,58 +146,52 @@ def by_set(found: Found) -> None:
 
 
 def moving(found: Found) -> float:
-    """By how much accuracies move apart with each doubling of pictures, root mean square over sets."""
+    """By how much accuracies move apart with each doubling of images, root mean square over sets."""
     apart = []
     for name in {name for name, _ in found}:
-        few, many = found[name, SHOTS[0]], {row["network"]: row for row in found[name, None]}
-        change = np.array([many[row["network"]]["probe_accuracy"] - row["probe_accuracy"] for row in few])
-        doublings = np.log2(next(iter(many.values()))["pictures"] / few[0]["pictures"])
+        few, many = found[name, SHOTS[0]], {row["model"]: row for row in found[name, None]}
+        change = np.array([many[row["model"]]["probe_accuracy"] - row["probe_accuracy"] for row in few])
+        doublings = np.log2(next(iter(many.values()))["images"] / few[0]["images"])
         apart.append(change.var() / doublings**2)
     return float(np.mean(apart) ** 0.5)
 
 
 def races(shared: Path, cache: Path, found: Found) -> None:
-    print(
-        "\n| pictures | first of all | first of the race | its regret | forward passes saved |\n|---|---|---|---|---|"
-    )
+    print("\n| images | first of all | first of the race | its regret | forward passes saved |\n|---|---|---|---|---|")
     for name in sorted({name for name, _ in found}):
         data, rows = tightframe.load_images(str(shared / "data" / name)), found[name, None]
         store = tightframe.FeatureStore(cache / "features")
-        raced = rank(data, networks_for(shared, name), budget=600.0, store=store, precision="float32").rows
-        truth = {row["network"]: row["test_accuracy"] for row in rows}
-        passes = len(rows) * len(data.train) / sum(row["pictures_seen"] for row in raced)
-        regret = 100 * (max(truth.values()) - truth[raced[0]["network"]])
-        print(f"| {name} | {rows[0]['network']} | {raced[0]['network']} | {regret:.1f} points | {passes:.1f} × |")
+        raced = rank(data, models_for(shared, name), budget=600.0, store=store, precision="float32").rows
+        truth = {row["model"]: row["test_accuracy"] for row in rows}
+        passes = len(rows) * len(data.train) / sum(row["images_seen"] for row in raced)
+        regret = 100 * (max(truth.values()) - truth[raced[0]["model"]])
+        print(f"| {name} | {rows[0]['model']} | {raced[0]['model']} | {regret:.1f} points | {passes:.1f} × |")
 
 
 def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
     if not (shared / "zoo" / "zoo.py").is_file():
-        sys.exit("no networks and pictures: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
+        sys.exit("no models and images: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
     cache = Path(sys.argv[1])
     found = table(shared, cache)
     count, sets = len(next(iter(found.values()))), len({name for name, _ in found})
     print("# How well each column ranks\n")
     print(f"`python benchmarks/ranking.py CACHE` on {platform.machine()}, {torch.get_num_threads()} thread; ", end="")
     print(f"Python {platform.python_version()}, PyTorch {torch.__version__}.\n")
-    print(
-        f"{count} networks, {sets} picture sets; mean weighted Kendall τ / mean regret of the first choice in points."
-    )
-    print("Truth: test accuracy of the ridge probe on all training pictures. `expected_accuracy` uses weights of")
+    print(f"{count} models, {sets} datasets; mean weighted Kendall τ / mean regret of the first choice in points.")
+    print("Truth: test accuracy of the ridge probe on all training images. `expected_accuracy` uses weights of")
     print(f"{dict(WEIGHTS)} and a bonus of {SIZE}; the last line is the same rule with numbers chosen without the set")
-    print("that it is judged on. A score that gives every network the same value counts as τ = −1.\n")
+    print("that it is judged on. A score that gives every model the same value counts as τ = −1.\n")
     means(found)
     some = {key: [row for row in rows if row["source_accuracy"] is not None] for key, rows in found.items()}
     few = len(next(iter(some.values())))
-    print(f"\n## The {few} networks trained on ImageNet, beside their accuracy there\n")
+    print(f"\n## The {few} models trained on ImageNet, beside their accuracy there\n")
     means(some)
-    print(f"\n## Set by set\n\nWeighted τ and its 95 % interval over {count} networks, all training pictures.")
+    print(f"\n## Set by set\n\nWeighted τ and its 95 % interval over {count} models, all training images.")
     by_set(found)
     print("\n## Races (`rank --budget`)\n")
-    print(
-        f"{count} networks each. Accuracies of networks move apart by {moving(found):.3f} at each doubling of pictures,"
-    )
+    print(f"{count} models each. Accuracies of models move apart by {moving(found):.3f} at each doubling of images,")
     print(f"root mean square over sets; the race takes {MOVING}.")
     races(shared, cache, found)
 

@@ -1,12 +1,12 @@
-"""Few pictures: every method on real networks and picture sets, with 5 to 50 pictures a class.
+"""Few images: every method on real models and datasets, with 5 to 50 images a class.
 
     TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=1 python benchmarks/scarce.py ROWS.jsonl [--seeds 5] [--shots 5 20] …
     python benchmarks/scarce.py ROWS.jsonl --report benchmarks/results    # scarce.md and scarce.png
 
 DIR holds `zoo/zoo.py` (a builder) and `data/*`. A row is a method tuned as `tightframe tune` does it, rate, decay and
-block chosen without a look at test pictures. Rows are added to the file one by one, those that are there are not made
+block chosen without a look at test images. Rows are added to the file one by one, those that are there are not made
 again, and the seed changes slowest, so that a run that was stopped is a smaller study. Different seeds draw different
-training pictures from the set. Other forms of SCL: `scl-concat` (`--align concat --scale spread`), `scl-probe`
+training images from the set. Other forms of SCL: `scl-concat` (`--align concat --scale spread`), `scl-probe`
 (`--head-start probe`) and `scl-flip` (`--augment flip`).
 """
 
@@ -35,8 +35,8 @@ from tightframe.studies.tunings import penultimate_nc1
 from tightframe.tuning.methods import METHODS
 
 IMAGENET, CIFAR = ("mobilenetv1_050", "mobilenetv2_100", "squeezenet1_1"), ("resnet20_cifar10",)
-PICTURES, SMALL_PICTURES = ("dtd10", "flowers5", "trashnet", "sign_digits"), ("cifar100",)
-PAIRS = (*product(IMAGENET, PICTURES), *product(CIFAR, SMALL_PICTURES))
+IMAGES, SMALL_IMAGES = ("dtd10", "flowers5", "trashnet", "sign_digits"), ("cifar100",)
+PAIRS = (*product(IMAGENET, IMAGES), *product(CIFAR, SMALL_IMAGES))
 SIDES = dict.fromkeys(IMAGENET, 96) | dict.fromkeys(CIFAR, 32)
 QUICK = ("linear", "layer", "scl")
 FIRST = (*QUICK, "full")
@@ -46,7 +46,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "scl-flip": {"augment": "flip"},
 }
 NAMES = (*FIRST, *FORMS, *(name for name in METHODS if name not in FIRST))
-KEY = ("network", "data", "shots", "seed", "method")
+KEY = ("model", "data", "shots", "seed", "method")
 Row = dict[str, Any]
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[5, 10, 20, 50])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=list(NAMES))
-    parser.add_argument("--networks", nargs="+", default=[*IMAGENET, *CIFAR])
+    parser.add_argument("--models", nargs="+", default=[*IMAGENET, *CIFAR])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
@@ -66,7 +66,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
     if not (shared / "zoo" / "zoo.py").is_file():
-        sys.exit("no networks and pictures: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
+        sys.exit("no models and images: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
     done = {tuple(row[key] for key in KEY) for row in rows_in(options.rows)}
     with options.rows.open("a", encoding="utf-8") as file:
         for row in study(shared, options, done):
@@ -77,25 +77,25 @@ def main() -> None:
 
 def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...]]) -> Iterator[Row]:
     """A row for every method at every point that is not done yet."""
-    for seed, (network, data), shots in product(range(options.seeds), PAIRS, options.shots):
-        missing = [name for name in options.methods if (network, data, shots, seed, name) not in done]
-        if network not in options.networks or not missing:
+    for seed, (model, data), shots in product(range(options.seeds), PAIRS, options.shots):
+        missing = [name for name in options.methods if (model, data, shots, seed, name) not in done]
+        if model not in options.models or not missing:
             continue
-        pictures = tightframe.load_images(str(shared / "data" / data), shots=shots, seed=seed)
-        backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{network}", input_size=SIDES[network])
+        images = tightframe.load_images(str(shared / "data" / data), shots=shots, seed=seed)
+        backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}", input_size=SIDES[model])
         for name in missing:
-            row = tuned_by(name, pictures, backbone, seed, options.epochs)
-            yield {"network": network, "data": data, "shots": shots, "seed": seed, "method": name} | row
+            row = tuned_by(name, images, backbone, seed, options.epochs)
+            yield {"model": model, "data": data, "shots": shots, "seed": seed, "method": name} | row
 
 
-def tuned_by(name: str, pictures: tightframe.ImageSplits, backbone: tightframe.Backbone, seed: int, epochs: int) -> Row:
+def tuned_by(name: str, images: tightframe.ImageSplits, backbone: tightframe.Backbone, seed: int, epochs: int) -> Row:
     plan = tightframe.Plan(epochs=epochs, seed=seed, **FORMS.get(name, {}))
     try:
-        tuned = tightframe.tune(pictures, backbone, method="scl" if name in FORMS else name, plan=plan)
+        tuned = tightframe.tune(images, backbone, method="scl" if name in FORMS else name, plan=plan)
     except TightframeError as error:
         return {"test_accuracy": None, "seconds": None, "error": str(error)}
     kept = ("layer", "test_accuracy", "train_accuracy", "share", "rate", "decay", "seconds", "bytes")
-    return {key: tuned.metrics[key] for key in kept} | {"epochs": epochs, "nc1": penultimate_nc1(tuned, pictures.train)}
+    return {key: tuned.metrics[key] for key in kept} | {"epochs": epochs, "nc1": penultimate_nc1(tuned, images.train)}
 
 
 def rows_in(path: Path) -> list[Row]:
@@ -103,20 +103,20 @@ def rows_in(path: Path) -> list[Row]:
 
 
 def report(rows: list[Row], folder: Path) -> None:
-    """Write the table and the picture."""
+    """Write the table and the image."""
     good = [row for row in rows if row["test_accuracy"] is not None]
-    failed = sorted({f"{row['method']} on {row['network']}: {row['error']}" for row in rows if "error" in row})
+    failed = sorted({f"{row['method']} on {row['model']}: {row['error']}" for row in rows if "error" in row})
     parts = [
-        "# Few pictures a class",
+        "# Few images a class",
         f"`python benchmarks/scarce.py` on {platform.machine()}; Python {platform.python_version()}, PyTorch "
         f"{torch.__version__}; {len(good)} tunings of {max(row['epochs'] for row in good)} epochs, ImageNet "
-        "networks at 96 px. Rate, decay and block are chosen on training pictures. Accuracy in %, mean over the points "
+        "models at 96 px. Rate, decay and block are chosen on training images. Accuracy in %, mean over the points "
         "that all methods in a table have in common; differences ± their 95 % interval (Student's t) over pairs of "
-        "network and picture set, each averaged over seeds and pictures a class.",
+        "model and dataset, each averaged over seeds and images a class.",
         "![accuracy](scarce.png)",
         "## On average",
         *(summary(good, methods) for methods in groups(good)),
-        "## Each network and picture set",
+        "## Each model and dataset",
         each(good),
         *(["## Failed", "\n".join(f"- {line}" for line in failed)] if failed else []),
     ]
@@ -132,7 +132,7 @@ def groups(rows: list[Row]) -> list[list[str]]:
 
 
 def cells(rows: list[Row], methods: list[str]) -> dict[tuple[object, ...], dict[str, Row]]:
-    """Rows by (network, data, shots, seed) and method, where all ``methods`` are there."""
+    """Rows by (model, data, shots, seed) and method, where all ``methods`` are there."""
     found: dict[tuple[object, ...], dict[str, Row]] = defaultdict(dict)
     for row in rows:
         found[tuple(row[key] for key in KEY[:4])][row["method"]] = row
@@ -163,7 +163,7 @@ def summary(rows: list[Row], methods: list[str]) -> str:
         [
             *lines,
             "",
-            f"{len(common)} points: {pairs} pairs of network and pictures, up to {seeds} seeds. "
+            f"{len(common)} points: {pairs} pairs of model and images, up to {seeds} seeds. "
             "NC1 (penultimate), share of parameters and seconds are medians.",
         ]
     )
@@ -172,15 +172,15 @@ def summary(rows: list[Row], methods: list[str]) -> str:
 def each(rows: list[Row]) -> str:
     shots = sorted({row["shots"] for row in rows})
     there = [name for name in NAMES if any(row["method"] == name for row in rows)]
-    lines = ["| network, pictures | a class | " + " | ".join(there) + " |", "|---" * (len(there) + 2) + "|"]
-    for (network, data), n in product(PAIRS, shots):
+    lines = ["| model, images | a class | " + " | ".join(there) + " |", "|---" * (len(there) + 2) + "|"]
+    for (model, data), n in product(PAIRS, shots):
         found = defaultdict(list)
         for row in rows:
-            if (row["network"], row["data"], row["shots"]) == (network, data, n):
+            if (row["model"], row["data"], row["shots"]) == (model, data, n):
                 found[row["method"]].append(100 * row["test_accuracy"])
         if found:
             told = " | ".join(spread(found[name]) if found[name] else "" for name in there)
-            lines.append(f"| {network}, {data} | {n} | {told} |")
+            lines.append(f"| {model}, {data} | {n} | {told} |")
     return "\n".join(lines)
 
 
@@ -194,7 +194,7 @@ def spread(values: list[float], signed: bool = False) -> str:
 
 
 def drawn(rows: list[Row]) -> altair.Chart:
-    """Accuracy less that of the linear probe on the same pictures, by method and pictures a class."""
+    """Accuracy less that of the linear probe on the same images, by method and images a class."""
     methods = next(part for part in groups(rows) if set(FIRST) <= set(part))
     points = [
         {

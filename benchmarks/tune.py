@@ -1,17 +1,17 @@
-"""What tuning costs: one block on kept inputs against the whole network, LoRA and a logistic regression.
+"""What tuning costs: one block on kept inputs against the whole model, LoRA and a logistic regression.
 
     TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=2 python benchmarks/tune.py > benchmarks/results/tune.md
 
 DIR holds `zoo/zoo.py` (a builder) and `data/*`. ResNet-18 and ViT-tiny have random weights: for time and memory it
-makes no difference. Each measurement has a process of its own; those of one network follow one another, and all of it
+makes no difference. Each measurement has a process of its own; those of one model follow one another, and all of it
 is done ROUNDS times, of which the fastest counts. Precision is what `--precision auto` takes, the same for all.
 
 - `scl`: block chosen by the race, its inputs kept, then trained on them;  `scl, whole`: the same block, nothing kept
-- `full`, `lora`: a plain PyTorch loop, no measuring, pictures decoded and normalised before it starts
+- `full`, `lora`: a plain PyTorch loop, no measuring, images decoded and normalized before it starts
 - `logistic`: scikit-learn's LogisticRegression on the penultimate features
 
-Memory is the growth of the process's resident set while training, above what it was once network and pictures are
-loaded. `bare` is the forward and backward pass of what `scl` trains, on batches made before, without optimiser or loop.
+Memory is the growth of the process's resident set while training, above what it was once model and images are
+loaded. `bare` is the forward and backward pass of what `scl` trains, on batches made before, without optimizer or loop.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 import tightframe
+from tightframe.data.selection import stratified
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import autocast, likely_precision, on_device
 from tightframe.jobs.tune import choose_layer
-from tightframe.sources.selection import stratified
 from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import Inputs, fit
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import inputs_of
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.state import Row, Trainable
-from tightframe.tuning.surgery import TunableNetwork
+from tightframe.tuning.surgery import TunableModel
 
 ROUNDS, EPOCHS, MEASURED = 2, 100, 4
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ CASES = {
 def main() -> None:
     shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
     if not (shared / "zoo" / "zoo.py").is_file():
-        sys.exit("no networks and pictures: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
+        sys.exit("no models and images: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
     if sys.argv[1:]:
         print(json.dumps(measured(shared, *sys.argv[1:3])))
         return
@@ -66,10 +66,10 @@ def main() -> None:
         f"`python benchmarks/tune.py` on {platform.machine()}, {os.environ.get('OMP_NUM_THREADS', '1')} threads; ",
         end="",
     )
-    print(f"Python {platform.python_version()}, PyTorch {torch.__version__}. 20 pictures a class, 10 classes; ", end="")
+    print(f"Python {platform.python_version()}, PyTorch {torch.__version__}. 20 images a class, 10 classes; ", end="")
     print(f"{EPOCHS} epochs, of which {MEASURED} after a first one are measured and counted {EPOCHS} times.\n")
     print("s: preparing (decoding, keeping, choosing the block), an epoch, all. ×: times as fast as `full`.\n")
-    print("| network | what | prepare s | epoch s | all s | × full | × lora | memory MB | saved kB | epoch / bare |")
+    print("| model | what | prepare s | epoch s | all s | × full | × lora | memory MB | saved kB | epoch / bare |")
     print("|---" * 10 + "|", flush=True)
     for case in CASES:
         rounds = [{mode: alone(case, mode) for mode in MODES} for _ in range(ROUNDS)]
@@ -81,8 +81,8 @@ def main() -> None:
             cells = [case, name, f"{row['prepare']:.1f}", f"{row['epoch']:.2f}", f"{row['all']:.0f}", *against]
             cells += [f"{row['memory']:.0f}", f"{row['bytes'] / 1e3:.0f}", bare]
             print("| " + " | ".join(cells) + " |", flush=True)
-    print("\nTime until the accuracy that `full` has after its epochs, on a fifth of the training pictures held out:\n")
-    print("| network | accuracy of full | full s | scl s | scl in the end |\n|---|---|---|---|---|")
+    print("\nTime until the accuracy that `full` has after its epochs, on a fifth of the training images held out:\n")
+    print("| model | accuracy of full | full s | scl s | scl in the end |\n|---|---|---|---|---|")
     for case in list(CASES)[:2]:
         print(race(alone(case, "race"), case), flush=True)
 
@@ -95,8 +95,8 @@ def alone(case: str, mode: str) -> dict[str, Any]:
 
 def measured(shared: Path, case: str, mode: str) -> dict[str, Any]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    uri, pictures, side = CASES[case]
-    data = tightframe.load_images(str(shared / "data" / pictures), shots=20)
+    uri, images, side = CASES[case]
+    data = tightframe.load_images(str(shared / "data" / images), shots=20)
     named = uri.replace("zoo:", f"{shared / 'zoo' / 'zoo.py'}:build:")
     backbone = tightframe.load_backbone(named, input_size=side, pretrained=uri.startswith("zoo:"))
     if mode == "race":
@@ -109,50 +109,50 @@ def block(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str
     started = time.perf_counter()
     plan = tightframe.Plan(epochs=EPOCHS)
     chosen, _ = choose_layer(data, backbone, METHODS["scl"], plan, {})
-    network = network_of(data, backbone, "scl", chosen)
-    precision = likely_precision(network.base, CPU, "auto")
+    model = model_of(data, backbone, "scl", chosen)
+    precision = likely_precision(model.base, CPU, "auto")
     looks, bare = backbone.preprocessing, {}
     inputs: Inputs = PixelInputs(Pixels(data.train, looks))
-    part: Trainable = network
+    part: Trainable = model
     before = resident(reset=True)
     if mode == "scl":
-        part = network.from_block()
+        part = model.from_block()
         once = PixelInputs(Pixels(data.train, looks, keep_bytes=0))
         count = len(data.train)
-        inputs = inputs_of(network.base, [chosen], once, count, device=CPU, precision=precision, budget=8)[chosen]
+        inputs = inputs_of(model.base, [chosen], once, count, device=CPU, precision=precision, budget=8)[chosen]
     prepared = time.perf_counter() - started
     rows = fit(part, inputs, everything(data), recipe(MEASURED + 1), device=CPU, precision=precision)
     memory = resident(peak=True) - before
     if mode == "scl":
         bare = {"bare": bare_epoch(part, inputs, data, precision)}
     seconds = float(np.median([row["seconds"] for row in rows[1:]]))
-    owned = {"layer": chosen, "share": network.trained_parameters / network.all_parameters}
-    return summed(prepared, seconds, memory, network) | owned | bare
+    owned = {"layer": chosen, "share": model.trained_parameters / model.all_parameters}
+    return summed(prepared, seconds, memory, model) | owned | bare
 
 
 def whole(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str) -> dict[str, Any]:
     """A plain loop."""
-    network = network_of(data, backbone, mode, None)
-    precision = likely_precision(network.base, CPU, "auto")
+    model = model_of(data, backbone, mode, None)
+    precision = likely_precision(model.base, CPU, "auto")
     started = time.perf_counter()
     count = len(data.train)
-    ((_, pictures),) = PixelInputs(Pixels(data.train, backbone.preprocessing)).batches(range(count), count)
+    ((_, images),) = PixelInputs(Pixels(data.train, backbone.preprocessing)).batches(range(count), count)
     labels = torch.from_numpy(data.train.labels)
     prepared = time.perf_counter() - started
     before = resident(reset=True)
-    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.01, 0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01, 0.9, weight_decay=1e-4)
     seconds = []
     for _ in range(MEASURED + 1):
-        network.train()
+        model.train()
         begun = time.perf_counter()
         for rows in torch.randperm(count).split(32):
             with autocast(CPU, precision):
-                loss = functional.cross_entropy(network(pictures[rows]).float(), labels[rows])
+                loss = functional.cross_entropy(model(images[rows]).float(), labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         seconds.append(time.perf_counter() - begun)
-    return summed(prepared, float(np.median(seconds[1:])), resident(peak=True) - before, network)
+    return summed(prepared, float(np.median(seconds[1:])), resident(peak=True) - before, model)
 
 
 def logistic(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str) -> dict[str, Any]:
@@ -182,13 +182,13 @@ def to_accuracy(data: tightframe.ImageSplits, backbone: tightframe.Backbone) -> 
             inputs = kept[chosen]
         prepared, best = time.perf_counter() - started, None
         for rate in (0.01, 0.002, 0.0005):
-            network = network_of(data, backbone, method, chosen)
+            model = model_of(data, backbone, method, chosen)
             begun, times = time.perf_counter(), list[float]()
 
             def note(row: Row, begun: float = begun, times: list[float] = times) -> None:
                 times.append(time.perf_counter() - begun)
 
-            part = network.from_block() if chosen else network
+            part = model.from_block() if chosen else model
             rows = fit(part, inputs, split, recipe(20, rate), device=CPU, precision=precision, on_epoch=note)
             course = [(prepared + at, row["validation_accuracy"]) for at, row in zip(times, rows, strict=True)]
             if best is None or course[-1][1] > best[-1][1]:
@@ -206,11 +206,11 @@ def race(courses: dict[str, Any], case: str) -> str:
     return f"| {case} | {goal:.1%} | {told[0]} | {told[1]} | {courses['scl'][-1][1]:.1%} |"
 
 
-def network_of(
+def model_of(
     data: tightframe.ImageSplits, backbone: tightframe.Backbone, method: str, chosen: str | None
-) -> TunableNetwork:
+) -> TunableModel:
     plan = tightframe.Plan()
-    made = TunableNetwork(backbone, METHODS[method], chosen, len(data.classes), "auto", plan.align, plan.scale)
+    made = TunableModel(backbone, METHODS[method], chosen, len(data.classes), "auto", plan.align, plan.scale)
     if chosen:
         features = tightframe.extract(backbone, data.train, layers=made.read)
         made.neck.rescale([torch.from_numpy(features[name]) for name in made.read])
@@ -242,8 +242,8 @@ def bare_epoch(part: Trainable, inputs: Inputs, data: tightframe.ImageSplits, pr
     return float(np.median(times[1:]))
 
 
-def summed(prepared: float, seconds: float, memory: float, network: TunableNetwork) -> dict[str, Any]:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in network.changed_state().values())
+def summed(prepared: float, seconds: float, memory: float, model: TunableModel) -> dict[str, Any]:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.changed_state().values())
     return {"prepare": prepared, "epoch": seconds, "all": prepared + EPOCHS * seconds, "memory": memory, "bytes": size}
 
 

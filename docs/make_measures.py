@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tightframe.metrics.registry import MEASURES, Measure
-from tightframe.metrics.transferability import SLOW
+from tightframe.scores.transferability import SLOW
 
 HEADINGS = {
     "collapse": "Collapse metrics: lower is more collapsed",
@@ -18,7 +18,7 @@ NEEDS = {
     "labels": "",
     "classes": "",
     "head": "a head trained on these classes",
-    "source": "the network's own probabilities",
+    "source": "the model's own probabilities",
 }
 
 
@@ -44,8 +44,8 @@ def page() -> str:
             ]
             parts += [_line(measure) for measure in found] + [""]
     parts += [
-        "`ncti` (Wang et al., ICCV 2023) is scaled over a pool of networks, so it is no measure of one. `rank` shows",
-        "it, and `metrics.fisher_scores.ncti` brings together what `ncti_parts` finds of each network.",
+        "`ncti` (Wang et al., ICCV 2023) is scaled over a pool of models, so it is no measure of one. `rank` shows",
+        "it, and `metrics.fisher_scores.ncti` brings together what `ncti_parts` finds of each model.",
         "",
     ]
     parts += [f"Left out unless asked for by name, being slow: {', '.join(sorted(SLOW))}."]

@@ -1,10 +1,10 @@
-"""Run the studies on real networks and pictures, and write docs/studies.md from what came of them.
+"""Run the studies on real models and images, and write docs/studies.md from what came of them.
 
     TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=1 python docs/make_studies.py --runs RUNS [--only NAME …] [--scale medium]
     python docs/make_studies.py     # the page alone, from docs/studies/
 
 DIR holds `zoo/zoo.py` (a builder) and `data/*`. Studies go on where an earlier call left RUNS. What came of each (its
-picture, rows, and all numbers of the page) is kept in docs/studies/. A test sees that the page fits to that.
+image, rows, and all numbers of the page) is kept in docs/studies/. A test sees that the page fits to that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from tightframe.protocols import Backbone
-from tightframe.sources.backbones import load_backbone
+from tightframe.backbone import Backbone
+from tightframe.models.backbones import load_backbone
 from tightframe.studies import STUDIES, Study, run_study
 from tightframe.studies.evidence import RULE
 
@@ -28,8 +28,8 @@ HERE = Path(__file__).parent
 KEPT = HERE / "studies"
 ALL = ("*",)
 NEW_SETS = ("cifar100", "dtd10", "flowers5", "sign_digits", "trashnet")
-"""None that a network was trained on: some are of CIFAR-10."""
-LARGE_PICTURES = ("dtd10", "flowers5", "trashnet", "sign_digits")
+"""None that a model was trained on: some are of CIFAR-10."""
+LARGE_IMAGES = ("dtd10", "flowers5", "trashnet", "sign_digits")
 VARIANTS: dict[str, Any] = {"data": ("cifar10", "cifar100", "sign_digits", "flowers5"), "shots": 200}
 SETTINGS: dict[str, dict[str, Any]] = {
     "downstream-collapse": {"models": ALL, "side": 96, "data": NEW_SETS, "shots": 100},
@@ -46,16 +46,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tuned-layer": {
         "models": ("mobilenetv1_050", "mobilenetv1_025", "resnet20_cifar10"),
         "side": 96,
-        "data": LARGE_PICTURES,
+        "data": LARGE_IMAGES,
     },
     "methods": {
         "models": ("mobilenetv1_050", "mobilenetv1_025", "resnet20_cifar10", "squeezenet1_1", "tiny_darknet"),
         "side": 96,
-        "data": LARGE_PICTURES,
+        "data": LARGE_IMAGES,
     },
     "scarce-data": {"models": ("mobilenetv1_050",), "side": 64, "data": ("cifar10", *NEW_SETS)},
 }
-"""What each study is run on; `side` is that of the pictures for networks of ImageNet, those of CIFAR-10 have 32 px."""
+"""What each study is run on; `side` is that of the images for models of ImageNet, those of CIFAR-10 have 32 px."""
 LARGER: dict[str, dict[str, Any]] = {
     "source-collapse": {"data": VARIANTS["data"]},
     "projection-head": {"data": VARIANTS["data"]},
@@ -91,10 +91,10 @@ def ran(study: Study, runs: Path, shared: Path, scale: str, machine: str) -> Non
     out = runs / called
     side, names = chosen.pop("side", None), chosen.pop("models", ())
     chosen["data"] = [str(shared / "data" / name) for name in chosen["data"]]
-    models = list(networks(shared / "zoo", names, side))
-    found = run_study(study, out, scale=scale, models=models, progress=told, **chosen)
+    backbones = list(zoo_models(shared / "zoo", names, side))
+    found = run_study(study, out, scale=scale, models=backbones, progress=told, **chosen)
     KEPT.mkdir(exist_ok=True)
-    shutil.copy(out / "picture.png", KEPT / f"{called}.png")
+    shutil.copy(out / "plot.png", KEPT / f"{called}.png")
     shutil.copy(out / "rows.csv", KEPT / f"{called}.csv")
     failed = sorted({row["error"] for row in found.rows if "error" in row})
     kept = {"settings": found.settings, "machine": machine, "versions": found.versions, "failed": failed}
@@ -110,7 +110,7 @@ def told(steps: Any, title: str, total: int) -> Iterator[Any]:
         yield step
 
 
-def networks(zoo: Path, names: tuple[str, ...], side: int | None) -> Iterator[Backbone]:
+def zoo_models(zoo: Path, names: tuple[str, ...], side: int | None) -> Iterator[Backbone]:
     """From the builder; all that it lists where ``names`` says so."""
     known = sorted(path.stem for path in (zoo / "models").glob("*.safetensors"))
     for name in known if names == ALL else names:
@@ -123,12 +123,12 @@ def page() -> str:
     parts = [
         "# The paper's studies, as we find them",
         "Written by `python docs/make_studies.py` from what is kept in `docs/studies/`; the CSV files there have a row "
-        "for every point. `tightframe study NAME --data … --models …` does the same with your pictures and networks, "
-        "and without them, in minutes, with the built-in digits: too few networks to tell, but all of it runs.",
-        "Claims are those of Li et al. (TMLR 2024). What stands here is the *small* scale: networks of up to 4 million "
-        "parameters, sets of hundreds to thousands of pictures, two cores; where it says so, the *medium* scale on a "
+        "for every point. `tightframe study NAME --data … --models …` does the same with your images and models, "
+        "and without them, in minutes, with the built-in digits: too few models to tell, but all of it runs.",
+        "Claims are those of Li et al. (TMLR 2024). What stands here is the *small* scale: models of up to 4 million "
+        "parameters, sets of hundreds to thousands of images, two cores; where it says so, the *medium* scale on a "
         "GPU. A claim that is not supported here is not refuted at the paper's scale.",
-        f"**The rule.** {RULE} Intervals are over networks, picture sets or seeds, whichever could have been others.",
+        f"**The rule.** {RULE} Intervals are over models, datasets or seeds, whichever could have been others.",
         "## In short",
         *([answers(kept)] if kept else []),
         *(section(STUDIES[name], found) for name, found in kept.items()),
@@ -164,7 +164,7 @@ def answers(kept: dict[str, Any]) -> str:
 
 
 def section(study: Study, found: dict[str, Any]) -> str:
-    """One study: the claim, what was done, the picture, and what came of it; and again at the medium scale."""
+    """One study: the claim, what was done, the image, and what came of it; and again at the medium scale."""
     called, larger = named(study.name, "medium"), list[str]()
     if there(called):
         scale = study.scales["medium"]
@@ -177,20 +177,20 @@ def section(study: Study, found: dict[str, Any]) -> str:
 
 
 def came(called: str, found: dict[str, Any]) -> list[str]:
-    """The picture, the evidence, and the settings of one run."""
+    """The image, the evidence, and the settings of one run."""
     settings = found["settings"]
     lines = ["| Question | Statistic | 95 % interval | Over | Verdict |", "|---|---|---|---|---|"]
     for row in found["evidence"]:
         lines.append(f"| {row['question']} | {statistic(row)} | {ends(row)} | {row['units']} | **{row['verdict']}** |")
-    networks = f" Networks: {', '.join(settings['models'])}." if settings["models"] else ""
+    models = f" Models: {', '.join(settings['models'])}." if settings["models"] else ""
     epochs = f" {settings['epochs']} epochs." if settings["epochs"] else ""
-    pictures = ", ".join(f"{n} ({count:,})" for n, count in zip(settings["data"], settings["pictures"], strict=True))
+    images = ", ".join(f"{n} ({count:,})" for n, count in zip(settings["data"], settings["images"], strict=True))
     seeds = "one seed" if settings["seeds"] == 1 else f"{settings['seeds']} seeds"
     return [
         f"![{called}](studies/{called}.png)",
         "\n".join(lines),
         *([f"Failed: {'; '.join(found['failed'])}"] if found["failed"] else []),
-        f"Pictures (training): {pictures}.{networks}{epochs} {seeds.capitalize()}; {settings['seconds'] / 60:.0f} "
+        f"Images (training): {images}.{models}{epochs} {seeds.capitalize()}; {settings['seconds'] / 60:.0f} "
         f"minutes of {found['machine']}; PyTorch {found['versions']['torch']}. [Rows](studies/{called}.csv).",
     ]
 

@@ -1,40 +1,43 @@
-"""What all tests share: small networks, a browser, and the real networks and pictures that may lie beside."""
+"""What all tests share: small models, a browser, and the real models and images that may lie beside."""
 
 import json
 import os
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
 
-torch.set_num_threads(1)  # networks here are tiny; threads would only wait for each other
+torch.set_num_threads(1)  # models here are tiny; threads would only wait for each other
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real networks (``zoo``) and picture sets (``data``); the test is skipped without it."""
+    """The folder with real models (``zoo``) and datasets (``data``); the test is skipped without it."""
     project = Path(__file__).parents[1]
     folder = (project / os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
     if not (folder / "zoo" / "zoo.py").is_file() or not (folder / "data").is_dir():
-        pytest.skip(f"real networks and pictures are not at {folder}; point TIGHTFRAME_SHARED at them to run this")
+        pytest.skip(f"real models and images are not at {folder}; point TIGHTFRAME_SHARED at them to run this")
     return folder
 
 
 @pytest.fixture
 def zoo(shared: Path) -> str:
-    """Prefix of the real networks' names: ``zoo + "mobilenetv2_100"``."""
+    """Prefix of the real models' names: ``zoo + "mobilenetv2_100"``."""
     return f"{shared / 'zoo' / 'zoo.py'}:build:"
 
 
 @pytest.fixture(scope="session")
-def network_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two small random networks in timm's own layout: ``wide`` and ``narrow``."""
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two small random models in timm's own layout: ``wide`` and ``narrow``."""
     folders = {}
     for name, channels in {"wide": (8, 8, 16, 16), "narrow": (4, 4, 8, 8)}.items():
-        folder = folders[name] = tmp_path_factory.mktemp("networks") / name
+        folder = folders[name] = tmp_path_factory.mktemp("models") / name
         folder.mkdir()
         torch.manual_seed(channels[0])
         model_args = {"layers": [1, 1, 1, 1], "channels": list(channels)}
@@ -47,9 +50,9 @@ def network_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 
 @pytest.fixture(scope="session")
-def names(network_folders: dict[str, Path]) -> dict[str, str]:
+def names(model_folders: dict[str, Path]) -> dict[str, str]:
     """Their names, as ``load_backbone`` and ``--model`` take them."""
-    return {name: f"local-dir:{folder}" for name, folder in network_folders.items()}
+    return {name: f"local-dir:{folder}" for name, folder in model_folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +66,17 @@ def browser():
         chromium = running.chromium.launch(executable_path=found)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    """A photograph."""
+    return Image.fromarray(load_sample_image("china.jpg"))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The hub's cache, empty, while the hub is out of reach."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"

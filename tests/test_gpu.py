@@ -49,10 +49,10 @@ def test_features(names, data, precision, error):
 
 
 def test_views():
-    pictures, views = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), np.arange(16)
-    made = [Distort(0.7, 1).of(pictures.to(device), range(16), views).cpu().int() for device in ("cpu", "cuda")]
+    images, views = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), np.arange(16)
+    made = [Distort(0.7, 1).of(images.to(device), range(16), views).cpu().int() for device in ("cpu", "cuda")]
     assert int((made[0] - made[1]).abs().max()) <= 1
-    assert (made[0] != pictures).any()
+    assert (made[0] != images).any()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -66,7 +66,7 @@ def test_tuning(names, data, tmp_path, method, augment):
             data, backbone, method=method, plan=plan, out=tmp_path / device, device=device, precision="float32"
         )
         rows[device] = found
-        assert next(found.network.parameters()).device.type == device
+        assert next(found.model.parameters()).device.type == device
     first, second = (rows[device].metrics for device in ("cpu", "cuda"))
     assert first["layer"] == second["layer"]
     losses = [[row["train_loss"] for row in rows[device].history][:2] for device in ("cpu", "cuda")]
@@ -86,7 +86,7 @@ def test_tuning_stopped_goes_on(names, data, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tune(data, load_backbone(names["wide"]), method="full", plan=PLAN, out=tmp_path / "parts", progress=stopping)
     parts = tune(data, load_backbone(names["wide"]), method="full", plan=PLAN, out=tmp_path / "parts", resume=True)
-    for one, other in zip(whole.network.changed_state().values(), parts.network.changed_state().values(), strict=True):
+    for one, other in zip(whole.model.changed_state().values(), parts.model.changed_state().values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)  # sums on a GPU come in any order
 
 

@@ -1,4 +1,4 @@
-"""Really pretrained networks on real pictures: a short run of every step. Skipped where they are not at hand."""
+"""Really pretrained models on real images: a short run of every step. Skipped where they are not at hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tightframe import Plan, load_backbone, load_images, load_tuned, measure, ra
 PLAN = Plan(epochs=12, rates=(0.02,), decays=(1e-4,))
 
 
-def test_collapse_tells_a_trained_network_from_a_robust_one_on_its_own_classes(shared, zoo):
+def test_collapse_tells_a_trained_model_from_a_robust_one_on_its_own_classes(shared, zoo):
     data = load_images(shared / "data" / "cifar10", shots=30)
     trained, robust = (
         measure(data.train, load_backbone(f"{zoo}{name}")).rows[-1]
@@ -23,7 +23,7 @@ def test_ranking_on_textures(shared, zoo):
     data = load_images(shared / "data" / "dtd10", shots=6)
     names = ("mobilenetv1_025", "squeezenet1_1", "resnet20_cifar10_robust")
     rows = rank(data, [f"{zoo}{name}" for name in names]).rows
-    assert rows[-1]["network"] == "resnet20_cifar10_robust"
+    assert rows[-1]["model"] == "resnet20_cifar10_robust"
     assert all(row["test_accuracy"] > 0.1 for row in rows)
 
 
@@ -34,6 +34,6 @@ def test_tuning_on_new_classes(shared, zoo, method, tmp_path):
     tuned = tune(data, load_backbone(name), method=method, plan=PLAN, out=tmp_path / "tuned")
     assert tuned.metrics["test_low"] > 0.12  # chance is 0.1
     assert tuned.metrics["share"] < 0.1
-    pictures = sorted((shared / "data" / "sign_digits" / "test").glob("*/*"))[:3]
+    images = sorted((shared / "data" / "sign_digits" / "test").glob("*/*"))[:3]
     again = load_tuned(tmp_path / "tuned", name)
-    assert again.predict(pictures) == tuned.predict(pictures)
+    assert again.predict(images) == tuned.predict(images)

@@ -1,4 +1,4 @@
-"""Tightframe: which pretrained network, which layer, and how to fine-tune it, from neural collapse on your pictures.
+"""Tightframe: which pretrained model, which layer, and how to fine-tune it, from neural collapse on your images.
 
 data = tightframe.load_images("flowers")
 run = tightframe.transfer(data, ["timm/resnet18", "timm/mobilenetv3_small_100"], out="run")
@@ -11,33 +11,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tightframe.backbone import Backbone
+    from tightframe.data.loading import load_images
+    from tightframe.deploy.evaluate import evaluate
+    from tightframe.deploy.export import export_onnx
+    from tightframe.deploy.hub import push_to_hub
+    from tightframe.deploy.merge import merge
+    from tightframe.deploy.tuned import Tuned, load_tuned
     from tightframe.errors import TightframeError
     from tightframe.features.extract import Features, extract
     from tightframe.features.moments import ClassMoments
     from tightframe.features.store import FeatureStore
+    from tightframe.images import ImageData, ImageSplits
     from tightframe.jobs.compare import Comparison, compare
     from tightframe.jobs.estimator import TransferClassifier
-    from tightframe.jobs.evaluate import evaluate
-    from tightframe.jobs.export import export_onnx
     from tightframe.jobs.fewshot import fewshot
-    from tightframe.jobs.hub import push_to_hub
     from tightframe.jobs.layers import layers
     from tightframe.jobs.measure import measure
-    from tightframe.jobs.merge import merge
     from tightframe.jobs.plan import Plan
     from tightframe.jobs.pretrain import Pretraining, pretrain
     from tightframe.jobs.rank import rank
-    from tightframe.jobs.run import Result
     from tightframe.jobs.transfer import Transfer, transfer
     from tightframe.jobs.tune import tune
-    from tightframe.jobs.tuned import Tuned, load_tuned
     from tightframe.metrics.collapse import Head
-    from tightframe.metrics.following import NeuralCollapse
     from tightframe.metrics.summary import CollapseMetrics, collapse_metrics
-    from tightframe.metrics.transferability import transferability
-    from tightframe.protocols import Backbone, ImageData, ImageSplits
-    from tightframe.sources.backbones import load_backbone
-    from tightframe.sources.images import load_images
+    from tightframe.metrics.torchmetric import NeuralCollapse
+    from tightframe.models.backbones import load_backbone
+    from tightframe.report.result import Result
+    from tightframe.scores.transferability import transferability
     from tightframe.studies import STUDIES, run_study
 
 _HOMES = {
@@ -47,27 +48,28 @@ _HOMES = {
     "features.store": ("FeatureStore",),
     "jobs.compare": ("Comparison", "compare"),
     "jobs.estimator": ("TransferClassifier",),
-    "jobs.evaluate": ("evaluate",),
-    "jobs.export": ("export_onnx",),
+    "deploy.evaluate": ("evaluate",),
+    "deploy.export": ("export_onnx",),
     "jobs.fewshot": ("fewshot",),
-    "jobs.hub": ("push_to_hub",),
+    "deploy.hub": ("push_to_hub",),
     "jobs.layers": ("layers",),
     "jobs.measure": ("measure",),
-    "jobs.merge": ("merge",),
+    "deploy.merge": ("merge",),
     "jobs.plan": ("Plan",),
     "jobs.pretrain": ("Pretraining", "pretrain"),
     "jobs.rank": ("rank",),
-    "jobs.run": ("Result",),
+    "report.result": ("Result",),
     "jobs.transfer": ("Transfer", "transfer"),
     "jobs.tune": ("tune",),
-    "jobs.tuned": ("Tuned", "load_tuned"),
+    "deploy.tuned": ("Tuned", "load_tuned"),
     "metrics.collapse": ("Head",),
-    "metrics.following": ("NeuralCollapse",),
+    "metrics.torchmetric": ("NeuralCollapse",),
     "metrics.summary": ("CollapseMetrics", "collapse_metrics"),
-    "metrics.transferability": ("transferability",),
-    "protocols": ("Backbone", "ImageData", "ImageSplits"),
-    "sources.backbones": ("load_backbone",),
-    "sources.images": ("load_images",),
+    "scores.transferability": ("transferability",),
+    "backbone": ("Backbone",),
+    "images": ("ImageData", "ImageSplits"),
+    "models.backbones": ("load_backbone",),
+    "data.loading": ("load_images",),
     "studies": ("STUDIES", "run_study"),
 }
 """Where each public name lives. Imported when first used: ``tightframe --help`` need not wait for PyTorch."""

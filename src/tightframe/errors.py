@@ -6,11 +6,11 @@ class TightframeError(Exception):
 
 
 class DataError(TightframeError):
-    """The pictures given can't be used as they are."""
+    """The images given can't be used as they are."""
 
 
-class BadPicture(DataError):
-    """One file can't be read as a picture. ``path`` names it and ``reason`` says why."""
+class BadImage(DataError):
+    """One file can't be read as an image. ``path`` names it and ``reason`` says why."""
 
     def __init__(self, path: object, reason: str):
         self.path, self.reason = str(path), reason
@@ -20,7 +20,7 @@ class BadPicture(DataError):
 
 
 class ModelError(TightframeError):
-    """The network given can't be built, or can't be used as it is."""
+    """The model given can't be built, or can't be used as it is."""
 
 
 class HubUnreachable(ModelError):
@@ -28,7 +28,7 @@ class HubUnreachable(ModelError):
 
 
 class LayerNotFound(ModelError):
-    """A layer was named that the network does not have."""
+    """A layer was named that the model does not have."""
 
 
 class MeasureError(TightframeError):

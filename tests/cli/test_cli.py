@@ -37,9 +37,9 @@ def run(capsys, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """Digits as a person would have them: PNG files in class folders."""
-    root = tmp_path_factory.mktemp("pictures") / "my digits"
+    root = tmp_path_factory.mktemp("images") / "my digits"
     data = load_images("digits:5-9", shots=8).train
     for index, label in enumerate(data.labels):
         folder = root / f"digit {data.classes[label]}"
@@ -49,37 +49,37 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tuned(pictures, names, tmp_path_factory):
+def tuned(images, names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "net"
-    assert main(["tune", str(pictures), "--model", names["wide"], "--out", str(folder), *SHORT]) == 0
+    assert main(["tune", str(images), "--model", names["wide"], "--out", str(folder), *SHORT]) == 0
     return folder
 
 
-def test_measure_shows_a_row_a_layer_and_says_what_next(run, pictures, names, tmp_path):
-    status, out, _ = run("measure", pictures, "--model", names["wide"], "--json", tmp_path / "rows.json")
+def test_measure_shows_a_row_a_layer_and_says_what_next(run, images, names, tmp_path):
+    status, out, _ = run("measure", images, "--model", names["wide"], "--json", tmp_path / "rows.json")
     assert status == 0
     assert re.search(r"layer1\.0 .*\nlayer2\.0 .*\nlayer3\.0 .*\nlayer4\.0 .*\npenultimate", out)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["layer"] for row in rows["rows"]] == ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "penultimate"]
-    assert rows["settings"]["model"]["uri"] == names["wide"]
+    assert rows["settings"]["origin"]["uri"] == names["wide"]
     assert "torch" in rows["versions"]
     following = re.search(r"next: (.*)", out)
     assert following is not None
-    assert str(pictures) in shlex.split(following[1])
+    assert str(images) in shlex.split(following[1])
     assert names["wide"] in shlex.split(following[1])
 
 
-def test_rank_shows_the_best_first_and_failures_in_words(run, pictures, names):
-    status, out, _ = run("rank", pictures, "--models", *names.values(), "timm/resnett18", "--by", "nc1")
+def test_rank_shows_the_best_first_and_failures_in_words(run, images, names):
+    status, out, _ = run("rank", images, "--models", *names.values(), "timm/resnett18", "--by", "nc1")
     assert status == 0
     assert "✗ resnett18" in out
     assert "resnet18" in out
     assert max(map(len, out.split("next:")[0].splitlines())) <= 80
 
 
-def test_fewshot_shows_a_row_for_each_classifier_and_number_of_shots(run, pictures, names, tmp_path):
+def test_fewshot_shows_a_row_for_each_classifier_and_number_of_shots(run, images, names, tmp_path):
     (tmp_path / "classes.txt").write_text("digit 5\ndigit 7\ndigit 9\n")
-    command = ("fewshot", pictures, "--model", names["wide"], "--ways", "2", "--queries", "3", "--episodes", "20")
+    command = ("fewshot", images, "--model", names["wide"], "--ways", "2", "--queries", "3", "--episodes", "20")
     status, out, err = run(*command, "--classes", tmp_path / "classes.txt", "--json", tmp_path / "rows.json")
     assert status == 0
     assert re.search(r"logistic +1 .*\n(.*\n)*cosine +5 ", out)
@@ -89,22 +89,22 @@ def test_fewshot_shows_a_row_for_each_classifier_and_number_of_shots(run, pictur
     assert found["settings"]["classes"] == ["digit 5", "digit 7", "digit 9"]
     status, _, err = run(*command, "--shots", "1,3,9")
     assert status == 1
-    assert "0 of 5 classes have the 12 pictures" in err.replace("\n", " ")
+    assert "0 of 5 classes have the 12 images" in err.replace("\n", " ")
     status, _, err = run(*command, "--shots", "1,x")
     assert status == 2
     assert "write one as 1,5" in err.replace("\n", " ")
 
 
-def test_pretrain_shows_epochs_and_leaves_a_network(run, pictures, tmp_path):
+def test_pretrain_shows_epochs_and_leaves_a_model(run, images, tmp_path):
     short = ("--epochs", "12", "--batch-size", "16", "--projector", "1")
-    command = ("pretrain", pictures, "--arch", "cifar_resnet8", "--out", tmp_path / "net", *short)
+    command = ("pretrain", images, "--arch", "cifar_resnet8", "--out", tmp_path / "net", *short)
     status, out, err = run(*command)
     assert status == 0, err
     assert [int(found) for found in re.findall(r"^ *(\d+) +\d", out, re.M)] == [2, 4, 6, 8, 10, 12]
     assert "pre-training cifar_resnet8" in err.replace("\n", " ")  # progress
     assert run(*command)[0] == 1
     assert run(*command, "--resume")[1] == out
-    assert run("measure", pictures, "--model", f"local-dir:{tmp_path / 'net'}")[0] == 0
+    assert run("measure", images, "--model", f"local-dir:{tmp_path / 'net'}")[0] == 0
 
 
 def test_study_lists_runs_and_says_what_came_of_it(run, names, tmp_path):
@@ -115,7 +115,7 @@ def test_study_lists_runs_and_says_what_came_of_it(run, names, tmp_path):
     status, out, err = run(*command, "--out", tmp_path / "out")
     assert status == 0, err
     told = out.replace("\n", " ")
-    assert "can't tell from this: across the layers of a network" in told
+    assert "can't tell from this: across the layers of a model" in told
     assert f"beside it: {tmp_path / 'out' / 'report.html'}" in out
     assert (tmp_path / "out" / "report.html").is_file()
     status, _, err = run("study", "layer")
@@ -123,24 +123,24 @@ def test_study_lists_runs_and_says_what_came_of_it(run, names, tmp_path):
     assert "nearest: layers" in err
 
 
-def test_tune_saves_and_predict_reads(run, pictures, tuned):
-    shown = sorted(pictures.rglob("*.png"))[:3]
+def test_tune_saves_and_predict_reads(run, images, tuned):
+    shown = sorted(images.rglob("*.png"))[:3]
     status, out, _ = run("predict", tuned, *shown)
     assert status == 0
     assert len(re.findall(r"digit \d +\d+\.\d %", out)) == 3
 
 
-def test_predictions_as_json(run, pictures, tuned, tmp_path):
-    picture = next(pictures.rglob("*.png"))
-    run("predict", tuned, picture, "--json", tmp_path / "said.json")
+def test_predictions_as_json(run, images, tuned, tmp_path):
+    image = next(images.rglob("*.png"))
+    run("predict", tuned, image, "--json", tmp_path / "said.json")
     (row,) = json.loads((tmp_path / "said.json").read_text())["rows"]
-    assert row["path"] == str(picture)
+    assert row["path"] == str(image)
     assert row["predicted"] == max(row["probabilities"], key=row["probabilities"].get)
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_tune_into_a_folder_in_use_is_refused_and_resume_loads_it(run, pictures, names, tuned):
-    command = ("tune", pictures, "--model", names["wide"], "--out", tuned, *SHORT)
+def test_tune_into_a_folder_in_use_is_refused_and_resume_loads_it(run, images, names, tuned):
+    command = ("tune", images, "--model", names["wide"], "--out", tuned, *SHORT)
     status, _, err = run(*command)
     assert status == 1
     assert "--resume" in err
@@ -149,8 +149,8 @@ def test_tune_into_a_folder_in_use_is_refused_and_resume_loads_it(run, pictures,
     assert "scl" in out
 
 
-def test_tune_compares_methods(run, pictures, names, tmp_path):
-    command = ("tune", pictures, "--model", names["wide"], "--compare", "linear, scl", "--out", tmp_path / "ways")
+def test_tune_compares_methods(run, images, names, tmp_path):
+    command = ("tune", images, "--model", names["wide"], "--compare", "linear, scl", "--out", tmp_path / "ways")
     training = ("--epochs", "2", "--rates", "0.05", "0.01", "--decays", "0.0001", "--json", tmp_path / "rows.json")
     status, out, _ = run(*command, *training)
     assert status == 0
@@ -161,7 +161,7 @@ def test_tune_compares_methods(run, pictures, names, tmp_path):
     assert all(row["validation_low"] <= row["validation_accuracy"] for row in found["rows"])
     following = re.search(r"next: (.*)", out)
     assert following is not None
-    assert run(*shlex.split(following[1])[1:3], next(pictures.rglob("*.png")))[0] == 0
+    assert run(*shlex.split(following[1])[1:3], next(images.rglob("*.png")))[0] == 0
 
 
 def test_methods_to_compare_are_checked_before_anything_is_loaded(run):
@@ -174,8 +174,8 @@ def test_methods_to_compare_are_checked_before_anything_is_loaded(run):
     assert "not allowed with" in err
 
 
-def test_transfer_on_folders(run, pictures, names, tmp_path):
-    command = ("transfer", pictures, "--models", *names.values(), "--out", tmp_path / "run", *SHORT)
+def test_transfer_on_folders(run, images, names, tmp_path):
+    command = ("transfer", images, "--models", *names.values(), "--out", tmp_path / "run", *SHORT)
     status, out, err = run(*command, "--methods", "linear", "scl")
     assert status == 0
     assert "tuning scl" in err  # progress
@@ -184,17 +184,17 @@ def test_transfer_on_folders(run, pictures, names, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_transfer_of_other_pictures_needs_networks(run, pictures):
-    status, _, err = run("transfer", pictures)
+def test_transfer_of_other_images_needs_models(run, images):
+    status, _, err = run("transfer", images)
     assert status == 1
     assert "--models" in err
 
 
-def test_bad_files_stop_it_by_name_or_are_skipped_and_counted(run, pictures, names, tmp_path):
+def test_bad_files_stop_it_by_name_or_are_skipped_and_counted(run, images, names, tmp_path):
     import shutil
 
     root = tmp_path / "with bad"
-    shutil.copytree(pictures, root)
+    shutil.copytree(images, root)
     (root / "digit 5" / "broken.png").write_bytes(b"\x89PNG nothing more")
     status, _, err = run("measure", root, "--model", names["narrow"])
     assert status == 1
@@ -231,32 +231,32 @@ def test_a_json_file_that_can_not_be_written_is_said_before_the_work(run):
     assert "can't be written" in err
 
 
-def test_a_folder_that_can_not_be_written_is_said_in_words(run, pictures, names, tmp_path):
+def test_a_folder_that_can_not_be_written_is_said_in_words(run, images, names, tmp_path):
     (tmp_path / "file").touch()
     for option in (("measure", "--model", "--cache"), ("transfer", "--models", "--out")):
-        status, out, err = run(option[0], pictures, option[1], names["narrow"], option[2], tmp_path / "file" / "x")
+        status, out, err = run(option[0], images, option[1], names["narrow"], option[2], tmp_path / "file" / "x")
         assert status == 1
         assert "file" in err
         assert "Traceback" not in out + err
 
 
-def test_a_list_in_which_nothing_can_be_ranked_fails(run, pictures):
-    status, out, err = run("rank", pictures, "--models", "timm/nope", "local-dir:nowhere")
+def test_a_list_in_which_nothing_can_be_ranked_fails(run, images):
+    status, out, err = run("rank", images, "--models", "timm/nope", "local-dir:nowhere")
     assert status == 1
     assert "✗ nope" in out
-    assert "none of the networks" in err
+    assert "none of the models" in err
 
 
-def test_json_into_a_link_or_a_pipe_leaves_it_what_it_is(run, pictures, names, tmp_path):
+def test_json_into_a_link_or_a_pipe_leaves_it_what_it_is(run, images, names, tmp_path):
     (tmp_path / "rows.json").touch()
     (tmp_path / "link.json").symlink_to(tmp_path / "rows.json")
-    assert run("measure", pictures, "--model", names["narrow"], "--json", tmp_path / "link.json")[0] == 0
+    assert run("measure", images, "--model", names["narrow"], "--json", tmp_path / "link.json")[0] == 0
     assert (tmp_path / "link.json").is_symlink()
     assert json.loads((tmp_path / "rows.json").read_text())["job"] == "measure"
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    assert run("measure", pictures, "--model", names["narrow"], "--json", pipe)[0] == 0
+    assert run("measure", images, "--model", names["narrow"], "--json", pipe)[0] == 0
     os.close(reader)
     assert pipe.is_fifo()
 
@@ -278,7 +278,7 @@ def test_an_interrupt_is_no_traceback(run, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tightframe.sources.images.load_images", interrupted)
+    monkeypatch.setattr("tightframe.data.loading.load_images", interrupted)
     status, _, err = run("measure", "digits", "--model", "x")
     assert status == 130
     assert "run the same command again" in err.replace("\n", "")
@@ -300,11 +300,11 @@ def test_help_does_not_wait_for_pytorch():
     assert said.stdout.splitlines()[-1] == "False"
 
 
-def test_predict_takes_any_picture_format(run, tuned, tmp_path):
+def test_predict_takes_any_image_format(run, tuned, tmp_path):
     for mode, suffix in (("CMYK", "jpg"), ("P", "gif"), ("RGBA", "png"), ("I;16", "png"), ("1", "bmp")):
-        picture = tmp_path / f"{suffix}-{mode.replace(';', '')}.{suffix}"
-        Image.new(mode, (20, 14)).save(picture)
-        assert run("predict", tuned, picture)[0] == 0, mode
+        image = tmp_path / f"{suffix}-{mode.replace(';', '')}.{suffix}"
+        Image.new(mode, (20, 14)).save(image)
+        assert run("predict", tuned, image)[0] == 0, mode
 
 
 def test_help_names_what_the_jobs_know():

@@ -30,8 +30,8 @@ def run(capsys, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures") / "digits here"
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images") / "digits here"
     data = load_images("digits:5-9", shots=8).train
     for index, label in enumerate(data.labels):
         (root / f"digit {data.classes[label]}").mkdir(parents=True, exist_ok=True)
@@ -40,29 +40,29 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tuned(pictures, names, tmp_path_factory):
+def tuned(images, names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "net"
     short = ("--epochs", "2", "--rates", "0.05", "--decays", "0.0001", "--layer", "layer3.0")
-    assert main(["tune", str(pictures), "--model", names["wide"], "--out", str(folder), *short]) == 0
+    assert main(["tune", str(images), "--model", names["wide"], "--out", str(folder), *short]) == 0
     return folder
 
 
-def test_evaluate_judges_what_tune_held_out(run, tuned, pictures, tmp_path):
-    status, out, _ = run("evaluate", tuned, pictures, "--json", tmp_path / "found.json")
+def test_evaluate_judges_what_tune_held_out(run, tuned, images, tmp_path):
+    status, out, _ = run("evaluate", tuned, images, "--json", tmp_path / "found.json")
     assert status == 0
     assert re.search(r"digit 5 .*\n *digit 6 ", out)
     found = json.loads((tmp_path / "found.json").read_text())
     metrics = json.loads((tuned / "tightframe.json").read_text())["metrics"]
-    assert found["rows"][0]["pictures"] == 10
+    assert found["rows"][0]["images"] == 10
     assert found["rows"][0]["accuracy"] == metrics["test_accuracy"]
     assert "surest mistakes" in out
     assert max(map(len, out.split("rows, settings")[0].splitlines())) <= 80
 
 
-def test_evaluate_all_says_what_that_means(run, tuned, pictures):
-    status, out, _ = run("evaluate", tuned, pictures, "--all")
+def test_evaluate_all_says_what_that_means(run, tuned, images):
+    status, out, _ = run("evaluate", tuned, images, "--all")
     assert status == 0
-    assert "all 40 pictures" in out.replace("\n", " ")
+    assert "all 40 images" in out.replace("\n", " ")
 
 
 def test_evaluate_of_other_classes_is_refused(run, tuned):
@@ -71,12 +71,12 @@ def test_evaluate_of_other_classes_is_refused(run, tuned):
     assert "rename" in err
 
 
-def test_merge_refuses_a_skip_connection_and_takes_others(run, tuned, pictures, names, tmp_path):
+def test_merge_refuses_a_skip_connection_and_takes_others(run, tuned, images, names, tmp_path):
     status, _, err = run("merge", tuned, "--out", tmp_path / "plain")
     assert status == 1
     assert "tightframe export" in err.replace("\n", " ")
     short = ("--epochs", "1", "--rates", "0.05", "--decays", "0.0001", "--method", "linear")
-    assert run("tune", pictures, "--model", names["wide"], "--out", tmp_path / "linear", *short)[0] == 0
+    assert run("tune", images, "--model", names["wide"], "--out", tmp_path / "linear", *short)[0] == 0
     status, out, _ = run("merge", tmp_path / "linear", "--out", tmp_path / "plain")
     assert status == 0
     assert "timm.create_model" in out
@@ -84,13 +84,13 @@ def test_merge_refuses_a_skip_connection_and_takes_others(run, tuned, pictures, 
     assert module.pretrained_cfg["label_names"] == [f"digit {digit}" for digit in range(5, 10)]
 
 
-def test_export_writes_a_file_and_says_how_well_it_agrees(run, tuned, pictures, tmp_path):
-    arguments = ("export", tuned, "--onnx", tmp_path / "net.onnx", "--data", pictures)
+def test_export_writes_a_file_and_says_how_well_it_agrees(run, tuned, images, tmp_path):
+    arguments = ("export", tuned, "--onnx", tmp_path / "net.onnx", "--data", images)
     status, out, _ = run(*arguments, "--json", tmp_path / "found.json")
     assert status == 0
     row = json.loads((tmp_path / "found.json").read_text())["rows"][0]
     assert row["difference"] < 1e-5
-    assert row["pictures"] == 10
+    assert row["images"] == 10
     assert "beside PyTorch" in " ".join(out.split())
     assert (tmp_path / "net.onnx").stat().st_size == row["bytes"]
     status, _, err = run("export", tuned, "--onnx", "/nonexistent/net.onnx")
@@ -110,7 +110,7 @@ def test_push_names_where_it_went(run, tuned, monkeypatch):
     status, out, _ = run("push", tuned, "ann/digits", "--private")
     assert status == 0
     assert "https://hub.example/ann/digits?True" in "".join(line.strip() for line in out.splitlines())
-    assert "licence" in out
+    assert "license" in out
     assert run("push", tuned, "nobody")[0] == 1
 
 

@@ -1,4 +1,4 @@
-"""A network of two blocks that counts its passes, and pictures that count how often they are decoded."""
+"""A model of two blocks that counts its passes, and images that count how often they are decoded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tightframe.errors import BadPicture
-from tightframe.protocols import PENULTIMATE, Backbone, Layer, Preprocessing
+from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
+from tightframe.errors import BadImage
 
 
 class Net(nn.Module):
@@ -22,13 +22,13 @@ class Net(nn.Module):
         self.head = nn.Linear(6, 5)
         self.passes = 0
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.passes += 1
-        return self.head(torch.relu(self.second(torch.relu(self.first(pictures)))).mean((2, 3)))
+        return self.head(torch.relu(self.second(torch.relu(self.first(images)))).mean((2, 3)))
 
 
 class Noise:
-    """Labelled pictures of noise; ``bad`` ones can't be decoded."""
+    """Labeled images of noise; ``bad`` ones can't be decoded."""
 
     def __init__(self, count: int, seed: int, bad: tuple[int, ...]):
         self.name, self.classes = "noise/train", ("a", "b", "c")
@@ -44,7 +44,7 @@ class Noise:
     def __getitem__(self, index: int) -> Image.Image:
         self.decoded.append(index)
         if index in self.bad:
-            raise BadPicture(self.identifiers[index], "it is noise")
+            raise BadImage(self.identifiers[index], "it is noise")
         generator = np.random.default_rng((self.seed, index))
         return Image.fromarray(generator.integers(0, 256, (14, 12, 3), dtype=np.uint8))
 
@@ -58,7 +58,7 @@ def noise() -> Callable[..., Noise]:
 
 
 @pytest.fixture
-def network() -> Callable[..., Backbone]:
+def model() -> Callable[..., Backbone]:
     def make(seed: int = 0, crop_pct: float = 1.0, layers: tuple[Layer, ...] = ()) -> Backbone:
         torch.manual_seed(seed)
         return Backbone(

@@ -15,13 +15,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from tightframe.errors import BadPicture, LayerNotFound, SettingsError
+from tightframe.backbone import PENULTIMATE, Backbone, Layer
+from tightframe.errors import BadImage, LayerNotFound, SettingsError
 from tightframe.features import extract as extraction
 from tightframe.features import store as storage
 from tightframe.features.extract import Features, extract
 from tightframe.features.moments import ClassMoments
 from tightframe.features.store import FeatureStore
-from tightframe.protocols import PENULTIMATE, Backbone, Layer
 
 Make = Callable[..., Any]
 LAYERS = ("first", "second", PENULTIMATE)
@@ -32,7 +32,7 @@ def made(net: Backbone, data: Any, **changes: Any) -> Features:
 
 
 def by_hand(net: Backbone, data: Any) -> dict[str, np.ndarray]:
-    """Picture by picture, in order."""
+    """Image by image, in order."""
     module: Any = net.module
     rows: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
     with torch.inference_mode():
@@ -63,9 +63,9 @@ def store(tmp_path: Path) -> FeatureStore:
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
 def test_features_of_every_layer_in_the_order_of_the_data(
-    network: Make, noise: Make, store: FeatureStore, batch_size: int, stored: bool
+    model: Make, noise: Make, store: FeatureStore, batch_size: int, stored: bool
 ) -> None:
-    net, data = network(), noise()
+    net, data = model(), noise()
     found = made(net, data, batch_size=batch_size, store=store if stored else None)
     assert tuple(found) == LAYERS
     assert len(found) == 3
@@ -78,8 +78,8 @@ def test_features_of_every_layer_in_the_order_of_the_data(
 
 
 @pytest.mark.parametrize(("batch_size", "passes"), [(64, 1), (4, 3), (11, 1), (10, 2)])
-def test_one_pass_serves_all_layers(network: Make, noise: Make, batch_size: int, passes: int) -> None:
-    net, data = network(), noise()
+def test_one_pass_serves_all_layers(model: Make, noise: Make, batch_size: int, passes: int) -> None:
+    net, data = model(), noise()
     shown: list[tuple[str, int]] = []
 
     def progress(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
@@ -92,16 +92,16 @@ def test_one_pass_serves_all_layers(network: Make, noise: Make, batch_size: int,
     assert shown == [("net on noise/train", passes)]
 
 
-def test_layers_named_come_in_that_order_and_no_others(network: Make, noise: Make) -> None:
-    net, data = network(), noise()
+def test_layers_named_come_in_that_order_and_no_others(model: Make, noise: Make) -> None:
+    net, data = model(), noise()
     found = made(net, data, layers=[PENULTIMATE, "first"])
     assert_same(found, {layer: made(net, data)[layer] for layer in (PENULTIMATE, "first")})
     with pytest.raises(LayerNotFound, match='no layer "third"'):
         made(net, data, layers=["first", "third"])
 
 
-def test_moments_are_computed_once(network: Make, noise: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = made(network(), noise())
+def test_moments_are_computed_once(model: Make, noise: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = made(model(), noise())
     moments = found.moments("second")
     expected = ClassMoments.from_features(found["second"], found.labels, 3)
     assert torch.equal(moments.scatter, expected.scatter)
@@ -110,19 +110,19 @@ def test_moments_are_computed_once(network: Make, noise: Make, monkeypatch: pyte
     assert found.moments("first") is not moments
 
 
-def test_a_hit_runs_nothing_and_is_the_same_to_the_last_bit(network: Make, noise: Make, store: FeatureStore) -> None:
-    net, data = network(), noise()
+def test_a_hit_runs_nothing_and_is_the_same_to_the_last_bit(model: Make, noise: Make, store: FeatureStore) -> None:
+    net, data = model(), noise()
     before = made(net, data, store=store)
     passes, decoded = net.module.passes, len(data.decoded)
-    again, other_object = made(net, data, store=store, batch_size=5), network()
+    again, other_object = made(net, data, store=store, batch_size=5), model()
     assert_same(again, before)
     assert_same(made(other_object, data, store=FeatureStore(str(store.folder))), before)
     assert (net.module.passes, other_object.module.passes, len(data.decoded)) == (passes, 0, decoded)
     assert again.seconds == before.seconds
 
 
-def test_layers_are_kept_apart(network: Make, noise: Make, store: FeatureStore) -> None:
-    net, data = network(), noise()
+def test_layers_are_kept_apart(model: Make, noise: Make, store: FeatureStore) -> None:
+    net, data = model(), noise()
     before = made(net, data, store=store, layers=["first", "second"])
     passes = net.module.passes
     assert_same(made(net, data, store=store, layers=["second"]), {"second": before["second"]})
@@ -138,19 +138,19 @@ def nudged(net: Backbone) -> Backbone:
 
 
 CHANGES: dict[str, Callable[[Make, Make], tuple[Backbone, Any, dict[str, Any]]]] = {
-    "weights": lambda network, noise: (network(seed=1), noise(), {}),
-    "one weight": lambda network, noise: (nudged(network()), noise(), {}),
-    "crop": lambda network, noise: (network(crop_pct=0.8), noise(), {}),
-    "precision": lambda network, noise: (network(), noise(), {"precision": "bfloat16"}),
-    "pictures": lambda network, noise: (network(), noise(seed=1), {}),
-    "fewer pictures": lambda network, noise: (network(), noise(count=10), {}),
+    "weights": lambda model, noise: (model(seed=1), noise(), {}),
+    "one weight": lambda model, noise: (nudged(model()), noise(), {}),
+    "crop": lambda model, noise: (model(crop_pct=0.8), noise(), {}),
+    "precision": lambda model, noise: (model(), noise(), {"precision": "bfloat16"}),
+    "images": lambda model, noise: (model(), noise(seed=1), {}),
+    "fewer images": lambda model, noise: (model(), noise(count=10), {}),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_anything_else_is_a_miss(network: Make, noise: Make, store: FeatureStore, change: str) -> None:
-    before = made(network(), noise(), store=store)
-    net, data, settings = CHANGES[change](network, noise)
+def test_anything_else_is_a_miss(model: Make, noise: Make, store: FeatureStore, change: str) -> None:
+    before = made(model(), noise(), store=store)
+    net, data, settings = CHANGES[change](model, noise)
     found = made(net, data, store=store, **settings)
     assert net.module.passes == 3
     assert_same(found, made(net, data, **settings))
@@ -158,8 +158,8 @@ def test_anything_else_is_a_miss(network: Make, noise: Make, store: FeatureStore
 
 
 @pytest.mark.parametrize("field", ["mean", "std", "interpolation", "crop_mode", "input_size"])
-def test_every_field_of_the_preprocessing_counts(network: Make, noise: Make, store: FeatureStore, field: str) -> None:
-    net, data = network(), noise()
+def test_every_field_of_the_preprocessing_counts(model: Make, noise: Make, store: FeatureStore, field: str) -> None:
+    net, data = model(), noise()
     made(net, data, store=store)
     value: Any = {"interpolation": "bicubic", "crop_mode": "squash", "input_size": (9, 10)}.get(field, (0.1, 0.2, 0.3))
     other = replace(net, preprocessing=replace(net.preprocessing, **{field: value}))
@@ -177,17 +177,17 @@ class Tokens(nn.Module):
         self.block = nn.Identity()
         self.passes = 0
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         self.passes += 1
-        patches = pictures.flatten(2)[:, :, :7].transpose(1, 2)
+        patches = images.flatten(2)[:, :, :7].transpose(1, 2)
         return self.block(torch.cat([torch.ones_like(patches[:, :1]), patches], 1))
 
 
-def test_another_pooling_is_a_miss(network: Make, noise: Make, store: FeatureStore) -> None:
+def test_another_pooling_is_a_miss(model: Make, noise: Make, store: FeatureStore) -> None:
     layers = (Layer("block", "tokens", 3, 0, 1),)
-    net = replace(network(), module=Tokens(), layers=layers, penultimate=Layer(PENULTIMATE, "tokens", 3, 0, 1))
+    net = replace(model(), module=Tokens(), layers=layers, penultimate=Layer(PENULTIMATE, "tokens", 3, 0, 1))
     net, data = replace(net, head=None), noise()
-    for pool, passes in (("mean", 3), ("cls", 6), ("auto", 6), ("cls", 6)):  # auto is this network's mean
+    for pool, passes in (("mean", 3), ("cls", 6), ("auto", 6), ("cls", 6)):  # auto is this model's mean
         found = made(net, data, store=store, pool=pool)
         assert net.module.passes == passes
         assert found.pool == ("cls" if pool == "cls" else "mean")
@@ -239,8 +239,8 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_entry_is_made_anew(network: Make, noise: Make, store: FeatureStore, damage: str) -> None:
-    net, data = network(), noise()
+def test_a_damaged_entry_is_made_anew(model: Make, noise: Make, store: FeatureStore, damage: str) -> None:
+    net, data = model(), noise()
     expected = made(net, data)
     made(net, data, store=store)
     passes, before = net.module.passes, entries(store)
@@ -254,9 +254,9 @@ def test_a_damaged_entry_is_made_anew(network: Make, noise: Make, store: Feature
 
 
 def test_a_manifest_reads_nothing_outside_its_folder(
-    network: Make, noise: Make, store: FeatureStore, tmp_path: Path
+    model: Make, noise: Make, store: FeatureStore, tmp_path: Path
 ) -> None:
-    net, data = network(), noise()
+    net, data = model(), noise()
     expected = made(net, data, store=store)
     rows = {layer: expected[layer].copy() for layer in expected}
     outside = tmp_path / "outside.safetensors"
@@ -282,20 +282,20 @@ def interrupted(items: Iterable[Any], description: str, total: int) -> Iterator[
 
 @pytest.mark.parametrize("shard_bytes", [1, 2**20])
 def test_an_interrupted_pass_leaves_nothing(
-    network: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch, shard_bytes: int
+    model: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch, shard_bytes: int
 ) -> None:
     monkeypatch.setattr(storage, "SHARD_BYTES", shard_bytes)
-    net = network()
+    net = model()
     with pytest.raises(Interrupted):
         made(net, noise(), store=store, progress=interrupted)
-    with pytest.raises(BadPicture, match="noise10"):
+    with pytest.raises(BadImage, match="noise10"):
         made(net, noise(bad=(10,)), store=store)
     assert entries(store) == []
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in net.module.modules())
 
 
-def test_an_interrupted_pass_leaves_what_was_there(network: Make, noise: Make, store: FeatureStore) -> None:
-    net, data = network(), noise()
+def test_an_interrupted_pass_leaves_what_was_there(model: Make, noise: Make, store: FeatureStore) -> None:
+    net, data = model(), noise()
     before = made(net, data, store=store, layers=["first"])
     with pytest.raises(Interrupted):
         made(net, data, store=store, progress=interrupted)
@@ -306,9 +306,9 @@ def test_an_interrupted_pass_leaves_what_was_there(network: Make, noise: Make, s
 
 
 def test_a_write_that_fails_at_the_end_leaves_whole_entries_only(
-    network: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    model: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, data = network(), noise()
+    net, data = model(), noise()
     replace_, moved = Path.replace, []
 
     def full_disk(self: Path, target: Path) -> Path:
@@ -328,10 +328,10 @@ def test_a_write_that_fails_at_the_end_leaves_whole_entries_only(
 
 
 def test_large_features_are_split_into_shards(
-    network: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    model: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "SHARD_BYTES", 8 * 6 * 4)  # eight rows of the widest layers, two batches
-    net, data = network(), noise()
+    net, data = model(), noise()
     found, expected = made(net, data, store=store), made(net, data)
     assert_same(found, expected)
     rows = {}
@@ -347,10 +347,10 @@ def test_large_features_are_split_into_shards(
 
 
 def test_shards_that_do_not_fit_together_are_made_anew(
-    network: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    model: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "SHARD_BYTES", 1)
-    net, data = network(), noise()
+    net, data = model(), noise()
     made(net, data, store=store)
     for entry in entries(store):
         reshape(entry, 4, 2)
@@ -359,14 +359,14 @@ def test_shards_that_do_not_fit_together_are_made_anew(
 
 @pytest.mark.parametrize(("safe", "chosen"), [(True, "bfloat16"), (False, "float32")])
 def test_auto_precision_is_what_a_trial_shows(
-    network: Make, noise: Make, monkeypatch: pytest.MonkeyPatch, safe: bool, chosen: str
+    model: Make, noise: Make, monkeypatch: pytest.MonkeyPatch, safe: bool, chosen: str
 ) -> None:
     compared: list[Tensor] = []
     monkeypatch.setattr(
         extraction, "likely_precision", lambda _, __, wanted: "bfloat16" if wanted == "auto" else wanted
     )
     monkeypatch.setattr(extraction, "is_safe", lambda *features: compared.extend(features) or safe)
-    net, data = network(), noise(count=40)
+    net, data = model(), noise(count=40)
     found = made(net, data, precision="auto")
     assert found.precision == chosen
     exact, rounded = compared
@@ -377,16 +377,16 @@ def test_auto_precision_is_what_a_trial_shows(
 
 
 def test_auto_precision_without_bfloat16_needs_no_trial(
-    network: Make, noise: Make, monkeypatch: pytest.MonkeyPatch
+    model: Make, noise: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extraction, "likely_precision", lambda module, device, wanted: "float32")
-    net = network()
+    net = model()
     assert made(net, noise(), precision="auto").precision == "float32"
     assert net.module.passes == 3
 
 
-def test_settings_that_cannot_be(network: Make, noise: Make, store: FeatureStore) -> None:
+def test_settings_that_cannot_be(model: Make, noise: Make, store: FeatureStore) -> None:
     for setting, message in (({"device": "gpu"}, "device"), ({"pool": "cls"}, "no class token")):
         with pytest.raises(SettingsError, match=message):
-            made(network(), noise(), store=store, **setting)
+            made(model(), noise(), store=store, **setting)
     assert entries(store) == []

@@ -35,15 +35,15 @@ def test_a_device_that_is_not(name: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
-@pytest.mark.parametrize("network", [PLAIN, DEPTHWISE])
-def test_what_is_asked_for_is_what_is_tried(monkeypatch: pytest.MonkeyPatch, network: nn.Module, wanted: Any) -> None:
+@pytest.mark.parametrize("model", [PLAIN, DEPTHWISE])
+def test_what_is_asked_for_is_what_is_tried(monkeypatch: pytest.MonkeyPatch, model: nn.Module, wanted: Any) -> None:
     for able in (True, False):
         monkeypatch.setattr(module, "_cpu_multiplies_bfloat16", lambda able=able: able)
-        assert likely_precision(network, CPU, wanted) == wanted
+        assert likely_precision(model, CPU, wanted) == wanted
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512", "network", "expected"),
+    ("amx", "avx512", "model", "expected"),
     [
         (True, False, PLAIN, "bfloat16"),
         (False, True, PLAIN, "bfloat16"),
@@ -52,11 +52,11 @@ def test_what_is_asked_for_is_what_is_tried(monkeypatch: pytest.MonkeyPatch, net
     ],
 )
 def test_auto_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, network: nn.Module, expected: str
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, model: nn.Module, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
-    assert likely_precision(network, CPU, "auto") == expected
+    assert likely_precision(model, CPU, "auto") == expected
 
 
 def test_auto_where_torch_does_not_say_what_the_cpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_overflow_is_not_safe(broken: float) -> None:
     assert not is_safe(torch.full((16, 8), broken), torch.full((16, 8), broken))
 
 
-def test_a_network_runs_in_the_precision_named() -> None:
+def test_a_model_runs_in_the_precision_named() -> None:
     layer = nn.Linear(3, 3)
     for name, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with autocast(CPU, name):
@@ -108,8 +108,8 @@ def test_a_network_runs_in_the_precision_named() -> None:
 
 
 def test_on_device_lays_out_convolutions_channels_last_in_place() -> None:
-    network = nn.Conv2d(4, 4, 3)
-    weight = network.weight.detach().clone()
-    assert on_device(network, CPU) is network
-    assert network.weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(network.weight, weight)
+    model = nn.Conv2d(4, 4, 3)
+    weight = model.weight.detach().clone()
+    assert on_device(model, CPU) is model
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(model.weight, weight)

@@ -1,4 +1,4 @@
-"""Features read inside networks, against the same networks taken apart by hand."""
+"""Features read inside models, against the same models taken apart by hand."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.features.taps import pooled, pooling_of, submodule, tapped
-from tightframe.protocols import PENULTIMATE, Backbone, Layer, Preprocessing
 
-PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 WANTS = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
 
 
@@ -93,7 +93,7 @@ def convnext() -> Backbone:
     return backbone(module, layers, Layer(PENULTIMATE, "vector", 10, 0), "head.fc")
 
 
-NETWORKS: dict[str, Callable[[], Backbone]] = {
+MODELS: dict[str, Callable[[], Backbone]] = {
     "resnet": resnet,
     "class token": transformer,
     "mean token": lambda: transformer(class_token=False, global_pool="avg"),
@@ -103,14 +103,14 @@ NETWORKS: dict[str, Callable[[], Backbone]] = {
 }
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_penultimate_features_are_what_the_head_sees(kind: str) -> None:
     torch.manual_seed(0)
-    net = NETWORKS[kind]()
+    net = MODELS[kind]()
     module: Any = net.module
     with torch.inference_mode(), tapped(net, [PENULTIMATE, *(layer.name for layer in net.layers)]) as read:
-        logits = module(PICTURES)
-        features = module.forward_head(module.forward_features(PICTURES), pre_logits=True)
+        logits = module(IMAGES)
+        features = module.forward_head(module.forward_features(IMAGES), pre_logits=True)
     torch.testing.assert_close(read[PENULTIMATE], features)
     torch.testing.assert_close(module.get_submodule(net.head)(read[PENULTIMATE]), logits)
     assert {name: values.shape for name, values in read.items()} == {
@@ -122,8 +122,8 @@ def test_blocks_of_a_resnet_by_hand() -> None:
     net = resnet()
     module: Any = net.module
     with torch.inference_mode(), tapped(net, ["layer1.0", "layer4.0", PENULTIMATE]) as read:
-        module(PICTURES)
-        first = module.layer1(module.maxpool(module.act1(module.bn1(module.conv1(PICTURES)))))
+        module(IMAGES)
+        first = module.layer1(module.maxpool(module.act1(module.bn1(module.conv1(IMAGES)))))
     torch.testing.assert_close(read["layer1.0"], first.mean((2, 3)))
     torch.testing.assert_close(read["layer4.0"], read[PENULTIMATE])  # the head averages the last block
 
@@ -133,8 +133,8 @@ def test_blocks_of_a_transformer_by_hand(pool: Any, expected: str) -> None:
     net = transformer(reg_tokens=2)
     module: Any = net.module
     with torch.inference_mode(), tapped(net, ["blocks.1"], pool) as read:
-        module(PICTURES)
-        tokens = module.norm_pre(module._pos_embed(module.patch_embed(PICTURES)))
+        module(IMAGES)
+        tokens = module.norm_pre(module._pos_embed(module.patch_embed(IMAGES)))
         tokens = module.blocks[1](module.blocks[0](tokens))
     assert tokens.shape == (2, 3 + 16, 12)
     torch.testing.assert_close(read["blocks.1"], tokens[:, 0] if expected == "cls" else tokens[:, 3:].mean(1))
@@ -152,29 +152,29 @@ def test_layers_that_work_in_place_do_not_change_what_was_read_before_them(layer
     assert (read[layer.name] < 0).any()
 
 
-def test_a_network_without_a_head_is_read_at_its_output() -> None:
+def test_a_model_without_a_head_is_read_at_its_output() -> None:
     module = nn.Conv2d(3, 4, 3)
     net = backbone(module, [], Layer(PENULTIMATE, "map", 4, 0))
     with torch.inference_mode(), tapped(net, [PENULTIMATE]) as read:
-        output = module(PICTURES)
+        output = module(IMAGES)
     torch.testing.assert_close(read[PENULTIMATE], output.mean((2, 3)))
 
 
 def test_every_pass_replaces_what_was_read() -> None:
     net = resnet()
     with torch.inference_mode(), tapped(net, ["layer1.0"]) as read:
-        net.module(PICTURES)
+        net.module(IMAGES)
         first = read["layer1.0"]
-        net.module(PICTURES[:1] + 1)
+        net.module(IMAGES[:1] + 1)
     assert (first.shape, read["layer1.0"].shape) == ((2, 8), (1, 8))
 
 
-def test_a_copy_of_the_network_can_be_listened_to() -> None:
+def test_a_copy_of_the_model_can_be_listened_to() -> None:
     net, copy = resnet(), resnet().module
     with torch.inference_mode(), tapped(net, ["layer1.0"], module=copy) as read:
-        net.module(PICTURES)
+        net.module(IMAGES)
         assert read == {}
-        copy(PICTURES)
+        copy(IMAGES)
     assert set(read) == {"layer1.0"}
 
 
@@ -182,7 +182,7 @@ def test_gradients_flow_through_what_is_read() -> None:
     net = resnet()
     net.module.requires_grad_(True)
     with tapped(net, [PENULTIMATE]) as read:
-        net.module(PICTURES)
+        net.module(IMAGES)
         read[PENULTIMATE].sum().backward()
     assert net.module.get_parameter("conv1.weight").grad is not None
 
@@ -198,7 +198,7 @@ def test_hooks_are_gone_afterwards_whatever_happens() -> None:
     with pytest.raises(LayerNotFound), tapped(net, ["layer1.0", PENULTIMATE, "layer9.0"]):
         raise AssertionError("not reached")
     assert hooks(net.module) == 0
-    net.module(PICTURES)
+    net.module(IMAGES)
     assert read == {}
 
 

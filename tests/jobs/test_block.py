@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tightframe import extract, load_backbone, load_images
+from tightframe.decide.layers import Reading, recommend_layer
 from tightframe.jobs import block as racing
 from tightframe.jobs.block import Trial, candidates, choose_block, readings
 from tightframe.jobs.plan import Plan
-from tightframe.metrics.choice import Reading, recommend_layer
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import CannotCut
 from tightframe.tuning.recipe import Recipe
@@ -61,10 +61,10 @@ def test_a_block_that_helps_wins(data, wide, method, monkeypatch):
     """All but one candidate diverge."""
     fitted = racing.fit
 
-    def fit(network, inputs, split, recipe, **options):
-        if network.network.layer != "layer2.0":
+    def fit(model, inputs, split, recipe, **options):
+        if model.model.layer != "layer2.0":
             raise racing.Diverged("no")
-        return fitted(network, inputs, split, recipe, **options)
+        return fitted(model, inputs, split, recipe, **options)
 
     monkeypatch.setattr(racing, "candidates", lambda *_: ["layer1.0", "layer2.0", "layer3.0"])
     monkeypatch.setattr(racing, "fit", fit)
@@ -73,7 +73,7 @@ def test_a_block_that_helps_wins(data, wide, method, monkeypatch):
     assert [np.isfinite(row["validation_loss"]) for row in rows] == [False, True, False]
 
 
-@pytest.mark.parametrize("why", ["cut", "budget", "pictures", "diverged"])
+@pytest.mark.parametrize("why", ["cut", "budget", "images", "diverged"])
 def test_without_a_race_the_most_collapsed_small_block_is_taken(data, wide, why, monkeypatch):
     features = extract(wide, data.train)
     usual = recommend_layer(*readings(wide, features))
@@ -81,7 +81,7 @@ def test_without_a_race_the_most_collapsed_small_block_is_taken(data, wide, why,
     trial = replace(TRIAL, plan=replace(PLAN, cache_gb=1e-9 if why == "budget" else 1.0))
     if why == "cut":
         monkeypatch.setattr(racing, "inputs_of", lambda *_, **__: (_ for _ in ()).throw(CannotCut("no")))
-    if why == "pictures":
+    if why == "images":
         monkeypatch.setattr(racing, "stratified", lambda labels, *_: (np.arange(len(labels)), np.arange(0)))
     if why == "diverged":
         monkeypatch.setattr(racing, "fit", lambda *_, **__: (_ for _ in ()).throw(racing.Diverged("no")))

@@ -1,4 +1,4 @@
-"""Several methods, one table: judged on pictures held out from training, resumable, and one failure ends nothing."""
+"""Several methods, one table: judged on images held out from training, resumable, and one failure ends nothing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tightframe import Plan, compare, load_backbone, load_images, load_tuned, tune
-from tightframe.errors import BadPicture, LayerNotFound, ModelError, SettingsError
+from tightframe.data.selection import Subset, stratified
+from tightframe.errors import BadImage, LayerNotFound, ModelError, SettingsError
 from tightframe.jobs.compare import verdict
-from tightframe.metrics.probes import interval
-from tightframe.sources.selection import Subset, stratified
+from tightframe.probes.results import interval
 from tightframe.tuning.methods import METHODS
 
-SMALL = f"{Path(__file__).with_name('small_network.py')}:make"
+SMALL = f"{Path(__file__).with_name('small_model.py')}:make"
 PLAN = Plan(epochs=3, search_epochs=2, rates=(1.0, 0.3), decays=(1e-4,), batch_size=8)
 NAMES = ("linear", "layer", "scl", "full")
 
@@ -39,7 +39,7 @@ def finished(data, small, tmp_path_factory):
 
 @pytest.fixture
 def broken(monkeypatch):
-    """A method that no network can be tuned by."""
+    """A method that no model can be tuned by."""
 
     def owns(base, layer):
         raise ModelError("nothing here can be tuned so")
@@ -92,7 +92,7 @@ def test_the_method_to_use_is_named_and_comes_next(finished):
     assert compared.result.following == [compared.tuned[compared.best].predict_command(folder / compared.best)]
 
 
-def test_test_pictures_choose_nothing(data, small, finished, tmp_path):
+def test_test_images_choose_nothing(data, small, finished, tmp_path):
     compared, _ = finished
     again = compare(dataclasses.replace(data, test=None), small, NAMES, plan=PLAN, out=tmp_path / "run")
     assert "test_accuracy" not in again.rows[0]
@@ -112,7 +112,7 @@ def test_of_methods_alike_the_smallest_is_used():
     rows = [row("full", 92, 9000), row("scl", 90, 500), row("linear", 60, 50)]
     best, told = verdict(rows, 100)
     assert best == "scl"
-    assert told.startswith("full validates best: 92.0 % of 100 training pictures held out; intervals overlap with scl,")
+    assert told.startswith("full validates best: 92.0 % of 100 training images held out; intervals overlap with scl,")
     assert "linear" not in told
 
 
@@ -179,12 +179,12 @@ def test_if_all_fail_it_fails(data, small, broken, tmp_path):
         compare(data, small, [broken], plan=PLAN, out=tmp_path / "run")
 
 
-def test_pictures_that_can_not_be_read_end_it(data, small, tmp_path, monkeypatch):
+def test_images_that_can_not_be_read_end_it(data, small, tmp_path, monkeypatch):
     def bad(*arguments, **options):
-        raise BadPicture("a.png", "cut short")
+        raise BadImage("a.png", "cut short")
 
     monkeypatch.setattr("tightframe.jobs.compare.tune", bad)
-    with pytest.raises(BadPicture, match="--skip-bad"):
+    with pytest.raises(BadImage, match="--skip-bad"):
         compare(data, small, ["linear", "full"], plan=PLAN, out=tmp_path / "run")
 
 

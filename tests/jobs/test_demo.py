@@ -1,4 +1,4 @@
-"""The demo's own networks: really pre-trained, and better at digits they have not seen than an untrained twin."""
+"""The demo's own models: really pre-trained, and better at digits they have not seen than an untrained twin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tightframe.jobs import demo
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory):
+def models(tmp_path_factory):
     short = dataclasses.replace(demo.PRETRAINING, epochs=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "PRETRAINING", short)
@@ -19,16 +19,16 @@ def networks(tmp_path_factory):
         yield folder, demo.candidates(folder)
 
 
-def test_pretraining_on_some_digits_helps_on_the_others(networks):
-    _, candidates = networks
+def test_pretraining_on_some_digits_helps_on_the_others(models):
+    _, candidates = models
     result = rank(demo.downstream(), candidates)
-    assert [row["network"] for row in result.rows][-1] == "digits_resnet (untrained)"
+    assert [row["model"] for row in result.rows][-1] == "digits_resnet (untrained)"
     assert result.rows[0]["probe_accuracy"] > result.rows[-1]["probe_accuracy"] + 0.1
     assert result.rows[0]["nc1"] < result.rows[-1]["nc1"]
 
 
-def test_they_are_made_once_and_are_plain_networks(networks):
-    folder, (first, *_) = networks
+def test_they_are_made_once_and_are_plain_models(models):
+    folder, (first, *_) = models
     weights = (folder / "digits_resnet" / "model.safetensors").stat().st_mtime_ns
     demo.candidates(folder)
     assert (folder / "digits_resnet" / "model.safetensors").stat().st_mtime_ns == weights

@@ -1,4 +1,4 @@
-"""The scikit-learn estimator: scikit-learn's own checks where they apply, and what is particular to pictures."""
+"""The scikit-learn estimator: scikit-learn's own checks where they apply, and what is particular to images."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sklearn.utils.estimator_checks import check_estimator_cloneable, estimator_
 from sklearn.utils.validation import validate_data
 
 from tightframe import TransferClassifier, load_images
-from tightframe.errors import BadPicture, ModelError, SavedError, SettingsError, TightframeError
+from tightframe.errors import BadImage, ModelError, SavedError, SettingsError, TightframeError
 from tightframe.jobs.estimator import UnusableInput
 
-SMALL = f"{Path(__file__).with_name('small_network.py')}:make"
+SMALL = f"{Path(__file__).with_name('small_model.py')}:make"
 QUICK = {"epochs": 2, "rates": (0.05,), "decays": (1e-4,)}
 
 
 class Drawn(TransferClassifier):
-    """Rows of numbers, which scikit-learn's checks are made of, drawn as pictures of 8 × 8 greys."""
+    """Rows of numbers, which scikit-learn's checks are made of, drawn as images of 8 × 8 grays."""
 
     def fit(self, X, y):
         return super().fit(drawn(validate_data(self, X)), y)
@@ -44,16 +44,14 @@ class Drawn(TransferClassifier):
 
 
 def drawn(rows):
-    grey = (255 / (1 + np.exp(-rows / 2))).round().astype(np.uint8)
-    filled = np.tile(grey, (1, -(-64 // grey.shape[1])))[:, :64].reshape(-1, 8, 8)
+    gray = (255 / (1 + np.exp(-rows / 2))).round().astype(np.uint8)
+    filled = np.tile(gray, (1, -(-64 // gray.shape[1])))[:, :64].reshape(-1, 8, 8)
     return np.repeat(filled[..., None], 3, axis=3)
 
 
-TABLES = (
-    "about the columns of a table: number, type, order in memory, sparse, NaN or 1-d; pictures have their own tests"
-)
+TABLES = "about the columns of a table: number, type, order in memory, sparse, NaN or 1-d; images have their own tests"
 WEIGHTS = "about sample weights, which fit does not take"
-NOT_FOR_PICTURES = {
+NOT_FOR_IMAGES = {
     "check_n_features_in": TABLES,
     "check_n_features_in_after_fitting": TABLES,
     "check_estimators_dtypes": TABLES,
@@ -88,7 +86,7 @@ CHECKS = list(estimator_checks_generator(DRAWN))
 
 @pytest.mark.parametrize(
     ("estimator", "check"),
-    [pair for pair in CHECKS if name_of(pair[1]) not in NOT_FOR_PICTURES],
+    [pair for pair in CHECKS if name_of(pair[1]) not in NOT_FOR_IMAGES],
     ids=lambda part: name_of(part) if callable(part) else "",
 )
 def test_scikit_learns_checks(estimator, check):
@@ -96,7 +94,7 @@ def test_scikit_learns_checks(estimator, check):
 
 
 def test_checks_left_out_are_checks_that_there_are():
-    assert set(NOT_FOR_PICTURES) <= {name_of(check) for _, check in CHECKS}
+    assert set(NOT_FOR_IMAGES) <= {name_of(check) for _, check in CHECKS}
     check_estimator_cloneable("TransferClassifier", TransferClassifier())
 
 
@@ -159,10 +157,10 @@ def test_cross_validation_and_grid_search(paths, words, arrays):
     assert grid.predict(arrays[:4]).shape == (4,)
 
 
-def test_a_pickle_has_no_weights_of_the_base_network(fitted, arrays, network_folders):
+def test_a_pickle_has_no_weights_of_the_base_model(fitted, arrays, model_folders):
     content = pickle.dumps(fitted)
-    base = load_file(network_folders["wide"] / "model.safetensors")
-    trained = fitted.tuned_.network.changed_state()
+    base = load_file(model_folders["wide"] / "model.safetensors")
+    trained = fitted.tuned_.model.changed_state()
     for name, tensor in base.items():
         if tensor.is_floating_point() and tensor.unique().numel() > 8:
             inside = tensor.numpy().tobytes() in content
@@ -176,8 +174,8 @@ def test_a_pickle_has_no_weights_of_the_base_network(fitted, arrays, network_fol
     np.testing.assert_array_equal(copy.deepcopy(fitted).predict(arrays), fitted.predict(arrays))
 
 
-def test_an_unpickled_one_takes_its_own_base_network_only(fitted, arrays, words, names, network_folders, tmp_path):
-    moving = shutil.copytree(network_folders["wide"], tmp_path / "net")
+def test_an_unpickled_one_takes_its_own_base_model_only(fitted, arrays, words, names, model_folders, tmp_path):
+    moving = shutil.copytree(model_folders["wide"], tmp_path / "net")
     content = pickle.dumps(clone(fitted).set_params(backbone=f"local-dir:{moving}", epochs=1).fit(arrays, words))
     shutil.rmtree(moving)
     again = pickle.loads(content)
@@ -221,7 +219,7 @@ def test_nothing_is_checked_before_fit(arrays, words):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "says"),
+    ("images", "says"),
     [
         (np.zeros((4, 8, 8, 3)), "array of float64"),
         (np.zeros((4, 8, 8), np.uint8), "height, width, 3"),
@@ -230,15 +228,15 @@ def test_nothing_is_checked_before_fit(arrays, words):
         ([1, 2, 3, 4], "X holds a int"),
         (np.arange(4.0), "X holds a float64"),
         ("one.png", "give a list"),
-        ([], "X holds 0 pictures"),
-        (np.zeros((0, 8, 8, 3), np.uint8), "X holds 0 pictures"),
+        ([], "X holds 0 images"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "X holds 0 images"),
         (7, "X holds a int"),
     ],
     ids=str,
 )
-def test_pictures_that_can_not_be_used(pictures, says):
+def test_images_that_can_not_be_used(images, says):
     with pytest.raises(UnusableInput, match=says):
-        TransferClassifier(SMALL).fit(pictures, ["a", "b", "a", "b"])
+        TransferClassifier(SMALL).fit(images, ["a", "b", "a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -246,7 +244,7 @@ def test_pictures_that_can_not_be_used(pictures, says):
     [
         (None, "y is None"),
         ([0.5, 1.5, 2.25, 3.0], "can't be labels"),
-        ([0, 1, 0], "X has 4 pictures and y 3 labels"),
+        ([0, 1, 0], "X has 4 images and y 3 labels"),
         ([1, 1, 1, 1], "y has 1 class"),
         ([[0, 1], [1, 0], [0, 1], [1, 1]], "can't be labels"),
         ([0.0, 1.0, np.nan, 1.0], "can't be labels"),
@@ -260,9 +258,9 @@ def test_labels_that_can_not_be_used(labels, says):
     assert issubclass(UnusableInput, TightframeError)
 
 
-def test_a_file_that_is_no_picture_is_named(fitted, tmp_path):
+def test_a_file_that_is_no_image_is_named(fitted, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"nothing")
-    with pytest.raises(BadPicture, match=r"bad\.png"):
+    with pytest.raises(BadImage, match=r"bad\.png"):
         fitted.predict([tmp_path / "bad.png"])
 
 

@@ -1,4 +1,4 @@
-"""Few-shot evaluation from pictures: the episodes of ``metrics.episodes`` on the features of all pictures."""
+"""Few-shot evaluation from images: the episodes of ``metrics.episodes`` on the features of all images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from tightframe import ClassMoments, FeatureStore, extract, fewshot, load_backbone, load_images, measure
+from tightframe.data.class_lists import class_list
+from tightframe.data.selection import Subset, of_classes
 from tightframe.errors import DataError, MeasureError, SettingsError
-from tightframe.metrics.episodes import accuracies, draw, mean_and_margin
-from tightframe.sources.class_lists import class_list
-from tightframe.sources.selection import Subset, of_classes
+from tightframe.probes.episodes import accuracies, draw, mean_and_margin
 
 SMALL = {"ways": 3, "shots": (1, 4), "episodes": 30, "queries": 5}
 
@@ -47,13 +47,13 @@ def test_rows_are_what_episodes_come_to(found, pool):
     assert next(rows, None) is None
 
 
-def test_collapse_is_that_of_all_pictures(found, data, backbone, pool):
+def test_collapse_is_that_of_all_images(found, data, backbone, pool):
     alone = measure(data.train, backbone).rows[-1]
     assert found.rows[0]["nc1"] != alone["nc1"]
     whole = fewshot(data.train, backbone, **SMALL).rows[0]
     assert whole["nc1"] == pytest.approx(alone["nc1"])
     assert whole["nc1_corrected"] == pytest.approx(alone["nc1_corrected"])
-    assert ClassMoments.from_features(pool[1], pool[0], 6).samples == found.settings["pictures"]
+    assert ClassMoments.from_features(pool[1], pool[0], 6).samples == found.settings["images"]
 
 
 def test_a_bound_stands_where_collapse_can_not_be_told(backbone):
@@ -71,19 +71,17 @@ def test_the_seed_decides(found, data, backbone):
 def test_classes_by_name(data, backbone):
     named = fewshot(data, backbone, **SMALL, classes=["5", "7", "9", "8"])
     assert named.settings["classes"] == ["5", "7", "8", "9"]
-    assert named.settings["pictures"] == sum(
-        np.isin(part.labels, [1, 3, 4, 5]).sum() for part in (data.train, data.test)
-    )
+    assert named.settings["images"] == sum(np.isin(part.labels, [1, 3, 4, 5]).sum() for part in (data.train, data.test))
     with pytest.raises(DataError, match=r"lacks 2 of 3 classes: 10, ten"):
         fewshot(data, backbone, **SMALL, classes=["ten", "5", "10"])
 
 
-def test_classes_with_too_few_pictures_are_left_out_and_named(data, backbone):
+def test_classes_with_too_few_images_are_left_out_and_named(data, backbone):
     small = data.train.labels.tolist().index(2)
     kept = np.flatnonzero((data.train.labels != 2) | (np.arange(len(data.train)) == small))
     fewer = fewshot(Subset(data.train, kept), backbone, **SMALL)
-    assert "1 of 6 classes have fewer than 9 pictures and are in no episode: 6" in fewer.notes
-    with pytest.raises(MeasureError, match=r"0 of 6 classes have the 104 pictures that 4 shots and 100 queries take"):
+    assert "1 of 6 classes have fewer than 9 images and are in no episode: 6" in fewer.notes
+    with pytest.raises(MeasureError, match=r"0 of 6 classes have the 104 images that 4 shots and 100 queries take"):
         fewshot(data, backbone, **SMALL | {"queries": 100})
 
 
@@ -93,12 +91,12 @@ def test_shots_out_of_range(data, backbone, shots):
         fewshot(data, backbone, **SMALL | {"shots": shots})
 
 
-def test_settings_are_checked_before_any_picture_is_read(data, backbone):
-    def no_pictures(*arguments):
-        raise AssertionError("pictures were read")
+def test_settings_are_checked_before_any_image_is_read(data, backbone):
+    def no_images(*arguments):
+        raise AssertionError("images were read")
 
     with pytest.raises(SettingsError, match="ways must be 2 or more"):
-        fewshot(data, backbone, **SMALL | {"ways": 1}, progress=no_pictures)
+        fewshot(data, backbone, **SMALL | {"ways": 1}, progress=no_images)
 
 
 def test_features_that_measure_kept_are_used_and_progress_is_told(data, backbone, tmp_path, found):
@@ -117,7 +115,7 @@ def test_features_that_measure_kept_are_used_and_progress_is_told(data, backbone
     ]
 
 
-def test_a_real_network_on_a_published_split(shared, zoo):
+def test_a_real_model_on_a_published_split(shared, zoo):
     data = load_images(shared / "data" / "cifar100")
     backbone = load_backbone(f"{zoo}resnet20_cifar10")
     classes = class_list("cifar-fs:test")
@@ -136,6 +134,6 @@ def test_a_real_network_on_a_published_split(shared, zoo):
 
 
 def _pool(backbone, parts):
-    """Labels and features of all pictures in ``parts``, in their order."""
+    """Labels and features of all images in ``parts``, in their order."""
     features = [extract(backbone, part, layers=["penultimate"])["penultimate"] for part in parts]
     return np.concatenate([part.labels for part in parts]), np.concatenate(features)

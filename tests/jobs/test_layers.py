@@ -1,4 +1,4 @@
-"""Probes at every layer agree with their own functions; test pictures recommend nothing."""
+"""Probes at every layer agree with their own functions; test images recommend nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from tightframe import extract, layers, load_backbone, load_images
 from tightframe.errors import MeasureError
 from tightframe.jobs.layers import JUDGES, recommended
-from tightframe.metrics.discriminant import nearest_centre
-from tightframe.metrics.neighbours import neighbours_predict
+from tightframe.probes.discriminant import nearest_center
+from tightframe.probes.knn import neighbors_predict
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +42,15 @@ def test_every_layer_has_every_probe(found, backbone):
 def test_probes_are_those_of_their_functions(found, data, backbone):
     train, test = extract(backbone, data.train), extract(backbone, data.test)
     row = found.rows[-1]
-    head = nearest_centre(train.moments("penultimate"))
-    assert row["centre_train"] == head.accuracy(train["penultimate"], train.labels)
-    assert row["centre_test"] == head.accuracy(test["penultimate"], test.labels)
-    said = neighbours_predict(train["penultimate"], train.labels, test["penultimate"], 5).numpy()
+    head = nearest_center(train.moments("penultimate"))
+    assert row["center_train"] == head.accuracy(train["penultimate"], train.labels)
+    assert row["center_test"] == head.accuracy(test["penultimate"], test.labels)
+    said = neighbors_predict(train["penultimate"], train.labels, test["penultimate"], 5).numpy()
     assert row["knn_test"] == (said == test.labels).mean()
     assert row["knn_per_class"][2] == (said[test.labels == 2] == 2).mean()
 
 
-def test_the_test_pictures_recommend_nothing(found, data, backbone):
+def test_the_test_images_recommend_nothing(found, data, backbone):
     blind = layers(dataclasses.replace(data, test=None), backbone)
     assert [row["recommended"] for row in blind.rows] == [row["recommended"] for row in found.rows]
     assert blind.notes == found.notes

@@ -29,7 +29,7 @@ def test_a_row_for_every_block_and_the_penultimate_features(data, names):
         assert row["probe_low"] <= row["probe_accuracy"] <= row["probe_high"]
 
 
-def test_the_network_runs_over_the_training_pictures_once(data, names):
+def test_the_model_runs_over_the_training_images_once(data, names):
     backbone = load_backbone(names["wide"])
     seen = []
     backbone.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
@@ -57,7 +57,7 @@ def test_notes_read_the_numbers(data, names):
     assert lowest["layer"] in notes[0] or "where the head sees them" in notes[0]
 
 
-def test_one_picture_a_class_can_not_be_measured(names):
+def test_one_image_a_class_can_not_be_measured(names):
     with pytest.raises(MeasureError):
         measure(load_images("digits:5-9", shots=1), load_backbone(names["wide"]))
 
@@ -85,7 +85,7 @@ def test_intervals_follow_the_weighting(data, names):
         assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
 
 
-def test_the_command_suggested_next_loads_the_same_network(data, names):
+def test_the_command_suggested_next_loads_the_same_model(data, names):
     backbone = load_backbone(names["wide"], input_size=24, layers=["layer2.0"])
     following = measure(data, backbone).following[0]
     assert following == f"tightframe tune DATA --model {names['wide']} --layers layer2.0 --input-size 24 --out DIR"

@@ -1,4 +1,4 @@
-"""Pre-training: what it leaves is a network for every command; stopped, it goes on to the same."""
+"""Pre-training: what it leaves is a model for every command; stopped, it goes on to the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tightframe.files import write_tensors
 from tightframe.jobs.pretrain import _collapse, _reading
 from tightframe.metrics.collapse import Head
 from tightframe.pretraining.losses import LOSSES
-from tightframe.pretraining.network import PretrainedNetwork
+from tightframe.pretraining.model import PretrainedModel
 from tightframe.tuning.loop import Diverged
 
 HOW = Pretraining("cifar_resnet8", augment=0.0, epochs=2, rate=0.05, batch_size=32)
@@ -34,7 +34,7 @@ def trained(data, tmp_path_factory):
     return folder, pretrain(data, folder, dataclasses.replace(HOW, epochs=8, batch_size=16), precision="float32")
 
 
-def test_it_learns_and_what_it_leaves_is_a_network(trained, data):
+def test_it_learns_and_what_it_leaves_is_a_model(trained, data):
     folder, found = trained
     assert found.rows[-1]["train_accuracy"] > found.rows[0]["train_accuracy"] + 0.2
     assert found.rows[-1]["test_accuracy"] > 0.5
@@ -59,7 +59,7 @@ def test_others_may_read_what_it_leaves(trained):
     assert len(modes) == 1
 
 
-def test_pictures_are_standardised_by_the_training_pictures(trained, data):
+def test_images_are_standardised_by_the_training_images(trained, data):
     folder, _ = trained
     wants = load_backbone(f"local-dir:{folder}").preprocessing
     pixels = np.stack([np.asarray(wants.pixels(data.train[i])) for i in range(len(data.train))]) / 255
@@ -154,12 +154,12 @@ def test_the_terminal_phase_begins_where_it_lasts():
 
 def test_weights_that_share_memory_can_be_written(data, tmp_path):
     tied = {"channels": (8, 16, 32)}
-    network = PretrainedNetwork("cifar_resnet8", 2, LOSSES["mse"], 0, tied, 0)
-    network.base.extra = network.base.conv1
-    write_tensors(tmp_path / "all.safetensors", network.weights("fc"))
+    model = PretrainedModel("cifar_resnet8", 2, LOSSES["mse"], 0, tied, 0)
+    model.base.extra = model.base.conv1
+    write_tensors(tmp_path / "all.safetensors", model.weights("fc"))
     assert "extra.weight" in load_file(tmp_path / "all.safetensors")
 
 
-def test_an_unknown_architecture_is_told_its_neighbours(data, tmp_path):
+def test_an_unknown_architecture_is_told_its_neighbors(data, tmp_path):
     with pytest.raises(ModelError, match="cifar_resnet20"):
         pretrain(data, tmp_path / "net", dataclasses.replace(HOW, arch="cifar_resnet21"))

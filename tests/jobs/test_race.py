@@ -1,4 +1,4 @@
-"""Racing: pictures go to those that can still win, nobody sees a picture twice, and time is kept."""
+"""Racing: images go to those that can still win, nobody sees an image twice, and time is kept."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tightframe import load_backbone, load_images, rank
+from tightframe.data.selection import Subset
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features
 from tightframe.jobs import race as racing
 from tightframe.jobs.race import STAYING, Contender, race
-from tightframe.sources.selection import Subset
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def data():
 
 
 class Runner:
-    """A network of known strength: right on a share of the pictures that grows by ``gain`` with each doubling."""
+    """A model of known strength: right on a share of the images that grows by ``gain`` with each doubling."""
 
     def __init__(self, strength, gain=0.0):
         self.strength, self.gain, self.parameters, self.seen = strength, gain, 1000, []
@@ -33,13 +33,13 @@ def field(runners):
 
 @pytest.fixture
 def track(data, monkeypatch):
-    """Runners in place of networks: what they have seen is noted down."""
+    """Runners in place of models: what they have seen is noted down."""
 
-    def run(runner, pictures, layers, **running):
+    def run(runner, images, layers, **running):
         assert layers == ["penultimate"]
-        runner.seen.append(pictures.indices)
-        rows = pictures.indices[:, None].astype(np.float32)
-        return Features({"penultimate": lambda: rows}, pictures, precision="float32", pool="auto", seconds=0.0)
+        runner.seen.append(images.indices)
+        rows = images.indices[:, None].astype(np.float32)
+        return Features({"penultimate": lambda: rows}, images, precision="float32", pool="auto", seconds=0.0)
 
     def judge(runner, features):
         luck = np.random.default_rng(0).permutation(len(data.train))[features["penultimate"][:, 0].astype(int)]
@@ -50,7 +50,7 @@ def track(data, monkeypatch):
     return lambda runners, minutes=60.0: race(field(runners), data.train, judge, minutes, 0, {})
 
 
-def test_the_best_wins_with_a_third_of_the_passes_and_no_picture_is_seen_twice(track, data):
+def test_the_best_wins_with_a_third_of_the_passes_and_no_image_is_seen_twice(track, data):
     runners = {f"n{place}": Runner(0.9 - 0.03 * place) for place in range(12)}
     finalists = track(runners)
     assert finalists[0].name == "n0"
@@ -64,7 +64,7 @@ def test_the_best_wins_with_a_third_of_the_passes_and_no_picture_is_seen_twice(t
     assert len(np.concatenate(runners["n0"].seen)) == len(data.train)
 
 
-def test_equals_are_told_apart_by_all_pictures_only(track, data):
+def test_equals_are_told_apart_by_all_images_only(track, data):
     runners = {"a": Runner(0.8), "b": Runner(0.8), "c": Runner(0.2)}
     finalists = track(runners)
     assert {c.name for c in finalists} <= {"a", "b"}
@@ -72,7 +72,7 @@ def test_equals_are_told_apart_by_all_pictures_only(track, data):
     assert len(np.concatenate(runners["a"].seen)) == len(data.train)
 
 
-def test_one_that_gains_by_pictures_is_not_given_up_early(track):
+def test_one_that_gains_by_images_is_not_given_up_early(track):
     """Behind by nine points at first, ahead by three in the end."""
     finalists = track({"early": Runner(0.80), "late": Runner(0.71, gain=0.03), "poor": Runner(0.3)})
     assert finalists[0].name == "late"
@@ -85,7 +85,7 @@ def test_without_time_the_race_ends_after_its_first_round(track, data):
     assert {len(runner.seen) for runner in runners.values()} == {1}
 
 
-def test_features_are_put_back_into_the_order_of_the_pictures(track, data):
+def test_features_are_put_back_into_the_order_of_the_images(track, data):
     runners = {"a": Runner(0.8), "b": Runner(0.8)}
     winner = track(runners)[0]
     features = winner.features(data.train)
@@ -93,33 +93,33 @@ def test_features_are_put_back_into_the_order_of_the_pictures(track, data):
     np.testing.assert_array_equal(features.labels, data.train.labels)
 
 
-def test_a_race_of_networks_ends_in_rows_like_those_of_a_ranking(data, names, tmp_path):
+def test_a_race_of_models_ends_in_rows_like_those_of_a_ranking(data, names, tmp_path):
     builder = tmp_path / "mine.py"
     builder.write_text("def broken():\n    raise RuntimeError('no such disk')\n")
     models = [names["narrow"], f"{builder}:broken", names["wide"]]
     result = rank(data, models, budget=5.0)
-    plain = {row["network"]: row for row in rank(data, [names["narrow"], names["wide"]]).rows}
-    assert [row["network"] for row in result.rows][-1] == "broken"
+    plain = {row["model"]: row for row in rank(data, [names["narrow"], names["wide"]]).rows}
+    assert [row["model"] for row in result.rows][-1] == "broken"
     assert "no such disk" in result.rows[-1]["error"]
     for row in result.rows[:-1]:
-        assert 0 < row["pictures_seen"] <= len(data.train)
-        if row["pictures_seen"] == len(data.train):
+        assert 0 < row["images_seen"] <= len(data.train)
+        if row["images_seen"] == len(data.train):
             for name in ("nc1", "probe_accuracy", "logme"):
-                assert row[name] == pytest.approx(plain[row["network"]][name], rel=1e-3)
+                assert row[name] == pytest.approx(plain[row["model"]][name], rel=1e-3)
     assert "forward passes in place of" in " ".join(result.notes)
     assert "test_accuracy" not in result.rows[0]
 
 
-def test_the_winner_is_that_of_the_whole_ranking_and_each_picture_runs_once(data, names):
+def test_the_winner_is_that_of_the_whole_ranking_and_each_image_runs_once(data, names):
     wide = load_backbone(names["wide"])
     seen = []
     wide.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     result = rank(data, [wide, names["narrow"]], budget=5.0, precision="float32")
-    assert sum(n for n in seen if n > 1) == {row["network"]: row for row in result.rows}["wide"]["pictures_seen"]
-    assert result.rows[0]["network"] == rank(data, list(names.values())).rows[0]["network"]
+    assert sum(n for n in seen if n > 1) == {row["model"]: row for row in result.rows}["wide"]["images_seen"]
+    assert result.rows[0]["model"] == rank(data, list(names.values())).rows[0]["model"]
 
 
-def test_what_is_wrong_with_the_pictures_ends_the_race(data, names):
+def test_what_is_wrong_with_the_images_ends_the_race(data, names):
     class Unreadable(Subset):
         def __getitem__(self, index):
             raise DataError("disk gone")

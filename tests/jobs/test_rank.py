@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from tightframe import extract, load_backbone, load_images, rank, transferability
+from tightframe.data.selection import Subset
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.store import FeatureStore
 from tightframe.jobs.rank import EXPECTED, ordered, orders, quality
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.neighbours import neighbours_accuracy
-from tightframe.metrics.ridge import cross_validated_ridge
-from tightframe.metrics.scores import h_score, logme
 from tightframe.metrics.summary import collapse_metrics
-from tightframe.sources.selection import Subset
+from tightframe.probes.knn import neighbors_accuracy
+from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.scores.from_moments import h_score, logme
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +47,17 @@ def test_best_first_by_any_score(data, names, by):
     assert values == sorted(values, reverse=orders()[by])
 
 
-def test_a_network_that_fails_is_a_row_at_the_end_and_the_rest_goes_on(data, names, tmp_path):
+def test_a_model_that_fails_is_a_row_at_the_end_and_the_rest_goes_on(data, names, tmp_path):
     builder = tmp_path / "mine.py"
     builder.write_text("def broken():\n    raise RuntimeError('no such disk')\n")
     result = rank(data, [f"{builder}:broken", names["narrow"], "timm/resnett18"])
-    assert [row["network"] for row in result.rows] == ["narrow", "broken", "resnett18"]
+    assert [row["model"] for row in result.rows] == ["narrow", "broken", "resnett18"]
     assert "no such disk" in result.rows[1]["error"]
     assert "resnet18" in result.rows[2]["error"]
     assert "narrow" in result.following[0]
 
 
-def test_a_network_that_fails_while_running_is_a_row_too(data, names):
+def test_a_model_that_fails_while_running_is_a_row_too(data, names):
     backbone = load_backbone(names["wide"])
 
     def overflow(module, inputs, output):
@@ -65,11 +65,11 @@ def test_a_network_that_fails_while_running_is_a_row_too(data, names):
 
     backbone.module.layer2.register_forward_hook(overflow)
     result = rank(data, [backbone, names["narrow"]])
-    assert result.rows[0]["network"] == "narrow"
+    assert result.rows[0]["model"] == "narrow"
     assert "NaN" in result.rows[1]["error"]
 
 
-def test_what_is_wrong_with_the_pictures_is_said_at_once(data, names, tmp_path):
+def test_what_is_wrong_with_the_images_is_said_at_once(data, names, tmp_path):
     one_each = dataclasses.replace(data, train=Subset(data.train, np.unique(data.train.labels, return_index=True)[1]))
     rows = rank(one_each, [names["wide"]]).rows
     assert "two samples of a class" in rows[0]["error"]
@@ -88,7 +88,7 @@ def test_settings_that_make_no_sense(data, models, by, says):
         rank(data, models, by=by)
 
 
-def test_the_test_pictures_decide_nothing(data, names):
+def test_the_test_images_decide_nothing(data, names):
     def told(result):
         return [{k: v for k, v in row.items() if k not in ("seconds", "test_accuracy")} for row in result.rows]
 
@@ -97,16 +97,16 @@ def test_the_test_pictures_decide_nothing(data, names):
     assert "test_accuracy" not in rank(blind, [names["wide"]]).rows[0]
 
 
-def test_ties_are_found_on_the_same_pictures():
+def test_ties_are_found_on_the_same_images():
     def row(name, right):
         correct = dict.fromkeys(("ridge", "lda", "knn"), right)
-        return {"network": name, "probe_accuracy": float(np.mean(right)), "correct": correct, "parameters": 10}
+        return {"model": name, "probe_accuracy": float(np.mean(right)), "correct": correct, "parameters": 10}
 
     best = [1] * 90 + [0] * 10
-    nearly = [1] * 88 + [0] * 12  # differs on two pictures: 2 % ± 1.4 %
+    nearly = [1] * 88 + [0] * 12  # differs on two images: 2 % ± 1.4 %
     worse = [1] * 60 + [0] * 40
     rows = ordered([row("worse", worse), row("nearly", nearly), row("best", best), {"error": "no"}], "probe_accuracy")
-    assert [(r.get("network"), r.get("tied")) for r in rows] == [
+    assert [(r.get("model"), r.get("tied")) for r in rows] == [
         ("best", False),
         ("nearly", True),
         ("worse", False),
@@ -116,7 +116,7 @@ def test_ties_are_found_on_the_same_pictures():
 
 def test_features_kept_in_a_store_are_used_again(data, names, tmp_path, monkeypatch):
     first = rank(data, [names["wide"]], store=FeatureStore(tmp_path), precision="float32")
-    monkeypatch.setattr("tightframe.features.pixels.Pixels.batches", None)  # running the network would fail
+    monkeypatch.setattr("tightframe.features.pixels.Pixels.batches", None)  # running the model would fail
     second = rank(data, [names["wide"]], store=FeatureStore(tmp_path), precision="float32")
     assert second.rows[0] | {"seconds": 0} == first.rows[0] | {"seconds": 0}
 
@@ -127,7 +127,7 @@ def test_the_result_is_json_that_any_parser_reads(data, names, tmp_path):
     assert read["job"] == "rank"
     assert len(read["rows"]) == 2
     assert {"torch", "timm", "tightframe"} <= set(read["versions"])
-    assert read["settings"]["pictures"] == 60
+    assert read["settings"]["images"] == 60
 
 
 def test_the_source_head_and_the_baselines_are_there(data, names):
@@ -137,15 +137,15 @@ def test_the_source_head_and_the_baselines_are_there(data, names):
     source = torch.from_numpy(read["output"]).double().softmax(1)
     expected = transferability(read["penultimate"], read.labels, source=source)
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3)
-    assert row["knn_accuracy"] == neighbours_accuracy(read["penultimate"], read.labels, 5).accuracy
-    assert row["multiply_adds"] == backbone.multiply_adds > 0
+    assert row["knn_accuracy"] == neighbors_accuracy(read["penultimate"], read.labels, 5).accuracy
+    assert row["macs"] == backbone.macs > 0
     assert row["source_accuracy"] is None
     assert 0 <= row["expected_low"] <= row["expected_accuracy"] <= row["expected_high"] <= 1
-    assert row["chance_best"] == 1
+    assert row["p_best"] == 1
 
 
 ROWS = [
-    {"network": name, "expected_accuracy": value, "nc1": -value, "test_accuracy": accuracy}
+    {"model": name, "expected_accuracy": value, "nc1": -value, "test_accuracy": accuracy}
     for name, value, accuracy in [("a", 0.9, 0.8), ("b", 0.7, 0.9), ("c", 0.5, 0.3), ("d", 0.3, 0.1)]
 ]
 
@@ -155,19 +155,19 @@ def test_quality_of_every_column_against_what_is_known():
     assert by_probe["nc1"]["tau"] == by_probe["expected_accuracy"]["tau"] == pytest.approx(4 / 6)
     assert by_probe["nc1"]["regret"] == pytest.approx(0.1)
     told = {row["score"]: row for row in quality(ROWS, {"a": 0.9, "b": 0.8, "c": 0.7})}
-    assert (told["nc1"]["networks"], told["nc1"]["tau"]) == (3, pytest.approx(1))
-    with pytest.raises(SettingsError, match="three networks or more"):
+    assert (told["nc1"]["models"], told["nc1"]["tau"]) == (3, pytest.approx(1))
+    with pytest.raises(SettingsError, match="three models or more"):
         quality(ROWS, {"a": 0.9})
 
 
 def test_truth_from_a_file(data, names, tmp_path):
     truth = tmp_path / "truth.csv"
-    truth.write_text("network,accuracy\nwide,0.9\nnarrow,0.4\n")
-    with pytest.raises(SettingsError, match="three networks"):
+    truth.write_text("model,accuracy\nwide,0.9\nnarrow,0.4\n")
+    with pytest.raises(SettingsError, match="three models"):
         rank(data, list(names.values()), truth=str(truth))
-    for content in ("model,accuracy\nwide,1\n", "network,accuracy\nwide,good\n"):
+    for content in ("model,accuracy\nwide,1\n", "model,accuracy\nwide,good\n"):
         truth.write_text(content)
-        with pytest.raises(SettingsError, match="network,accuracy"):
+        with pytest.raises(SettingsError, match="model,accuracy"):
             rank(data, [names["wide"]], truth=str(truth))
-    with pytest.raises(SettingsError, match="truth probe needs test pictures"):
+    with pytest.raises(SettingsError, match="truth probe needs test images"):
         rank(dataclasses.replace(data, test=None), [names["wide"]], truth="probe")

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tightframe import Plan, load_backbone, load_images, tune
+from tightframe.data.selection import Subset, stratified
 from tightframe.errors import SettingsError
 from tightframe.jobs.training import best, overfitting
-from tightframe.sources.selection import Subset, stratified
 from tightframe.tuning.loop import Diverged
 from tightframe.tuning.recipe import Recipe
 
-NETWORK = f"{Path(__file__).parent / 'small_network.py'}:make"
+MODEL = f"{Path(__file__).parent / 'small_model.py'}:make"
 PLAN = Plan(epochs=4, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3), batch_size=8)
 
 
@@ -28,11 +28,11 @@ def data():
 
 @pytest.fixture(scope="module")
 def small():
-    return load_backbone(NETWORK)
+    return load_backbone(MODEL)
 
 
 def phases(tuned):
-    return [(row["phase"], row["start_rate"], row["decay"]) for row in tuned.history if "start_rate" in row]
+    return [(row["phase"], row["initial_lr"], row["decay"]) for row in tuned.history if "initial_lr" in row]
 
 
 def test_a_probe_tries_the_whole_grid_at_once_and_the_rest_one_choice_after_the_other(data, small):
@@ -51,23 +51,23 @@ def test_views_change_training_and_are_the_same_again(data, small, method, layer
     plan = replace(PLAN, rates=(0.05,), decays=(1e-4,), augment=augment, views=3)
     plain = tune(data, small, method=method, layer=layer, plan=replace(plan, augment="none"))
     found, again = (tune(data, small, method=method, layer=layer, plan=plan) for _ in range(2))
-    for name, tensor in found.network.changed_state().items():
-        assert torch.equal(tensor, again.network.changed_state()[name]), name
-    assert not torch.equal(found.network.head.weight, plain.network.head.weight)
+    for name, tensor in found.model.changed_state().items():
+        assert torch.equal(tensor, again.model.changed_state()[name]), name
+    assert not torch.equal(found.model.head.weight, plain.model.head.weight)
 
 
 @pytest.mark.parametrize("augment", ["none", "crop"])
-def test_kept_views_train_as_the_whole_network_does(data, small, augment):
-    """With as many views kept as there are, what is kept and what is run each time are the same pictures."""
+def test_kept_views_train_as_the_whole_model_does(data, small, augment):
+    """With as many views kept as there are, what is kept and what is run each time are the same images."""
     plan = replace(PLAN, rates=(0.05,), decays=(1e-4,), augment=augment, views=2)
     kept = tune(data, small, layer="1", plan=plan)
     if augment == "none":
         whole = tune(data, small, layer="1", plan=replace(plan, cache_gb=0.0))
-        torch.testing.assert_close(kept.network.head.weight, whole.network.head.weight, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(kept.model.head.weight, whole.model.head.weight, rtol=1e-2, atol=1e-3)
     assert kept.history[-1]["train_loss"] < np.log(5)
 
 
-def test_with_patience_pictures_are_held_out_to_the_end(data, small):
+def test_with_patience_images_are_held_out_to_the_end(data, small):
     plan = replace(PLAN, rates=(2.0,), decays=(1e-4,), epochs=40, patience=2)
     tuned = tune(data, small, method="linear", plan=plan)
     losses = [row["validation_loss"] for row in tuned.history if row["phase"] == "final"]
@@ -80,7 +80,7 @@ def test_with_patience_pictures_are_held_out_to_the_end(data, small):
     assert len(kept) + len(held_out) == len(data.train)
 
 
-def test_little_time_tries_fewer_rates_and_trains_less_but_gives_a_network(data, small, tmp_path):
+def test_little_time_tries_fewer_rates_and_trains_less_but_gives_a_model(data, small, tmp_path):
     plan = replace(PLAN, epochs=5000, search_epochs=200, rates=(0.05, 0.02, 0.01), minutes=0.05)
     tuned = tune(data, small, layer="1", plan=plan, out=tmp_path / "a")
     assert tuned.metrics["seconds"] < 60 * 0.05 * 3
@@ -95,10 +95,10 @@ def test_without_a_search_an_epoch_tells_how_many_there_is_time_for(data, small)
     assert 1 <= tuned.metrics["epochs"] < 5000
     enough = tune(data, small, layer="1", plan=replace(plan, epochs=3, minutes=10.0))
     unlimited = tune(data, small, layer="1", plan=replace(plan, epochs=3, minutes=None))
-    assert torch.equal(enough.network.head.weight, unlimited.network.head.weight)
+    assert torch.equal(enough.model.head.weight, unlimited.model.head.weight)
 
 
-def test_a_warm_start_has_not_seen_the_pictures_that_judge_it(data, small, monkeypatch):
+def test_a_warm_start_has_not_seen_the_images_that_judge_it(data, small, monkeypatch):
     seen = []
     import tightframe.jobs.start as job
 
@@ -130,18 +130,18 @@ def test_every_trial_of_a_probe_starts_where_training_does(data, small, monkeypa
     assert norm > 1 if start == "probe" else norm == 0
 
 
-def test_a_probe_is_fitted_to_a_picture_of_each_class_or_none(small):
+def test_a_probe_is_fitted_to_an_image_of_each_class_or_none(small):
     data = load_images("digits:5-9", shots=2, test_share=0.2)
     tuned = tune(data, small, layer="1", plan=replace(PLAN, start="probe"))
     assert tuned.metrics["test_accuracy"] >= 0
     some = replace(data, train=Subset(data.train, np.flatnonzero(data.train.labels < 3)))
     tuned = tune(some, small, layer="1", plan=replace(PLAN, start="probe"))
-    assert all(torch.isfinite(tensor).all() for tensor in tuned.network.changed_state().values())
+    assert all(torch.isfinite(tensor).all() for tensor in tuned.model.changed_state().values())
 
 
-def test_patience_that_holds_pictures_out_is_not_told_that_there_are_none(data, small):
+def test_patience_that_holds_images_out_is_not_told_that_there_are_none(data, small):
     plan = replace(PLAN, rates=(0.01,), decays=(1e-4,), patience=1)
-    assert not [note for note in tune(data, small, layer="1", plan=plan).notes if "too few pictures" in note]
+    assert not [note for note in tune(data, small, layer="1", plan=plan).notes if "too few images" in note]
 
 
 @pytest.mark.parametrize("broken", [1, 2])
@@ -150,8 +150,8 @@ def test_training_that_falls_apart_is_done_again_at_a_lower_rate(data, small, mo
 
     fitted = job.fit
 
-    def breaking(network, inputs, split, recipe, **options):
-        found = fitted(network, inputs, split, recipe, **options)
+    def breaking(model, inputs, split, recipe, **options):
+        found = fitted(model, inputs, split, recipe, **options)
         if not len(split.validation) and recipe.rate in sorted(PLAN.rates)[-broken:]:
             found[-1]["train_accuracy"] = 0.0
         return found
@@ -182,23 +182,23 @@ def test_overfitting_is_named_and_only_where_it_is_sure():
     assert "lowest in epoch 2 of 3" in rise
     assert "1.6 times" in rise
     assert overfitting(rows(0.9, [0.85], [0.5]), 200, "") == []
-    assert overfitting(rows(1.0, [0.6], [0.5]), 5, "") == []  # five pictures say little
+    assert overfitting(rows(1.0, [0.6], [0.5]), 5, "") == []  # five images say little
     assert overfitting([], 5, "") == []
     assert overfitting(rows(1.0, [None], [None]), 5, "") == []
 
 
-def test_a_network_that_learns_by_heart_is_told_of(data, small):
+def test_a_model_that_learns_by_heart_is_told_of(data, small):
     labels = np.random.default_rng(0).permutation(data.train.labels)  # nothing to learn but by heart
-    shuffled = replace(data, train=_Relabelled(data.train, labels))
+    shuffled = replace(data, train=_Relabeled(data.train, labels))
     plan = Plan(epochs=60, search_epochs=60, rates=(0.1, 0.05), decays=(1e-4,), batch_size=8)
     assert any("overfits" in note for note in tune(shuffled, small, method="full", plan=plan).notes)
 
 
-class _Relabelled:
+class _Relabeled:
     def __init__(self, data, labels):
         self.data, self.labels = data, labels
         self.name, self.classes, self.identifiers = data.name, data.classes, data.identifiers
-        self.fingerprint = "relabelled"
+        self.fingerprint = "relabeled"
 
     def __len__(self):
         return len(self.data)

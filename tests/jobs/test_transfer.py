@@ -53,8 +53,8 @@ def test_everything_is_there_at_the_end(data, finished):
     assert sum(row["chosen"] for row in finished.layers) == 1
     chosen = next(row["layer"] for row in finished.layers if row["chosen"])
     assert {row["layer"] for row in finished.methods} == {None, chosen}
-    assert finished.ranking.rows[0]["network"] == finished.tuned.backbone.name
-    assert finished.tuned.network.method.name == "scl"
+    assert finished.ranking.rows[0]["model"] == finished.tuned.backbone.name
+    assert finished.tuned.model.method.name == "scl"
     report = (finished.folder / "report.html").read_text()
     assert all(cls in report for cls in data.classes)
     assert {path.name for path in finished.folder.iterdir()} == {
@@ -76,7 +76,7 @@ def test_the_report_opens_in_a_browser_that_reaches_nothing(browser, finished):
     assert page.locator(".plot svg").count() >= 6
     headings = page.locator("section h2").all_inner_texts()
     assert headings == [
-        "Which network",
+        "Which model",
         "Which layer",
         "How it trained",
         "How to tune it",
@@ -93,10 +93,10 @@ def test_what_was_saved_predicts_as_it_was_judged(data, finished):
         logits, features = tuned.logits_and_features(data.test)
         assert (logits.argmax(1).numpy() == data.test.labels).mean() == row["test_accuracy"]
         assert row["test_low"] <= row["test_accuracy"] <= row["test_high"]
-        assert features.shape[1] == tuned.network.neck.width
+        assert features.shape[1] == tuned.model.neck.width
 
 
-def test_samples_are_told_as_the_network_sees_them(data, finished):
+def test_samples_are_told_as_the_model_sees_them(data, finished):
     probabilities = finished.tuned.probabilities(data.test)
     assert len({row["index"] for row in finished.samples}) == len(finished.samples) > 3
     for row in finished.samples:
@@ -141,9 +141,9 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finishe
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system can't kill a process outright")
 def test_killed_outright_it_goes_on_to_the_same_result(names, tmp_path):
     def command(folder):
-        pictures = ["digits:5-9", "--shots", "6", "--test-share", "0.2", "--models", *names.values()]
+        images = ["digits:5-9", "--shots", "6", "--test-share", "0.2", "--models", *names.values()]
         training = ["--epochs", "3", "--rates", "0.05", "--decays", "1e-4", "--out", str(folder)]
-        return [sys.executable, "-m", "tightframe", "transfer", *pictures, *training]
+        return [sys.executable, "-m", "tightframe", "transfer", *images, *training]
 
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     subprocess.run(command(tmp_path / "whole"), check=True, **quiet)
@@ -170,12 +170,12 @@ def test_a_folder_is_one_runs_own(data, names, finished, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "do not lose me"
 
 
-def test_no_network_that_can_be_used(data, tmp_path):
-    with pytest.raises(ModelError, match="none of the networks"):
+def test_no_model_that_can_be_used(data, tmp_path):
+    with pytest.raises(ModelError, match="none of the models"):
         transfer(data, ["timm/nope", "local-dir:nowhere"], out=tmp_path / "run", plan=PLAN)
 
 
-def test_without_test_pictures_there_is_a_report_all_the_same(names, tmp_path):
+def test_without_test_images_there_is_a_report_all_the_same(names, tmp_path):
     data = load_images("digits:5-9", shots=6, test_share=0.0)
     run = transfer(data, [names["narrow"]], out=tmp_path / "run", plan=PLAN, methods=["linear"])
     assert run.samples == []
@@ -186,11 +186,11 @@ def test_without_test_pictures_there_is_a_report_all_the_same(names, tmp_path):
 def test_a_named_layer_and_chosen_methods(data, names, tmp_path):
     run = transfer(data, [names["wide"]], out=tmp_path / "run", plan=PLAN, methods=["layer", "layer"], layer="layer2.0")
     assert [(row["method"], row["layer"]) for row in run.methods] == [("layer", "layer2.0")]
-    assert run.tuned.network.method.name == "layer"
+    assert run.tuned.model.method.name == "layer"
     np.testing.assert_array_equal([row["chosen"] for row in run.layers], [False, True, False, False, False])
 
 
-def test_of_two_networks_of_one_name_the_winner_is_tuned(data, names, tmp_path):
+def test_of_two_models_of_one_name_the_winner_is_tuned(data, names, tmp_path):
     first, second = (dataclasses.replace(load_backbone(names[name]), name="net") for name in ("wide", "narrow"))
     for models in ([first, second], [second, first]):
         run = transfer(data, models, out=tmp_path / models[0].fingerprint, plan=PLAN, methods=["linear"])

@@ -1,4 +1,4 @@
-"""Tuning: better than chance, chosen on validation pictures only, judged once, resumable, never overwriting."""
+"""Tuning: better than chance, chosen on validation images only, judged once, resumable, never overwriting."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tightframe import Plan, load_backbone, load_images, tune
+from tightframe.data.selection import Subset
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.jobs.tune import choose_layer
-from tightframe.sources.selection import Subset
 from tightframe.tuning.loop import Diverged
 from tightframe.tuning.methods import METHODS
 
@@ -36,7 +36,7 @@ def finished(data, wide, tmp_path_factory):
 
 
 def weights(tuned):
-    return {name: tensor.clone() for name, tensor in tuned.network.changed_state().items()}
+    return {name: tensor.clone() for name, tensor in tuned.model.changed_state().items()}
 
 
 def same(first, second):
@@ -47,10 +47,10 @@ def untimed(row):
     return {key: value for key, value in row.items() if key != "seconds"}
 
 
-def test_a_pretrained_network_learns_new_classes(tmp_path, data, monkeypatch):
+def test_a_pretrained_model_learns_new_classes(tmp_path, data, monkeypatch):
     from tightframe.jobs import demo
 
-    monkeypatch.setattr(demo, "NETWORKS", {"narrow": (4, 8, 16, 16)})
+    monkeypatch.setattr(demo, "MODELS", {"narrow": (4, 8, 16, 16)})
     backbone = load_backbone(demo.candidates(tmp_path)[0])
     for method in ("linear", "layer", "scl", "full"):
         accuracy = tune(data, backbone, method=method, plan=Plan(epochs=8, rates=(0.02,), decays=(1e-4,))).metrics
@@ -65,7 +65,7 @@ def test_metrics_are_what_they_say(data, finished):
     assert metrics["test_accuracy"] == float((logits.argmax(1).numpy() == data.test.labels).mean())
     assert metrics["test_low"] < metrics["test_accuracy"] < metrics["test_high"]
     assert metrics["share"] == metrics["parameters"] / metrics["all_parameters"]
-    assert metrics["parameters"] == sum(p.numel() for p in tuned.network.parameters() if p.requires_grad)
+    assert metrics["parameters"] == sum(p.numel() for p in tuned.model.parameters() if p.requires_grad)
     assert metrics["nc1"] > 0
     assert metrics["rate"] in PLAN.rates
     assert metrics["decay"] in PLAN.decays
@@ -75,7 +75,7 @@ def test_metrics_are_what_they_say(data, finished):
 def test_rates_are_tried_first_then_decays_at_the_best_of_them(finished):
     tuned, _ = finished
     search = [row for row in tuned.history if row["phase"] == "search"]
-    last = {(row["start_rate"], row["decay"]): row for row in search if row["epoch"] == PLAN.search_epochs}
+    last = {(row["initial_lr"], row["decay"]): row for row in search if row["epoch"] == PLAN.search_epochs}
     assert len(search) == PLAN.search_epochs * 3
     assert set(last) == {(0.05, 1e-4), (0.01, 1e-4), (tuned.metrics["rate"], 1e-3)}
 
@@ -88,7 +88,7 @@ def test_rates_are_tried_first_then_decays_at_the_best_of_them(finished):
     assert {row["validation_accuracy"] for row in final} == {None}
 
 
-def test_test_pictures_decide_nothing(data, wide, finished):
+def test_test_images_decide_nothing(data, wide, finished):
     blind = dataclasses.replace(data, test=None)
     tuned = tune(blind, wide, plan=PLAN)
     assert same(weights(tuned), weights(finished[0]))
@@ -98,7 +98,7 @@ def test_test_pictures_decide_nothing(data, wide, finished):
 def test_auto_is_the_block_that_won_the_race(data, wide, finished):
     trials = [row for row in finished[0].history if row["phase"] == "block"]
     chosen, rows = choose_layer(data, wide, METHODS["scl"], PLAN, {})
-    assert finished[0].network.layer == chosen
+    assert finished[0].model.layer == chosen
     assert trials == rows
 
 
@@ -134,7 +134,7 @@ def test_nothing_is_overwritten(data, wide, finished, tmp_path):
     assert (folder / "tuned.safetensors").read_bytes() == before
 
 
-def test_too_few_pictures_to_choose_with_is_said(data, wide):
+def test_too_few_images_to_choose_with_is_said(data, wide):
     two = np.concatenate([np.flatnonzero(data.train.labels == k)[:1] for k in range(5)])
     few = dataclasses.replace(data, train=Subset(data.train, two))
     tuned = tune(few, wide, method="full", plan=PLAN)
@@ -142,7 +142,7 @@ def test_too_few_pictures_to_choose_with_is_said(data, wide):
     assert {row["phase"] for row in tuned.history} == {"final"}
 
 
-def test_pictures_left_out_are_counted_in_the_notes(data, wide):
+def test_images_left_out_are_counted_in_the_notes(data, wide):
     skipped = dataclasses.replace(data, skipped=("a.jpg: empty", "b.jpg: empty"))
     plan = Plan(epochs=1, rates=(0.05,), decays=(0.0,))
     assert tune(skipped, wide, method="linear", plan=plan).notes == ["2 files were left out; the first: a.jpg: empty"]
@@ -179,7 +179,7 @@ def test_names_that_are_not_there(data, wide):
         tune(data, wide, layer="layer7", plan=PLAN)
 
 
-def test_choices_by_kind_of_network(wide):
+def test_choices_by_kind_of_model(wide):
     rates, decays = Plan().choices(wide.module)
     assert {0.05} <= set(rates)
     assert decays == (1e-4, 5e-4)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tightframe import Plan, load_backbone, load_images, load_tuned, tune
+from tightframe.data.selection import Subset
 from tightframe.errors import ModelError, SavedError, SettingsError
-from tightframe.sources.selection import Subset
 from tightframe.tuning.loop import Diverged
 
 PLAN = Plan(epochs=2, rates=(0.05,), decays=(1e-4,))
@@ -29,7 +29,7 @@ def narrow(names):
 
 
 def weights(tuned):
-    return tuned.network.changed_state()
+    return tuned.model.changed_state()
 
 
 def same(first, second):
@@ -101,7 +101,7 @@ def test_resuming_in_a_folder_of_the_users_own_touches_nothing(data, narrow, tmp
     ]
 
 
-def test_without_room_for_what_goes_into_the_block_the_whole_network_is_trained(data, narrow, monkeypatch):
+def test_without_room_for_what_goes_into_the_block_the_whole_model_is_trained(data, narrow, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -111,7 +111,7 @@ def test_without_room_for_what_goes_into_the_block_the_whole_network_is_trained(
 
 
 def test_a_block_chosen_among_others_is_not_taken_for_this_one(data, names, narrow, tmp_path):
-    chosen = tune(data, narrow, method="layer", plan=PLAN, out=tmp_path / "out").network.layer
+    chosen = tune(data, narrow, method="layer", plan=PLAN, out=tmp_path / "out").model.layer
     others = [block.name for block in narrow.layers if block.name != chosen]
     with pytest.raises(SettingsError, match="other settings"):
         tune(
@@ -124,7 +124,7 @@ def test_a_block_chosen_among_others_is_not_taken_for_this_one(data, names, narr
         )
 
 
-def test_other_test_pictures_give_the_same_network(data, narrow):
+def test_other_test_images_give_the_same_model(data, narrow):
     assert data.test is not None
     swapped = dataclasses.replace(data, test=Subset(data.test, np.arange(7)))
     plan = dataclasses.replace(PLAN, rates=(0.05, 0.01))

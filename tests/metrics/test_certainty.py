@@ -17,7 +17,7 @@ from tightframe.metrics.correction import corrected
 from tightframe.metrics.denoising import Spread
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.population import Population, wishart
-from tightframe.metrics.scores import h_score_shrunk, logme
+from tightframe.scores.from_moments import h_score_shrunk, logme
 
 BALANCED, IMBALANCED = (64, (20,) * 5), (48, (2, 3, 5, 8, 12, 20, 30, 40))
 FEWER = (96, (6,) * 8)
@@ -96,8 +96,8 @@ def test_corrected_intervals_hold_the_value_of_the_population() -> None:
 def population_values(classes: int) -> dict[str, float]:
     """From their definitions."""
     means, variances = class_means(BALANCED, classes), scales(BALANCED[0]) ** 2
-    within, centred = np.diag(variances), means - means.mean(0)
-    between = centred.T @ centred / len(means)
+    within, centerd = np.diag(variances), means - means.mean(0)
+    between = centerd.T @ centerd / len(means)
     apart = [((a - b) ** 2).sum() for i, a in enumerate(means) for b in means[:i]]
     return {
         "nc1": float(np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / len(means)),
@@ -132,8 +132,8 @@ def test_intervals_over_classes_are_wider_and_hold_the_mean_over_classes() -> No
         folds = drawn((32, (15,) * 8), 0, classes=classes)
         made.append(intervals(folds, COLLAPSE, over="classes"))
     assert all(coverage([one[metric] for one in made]) >= 0.86 for metric in COLLAPSE)
-    pictures = collapse_intervals(folds, ("cdnv",))["cdnv"]
-    assert made[-1]["cdnv"].high / made[-1]["cdnv"].low > 1.1 * pictures.high / pictures.low
+    images = collapse_intervals(folds, ("cdnv",))["cdnv"]
+    assert made[-1]["cdnv"].high / made[-1]["cdnv"].low > 1.1 * images.high / images.low
 
 
 def test_the_jackknife_over_classes_of_a_mean_is_the_standard_error_of_a_mean() -> None:

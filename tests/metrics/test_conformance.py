@@ -21,7 +21,7 @@ from tightframe.errors import MeasureError
 from tightframe.features.moments import FIELDS, ClassMoments
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.registry import MEASURES, Measure, measure
-from tightframe.metrics.transferability import transferability
+from tightframe.scores.transferability import transferability
 
 CLASSES, DIMENSION = 3, 5
 SLACK = {"nleep": 0.05, "parc": 1e-6}
@@ -236,6 +236,9 @@ class OneChange(ast.NodeTransformer):
         return ast.BinOp(node.left, opposite(), node.right) if self.seen == self.at else node
 
 
+OURS = ("tightframe.metrics", "tightframe.scores", "tightframe.probes")
+
+
 def formulas(function: Any) -> list[Any]:
     """A measure and the functions of the package's metrics that it calls, and they call."""
     found = [function]
@@ -243,7 +246,7 @@ def formulas(function: Any) -> list[Any]:
         bare = inspect.unwrap(one)
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(bare)))):
             called = bare.__globals__.get(node.id) if isinstance(node, ast.Name) else None
-            ours = inspect.isfunction(called) and called.__module__.startswith("tightframe.metrics")
+            ours = inspect.isfunction(called) and called.__module__.startswith(OURS)
             if ours and called not in found and not called.__name__.startswith("check"):
                 found.append(called)
     return found
@@ -268,7 +271,7 @@ def caught(name: str, patch: pytest.MonkeyPatch) -> Iterator[bool]:
     for function in formulas(MEASURES[name].compute):
         for mutant in mutants(function):
             with patch.context() as patched:
-                for module in [m for key, m in sys.modules.items() if key.startswith("tightframe.metrics.")]:
+                for module in [m for key, m in sys.modules.items() if key.startswith(OURS)]:
                     for attribute in [key for key, value in vars(module).items() if value is function]:
                         patched.setattr(module, attribute, mutant)
                 yield breaks_the_table(name, mutant if function is MEASURES[name].compute else MEASURES[name].compute)
@@ -316,10 +319,10 @@ def test_moments_and_features_give_the_same_and_features_more() -> None:
 
 
 def test_only_known_evidence_can_be_asked_for() -> None:
-    with pytest.raises(TypeError, match="asks for pictures; known are"):
+    with pytest.raises(TypeError, match="asks for images; known are"):
 
         @measure("score", better="higher", unchanged_by=set(), reference="nowhere")
-        def wrong(pictures: Any) -> float:
+        def wrong(images: Any) -> float:
             return 0.0
 
     assert "wrong" not in MEASURES

@@ -18,24 +18,24 @@ from tightframe.metrics.agreement import agreement
 from tightframe.metrics.certainty import collapse_intervals
 from tightframe.metrics.collapse import Head, nc4
 from tightframe.metrics.correction import corrected
-from tightframe.metrics.discriminant import cross_validated_centre, cross_validated_lda
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.judging import calibration_error, per_class_accuracy
-from tightframe.metrics.logistic import logistic_path
-from tightframe.metrics.logistic_probe import cross_validated_logistic
-from tightframe.metrics.neighbours import neighbours_accuracy
 from tightframe.metrics.quick import quick_collapse
 from tightframe.metrics.registry import MEASURES
-from tightframe.metrics.ridge import cross_validated_ridge
 from tightframe.metrics.summary import collapse_metrics
-from tightframe.metrics.transferability import transferability
+from tightframe.probes.calibration import calibration_error, per_class_accuracy
+from tightframe.probes.discriminant import cross_validated_center, cross_validated_lda
+from tightframe.probes.knn import neighbors_accuracy
+from tightframe.probes.logistic import logistic_path
+from tightframe.probes.logistic_probe import cross_validated_logistic
+from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.scores.transferability import transferability
 
 PROBES: dict[str, Callable[..., Any]] = {
     "ridge": lambda *given: cross_validated_ridge(Folds.of(*given)),
     "lda": lambda *given: cross_validated_lda(Folds.of(*given)),
-    "centre": lambda *given: cross_validated_centre(Folds.of(*given)),
+    "center": lambda *given: cross_validated_center(Folds.of(*given)),
     "logistic": lambda *given: cross_validated_logistic(Folds.of(*given)).result,
-    "neighbours": neighbours_accuracy,
+    "neighbors": neighbors_accuracy,
 }
 OFFSETS = pytest.mark.parametrize("offset", [0.0, 10.0, 100.0, 1000.0])
 EACH = pytest.mark.parametrize("name", MEASURES)
@@ -86,8 +86,8 @@ def covariances(
     means = np.stack([rows[labels == k].mean(0) for k in range(len(counts))])
     spread = rows - means[labels]
     weights = np.full(len(counts), 1 / len(counts)) if weighting == "class" else counts / len(rows)
-    centred = means - weights @ means
-    return spread.T @ spread / len(rows), (centred.T * weights) @ centred, means
+    centerd = means - weights @ means
+    return spread.T @ spread / len(rows), (centerd.T * weights) @ centerd, means
 
 
 def nc1_of(within: np.ndarray, between: np.ndarray, classes: int) -> float:
@@ -130,9 +130,9 @@ def test_nc1_of_single_precision_needs_no_luck_with_a_cutoff(offset: float) -> N
     features, labels = sample(3000, 300, 10, apart=0.3)
     features = (features + offset).astype(np.float32)
     means = np.stack([features[labels == k].mean(0) for k in range(10)])
-    centred = means - means.mean(0)
+    centerd = means - means.mean(0)
     within, between, _ = covariances(features, labels)
-    usual = np.trace(within.astype(np.float32) @ np.linalg.pinv(centred.T @ centred / 10)) / 10
+    usual = np.trace(within.astype(np.float32) @ np.linalg.pinv(centerd.T @ centerd / 10)) / 10
     expected = nc1_of(within, between, 10)
     found = collapse_metrics(ClassMoments.from_features(features, labels, 10))
     assert found["nc1"] == pytest.approx(expected, rel=1e-5)
@@ -187,7 +187,7 @@ TAKES_LABELS: dict[str, Callable[[np.ndarray, Any], Any]] = {
     "quick": lambda features, labels: quick_collapse(features, labels, 3),
     "folds": lambda features, labels: Folds.of(features, labels, 3),
     "logistic path": lambda features, labels: logistic_path(features, labels, 3),
-    "neighbours": lambda features, labels: neighbours_accuracy(features, labels, 3),
+    "neighbors": lambda features, labels: neighbors_accuracy(features, labels, 3),
     "transferability": lambda features, labels: transferability(features, labels),
     "leep": lambda features, labels: MEASURES["leep"].compute(np.eye(3)[np.arange(90) % 3], labels, 3),
     "nce": lambda features, labels: MEASURES["nce"].compute(np.eye(3)[np.arange(90) % 3], labels, 3),
@@ -395,14 +395,14 @@ def test_perfect_collapse_is_the_end_of_every_scale(unit: float, kind: type) -> 
     labels = np.arange(90) % 3
     corners = (unit * (np.eye(3, 5) + np.array([0.3, 0.3, 0.3, 0.7, 0.0]))).astype(kind)
     given = evidence(corners[labels], labels)
-    centred = torch.from_numpy(corners.astype(float) - corners.astype(float).mean(0))
-    biases = -(centred * torch.from_numpy(corners.astype(float) + corners.astype(float).mean(0))).sum(1) / 2
-    given |= {"head": Head(centred, biases), "source": np.eye(3)[labels]}
+    centerd = torch.from_numpy(corners.astype(float) - corners.astype(float).mean(0))
+    biases = -(centerd * torch.from_numpy(corners.astype(float) + corners.astype(float).mean(0))).sum(1) / 2
+    given |= {"head": Head(centerd, biases), "source": np.eye(3)[labels]}
     ends = dict.fromkeys(("nc1", "nc1_ratio", "cdnv", "vci", "nc2_norm", "nc2_angle", "nc2_etf", "nc3", "nc4"), 0.0)
     ends |= dict.fromkeys(("leep", "nce", "nleep"), 0.0)
     ends |= {"gbc": 0.0, "gbc_of_features": 0.0, "h_score": 2.0, "sfda": 1.0}
-    rate = np.log1p(np.linalg.svdvals(centred) ** 2 / (3 * 1e-4)).sum() / 2
-    rate -= np.mean([np.log1p(row @ row / 1e-4) / 2 for row in centred.numpy()])
+    rate = np.log1p(np.linalg.svdvals(centerd) ** 2 / (3 * 1e-4)).sum() / 2
+    rate -= np.mean([np.log1p(row @ row / 1e-4) / 2 for row in centerd.numpy()])
     found = values(given)
     near = 1e-12 if kind is np.float64 else 4 * float(np.finfo(kind).eps)
     assert {name: found[name] for name in ends} == pytest.approx(ends, abs=max(near, 1e-8))
@@ -450,8 +450,8 @@ def test_features_of_unusual_forms_are_read(form: str) -> None:
     features, labels = sample()
     assert transferability(FORMS[form](features), labels) == pytest.approx(transferability(features, labels))
     assert (
-        neighbours_accuracy(FORMS[form](features), labels, 3).accuracy
-        == neighbours_accuracy(features, labels, 3).accuracy
+        neighbors_accuracy(FORMS[form](features), labels, 3).accuracy
+        == neighbors_accuracy(features, labels, 3).accuracy
     )
 
 
@@ -535,7 +535,7 @@ def test_rows_that_are_no_probabilities_are_refused(entry: str, kind: str) -> No
 
 
 @pytest.mark.parametrize("infinite", [np.inf, -np.inf])
-def test_a_network_that_can_not_be_scored_does_not_spoil_the_ranking(infinite: float) -> None:
+def test_a_model_that_can_not_be_scored_does_not_spoil_the_ranking(infinite: float) -> None:
     truth = np.array([0.5, 0.6, 0.7, 0.8])
     found = agreement([1.0, infinite, 3.0, 4.0], truth)
     finite = agreement([1.0, 1e9 * np.sign(infinite), 3.0, 4.0], truth)
@@ -546,5 +546,5 @@ def test_a_network_that_can_not_be_scored_does_not_spoil_the_ranking(infinite: f
     for scores, known in (([1.0, np.nan, 3.0, 4.0], truth), (truth, [1.0, np.nan, 3.0, 4.0])):
         assert np.isnan([tuple(one) for one in agreement(scores, known).values()]).all()
     for scores in (np.zeros(0), np.ones(1), truth[None]):
-        with pytest.raises(MeasureError, match="one of each a network"):
+        with pytest.raises(MeasureError, match="one of each a model"):
             agreement(scores, truth)

@@ -59,7 +59,7 @@ def test_supervised_contrastive_is_khoslas_out_form(outputs):
     assert float(found[3]) == 0  # the only one of its class
 
 
-def test_gradients_are_finite_where_a_picture_is_alone():
+def test_gradients_are_finite_where_an_image_is_alone():
     outputs = torch.randn(3, 5, requires_grad=True)
     losses.supervised_contrastive(outputs, torch.tensor([0, 1, 2])).sum().backward()
     assert torch.isfinite(outputs.grad).all()

@@ -23,11 +23,11 @@ def nasty():
 
 
 @pytest.fixture(scope="session")
-def networks():
+def models():
     def row(name, rank):
         probe = 0.95 - 0.04 * rank
         return {
-            "network": name,
+            "model": name,
             "nc1": 0.3 * 2**rank,
             "h_score": 4.0 - rank,
             "logme": 1.5 - rank,
@@ -49,7 +49,7 @@ def layers():
     names = [*NASTY, "penultimate"]
     return [
         {
-            "network": "net",
+            "model": "net",
             "layer": name,
             "position": position,
             "dimension": 64,

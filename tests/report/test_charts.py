@@ -23,10 +23,10 @@ OKABE_ITO = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 @pytest.fixture(
     params=["ranking", "collapse", "layer", "curve", "method", "confusion"],
 )
-def drawing(request, networks, layers, epochs, methods, confusions):
+def drawing(request, models, layers, epochs, methods, confusions):
     return {
-        "ranking": (ranking_chart, networks),
-        "collapse": (collapse_chart, networks),
+        "ranking": (ranking_chart, models),
+        "collapse": (collapse_chart, models),
         "layer": (layer_chart, layers),
         "curve": (curve_chart, epochs),
         "method": (method_chart, methods),
@@ -95,7 +95,7 @@ def test_every_quantity_has_an_axis_title(drawing):
         "Probe accuracy (%)",
         "NC1 (log scale)",
         "NC1 (log scale; lower is more collapsed)",
-        "Network",
+        "Model",
         "Method",
         "Epoch",
         "Layer, by depth",
@@ -119,30 +119,30 @@ def test_one_row_is_enough(drawing):
     assert "NaN" not in svg
 
 
-def test_ranking_is_best_first_whatever_the_order_of_rows(networks):
-    shuffled = [networks[index] for index in (3, 0, 5, 1, 6, 2, 4)]
-    spec = ranking_chart([*shuffled, {"network": "broken", "error": "x"}]).to_dict()
+def test_ranking_is_best_first_whatever_the_order_of_rows(models):
+    shuffled = [models[index] for index in (3, 0, 5, 1, 6, 2, 4)]
+    spec = ranking_chart([*shuffled, {"model": "broken", "error": "x"}]).to_dict()
     names = next(found(spec, "y"))["scale"]["domain"]
-    expected = [row["network"] for row in networks]
+    expected = [row["model"] for row in models]
     assert names == [" ".join(name.split()) for name in expected]
 
 
-def test_ranking_without_a_test_set_shows_the_probe_only(networks):
-    rows = [row | {"test_accuracy": None} for row in networks]
+def test_ranking_without_a_test_set_shows_the_probe_only(models):
+    rows = [row | {"test_accuracy": None} for row in models]
     assert {row["kind"] for row in rows_of(ranking_chart(rows))} == {"expected"}
-    assert {row["kind"] for row in rows_of(ranking_chart(networks))} == {"expected", "ridge probe on the test set"}
+    assert {row["kind"] for row in rows_of(ranking_chart(models))} == {"expected", "ridge probe on the test set"}
 
 
-def test_networks_of_the_same_name_stay_apart(networks):
-    names = {row["name"] for row in rows_of(ranking_chart([networks[3], networks[3], networks[4]]))}
+def test_models_of_the_same_name_stay_apart(models):
+    names = {row["name"] for row in rows_of(ranking_chart([models[3], models[3], models[4]]))}
     assert names == {"a.b[0]", "a.b[0] #2", "datum.x"}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, -1.0, None])
-def test_a_log_axis_leaves_out_what_it_cannot_show(networks, layers, bad):
-    rows = [row | {"nc1": bad} if index == 0 else row for index, row in enumerate(networks)]
+def test_a_log_axis_leaves_out_what_it_cannot_show(models, layers, bad):
+    rows = [row | {"nc1": bad} if index == 0 else row for index, row in enumerate(models)]
     points = rows_of(collapse_chart(rows))
-    assert len(points) == len(networks) - 1
+    assert len(points) == len(models) - 1
     assert all(math.isfinite(point["nc1"]) and point["nc1"] > 0 for point in points)
     rows = [row | {"nc1": bad} for row in layers]
     spec = layer_chart(rows).to_dict()
@@ -150,19 +150,19 @@ def test_a_log_axis_leaves_out_what_it_cannot_show(networks, layers, bad):
     assert "penultimate" in drawn(layer_chart(rows))
 
 
-def test_a_log_axis_copes_with_one_value_and_with_extremes(networks):
-    same = [row | {"nc1": 2.0} for row in networks]
+def test_a_log_axis_copes_with_one_value_and_with_extremes(models):
+    same = [row | {"nc1": 2.0} for row in models]
     assert "NaN" not in drawn(collapse_chart(same))
-    wide = [networks[0] | {"nc1": 1e-308}, networks[1] | {"nc1": 1e308}]
+    wide = [models[0] | {"nc1": 1e-308}, models[1] | {"nc1": 1e308}]
     assert "NaN" not in drawn(collapse_chart(wide))
 
 
-def test_collapse_uses_the_test_set_only_if_every_network_has_one(networks):
-    assert "Test accuracy (%)" in list(found(collapse_chart(networks).to_dict(), "title"))
-    some = [networks[0] | {"test_accuracy": None}, *networks[1:]]
+def test_collapse_uses_the_test_set_only_if_every_model_has_one(models):
+    assert "Test accuracy (%)" in list(found(collapse_chart(models).to_dict(), "title"))
+    some = [models[0] | {"test_accuracy": None}, *models[1:]]
     chart = collapse_chart(some)
     assert "Cross-validated accuracy (%)" in list(found(chart.to_dict(), "title"))
-    assert len(rows_of(chart)) == len(networks)
+    assert len(rows_of(chart)) == len(models)
 
 
 def test_layers_are_in_order_of_depth_with_the_chosen_one_marked(layers):
@@ -179,8 +179,8 @@ def test_layers_are_in_order_of_depth_with_the_chosen_one_marked(layers):
     assert "chosen" not in unmarked.to_dict()["title"]["subtitle"]
 
 
-def test_layers_of_two_networks_get_panels_of_their_own(layers):
-    spec = layer_chart([*layers, *(row | {"network": "other [x]"} for row in layers)]).to_dict()
+def test_layers_of_two_models_get_panels_of_their_own(layers):
+    spec = layer_chart([*layers, *(row | {"model": "other [x]"} for row in layers)]).to_dict()
     assert [panel.get("title") for panel in spec["vconcat"]] == ["net", None, "other [x]", None]
 
 
@@ -189,11 +189,11 @@ def test_curves_without_validation_are_solid_and_say_so(epochs):
     spec = curve_chart(rows).to_dict()
     assert len(spec["concat"]) == 1
     assert next(found(spec, "strokeDash"))["scale"]["range"] == [[1, 0]]
-    assert "training pictures" in spec["title"]["subtitle"]
+    assert "training images" in spec["title"]["subtitle"]
     assert "Dashed" in curve_chart(epochs).to_dict()["title"]["subtitle"]
 
 
-def test_methods_keep_their_colour_in_both_panels_and_colours_are_safe(epochs):
+def test_methods_keep_their_color_in_both_panels_and_colors_are_safe(epochs):
     spec = curve_chart(epochs).to_dict()
     scales = [panel["encoding"]["color"]["scale"] for panel in spec["concat"]]
     assert scales[0] == scales[1]

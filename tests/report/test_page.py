@@ -16,7 +16,7 @@ from tightframe.report.charts import confusion_chart, ranking_chart
 from tightframe.report.page import Grid, Samples, Section, write_report
 from tightframe.report.tables import Column, number
 
-COLUMNS = [Column("network", "Network"), Column("nc1", "NC1", number), Column("h_score", "H-score", number)]
+COLUMNS = [Column("model", "Model"), Column("nc1", "NC1", number), Column("h_score", "H-score", number)]
 
 
 class Page(HTMLParser):
@@ -49,13 +49,13 @@ def written(tmp_path, sections=(), **changed):
 
 
 def sample(name, actual=None, size=(40, 30), mode="RGB"):
-    picture = Image.new(mode, size)
-    return {"picture": picture, "path": name, "actual": actual, "predicted": name, "probability": 0.873}
+    image = Image.new(mode, size)
+    return {"image": image, "path": name, "actual": actual, "predicted": name, "probability": 0.873}
 
 
-def test_no_user_text_becomes_markup(tmp_path, networks, confusions, nasty):
-    rows = [*networks, *({"network": name, "error": name} for name in nasty)]
-    content = [ranking_chart(networks), confusion_chart(confusions), Grid(COLUMNS, rows)]
+def test_no_user_text_becomes_markup(tmp_path, models, confusions, nasty):
+    rows = [*models, *({"model": name, "error": name} for name in nasty)]
+    content = [ranking_chart(models), confusion_chart(confusions), Grid(COLUMNS, rows)]
     content.append(Samples([sample(name, actual) for name, actual in zip(nasty, reversed(nasty), strict=True)]))
     everything = " / ".join(nasty)
     page = Page(
@@ -75,8 +75,8 @@ def test_no_user_text_becomes_markup(tmp_path, networks, confusions, nasty):
     assert all(words.count(" ".join(name.split())) >= 8 for name in nasty)
 
 
-def test_specs_survive_embedding(tmp_path, networks):
-    chart = ranking_chart(networks)
+def test_specs_survive_embedding(tmp_path, models):
+    chart = ranking_chart(models)
     source = written(tmp_path, [Section("a", "", [chart])])
     spec = next(script for script in Page(source).scripts if script.startswith("{"))
     assert not re.search("[<>&\u2028\u2029]", spec)
@@ -92,16 +92,16 @@ def test_a_chart_with_nan_is_embedded_as_json(tmp_path):
     assert rows == [{"x": None}, {"x": 1.0}]
 
 
-def test_the_program_is_there_once_and_only_with_charts(tmp_path, networks):
-    charts = [ranking_chart(networks), ranking_chart(networks[:2])]
+def test_the_program_is_there_once_and_only_with_charts(tmp_path, models):
+    charts = [ranking_chart(models), ranking_chart(models[:2])]
     source = written(tmp_path, [Section("a", "", charts), Section("b", "", charts)])
     assert source.count("window.vegaEmbed=") == 1
     assert len(Page(source).all("script")) == 4 + 2
     assert len(written(tmp_path, [Section("a", "words", [None])])) < 20_000
 
 
-def test_the_policy_forbids_everything_but_the_page_itself(tmp_path, networks):
-    page = Page(written(tmp_path, [Section("a", "", [ranking_chart(networks)])]))
+def test_the_policy_forbids_everything_but_the_page_itself(tmp_path, models):
+    page = Page(written(tmp_path, [Section("a", "", [ranking_chart(models)])]))
     metas = {meta.get("http-equiv") or meta.get("name"): meta.get("content") for meta in page.all("meta")}
     policy = dict(rule.split(" ", 1) for rule in metas["Content-Security-Policy"].split("; "))
     assert policy["default-src"] == "'none'"
@@ -112,7 +112,7 @@ def test_the_policy_forbids_everything_but_the_page_itself(tmp_path, networks):
 
 
 def test_grids_show_numbers_and_errors_like_the_terminal(tmp_path):
-    rows = [{"network": "a", "nc1": math.inf}, {"network": "b", "nc1": None, "error": "broken & gone"}]
+    rows = [{"model": "a", "nc1": math.inf}, {"model": "b", "nc1": None, "error": "broken & gone"}]
     source = written(tmp_path, [Section("a", "", [Grid(COLUMNS, rows)])])
     assert "H-score" not in source
     assert '<td class="number">inf</td>' in source
@@ -122,7 +122,7 @@ def test_grids_show_numbers_and_errors_like_the_terminal(tmp_path):
     assert "colspan" not in alone
 
 
-def test_right_and_wrong_differ_by_more_than_colour(tmp_path):
+def test_right_and_wrong_differ_by_more_than_color(tmp_path):
     rows = [sample("a", "a"), sample("b", "a"), sample("c")]
     source = written(tmp_path, [Section("a", "", [Samples(rows)])])
     found = re.findall(r'<li class="(\w+)">.*?aria-label="([\w ]+)">(.)</span>', source)
@@ -131,12 +131,12 @@ def test_right_and_wrong_differ_by_more_than_colour(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
-def test_pictures_of_every_kind_become_small_thumbnails_and_stay_as_they_were(tmp_path, mode):
+def test_images_of_every_kind_become_small_thumbnails_and_stay_as_they_were(tmp_path, mode):
     row = sample("x", size=(2000, 10), mode=mode)
     source = written(tmp_path, [Section("a", "", [Samples([row, sample("y", size=(8, 8), mode=mode)])])])
     assert "data:image/jpeg;base64," in source
     assert '<img class="coarse" src="data:image/png;base64,' in source
-    assert row["picture"].size == (2000, 10)
+    assert row["image"].size == (2000, 10)
     assert len(source) < 30_000
 
 
@@ -148,9 +148,9 @@ def test_settings_versions_and_text_are_readable(tmp_path):
     assert 'id="section-1"' in source
 
 
-def test_names_that_are_not_unicode_do_not_stop_the_report(tmp_path, networks):
+def test_names_that_are_not_unicode_do_not_stop_the_report(tmp_path, models):
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
-    content = [Grid(COLUMNS, [{"network": name}]), ranking_chart([networks[0] | {"network": name}])]
+    content = [Grid(COLUMNS, [{"model": name}]), ranking_chart([models[0] | {"model": name}])]
     assert "caf\ufffd" in written(tmp_path, [Section(name, name, content)], title=name)
 
 

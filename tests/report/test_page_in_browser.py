@@ -51,15 +51,15 @@ def write(path, *content):
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory, nasty, networks, layers, epochs, methods, confusions):
-    columns = [Column("network", "Network"), Column("nc1", "NC1", number)]
-    rows = [*networks, *({"network": name, "error": name} for name in nasty)]
-    picture = Image.new("RGB", (300, 200), "teal")
-    pictures = [{"picture": picture, "path": n, "actual": n, "predicted": n, "probability": 0.5} for n in nasty]
+def full(tmp_path_factory, nasty, models, layers, epochs, methods, confusions):
+    columns = [Column("model", "Model"), Column("nc1", "NC1", number)]
+    rows = [*models, *({"model": name, "error": name} for name in nasty)]
+    image = Image.new("RGB", (300, 200), "teal")
+    images = [{"image": image, "path": n, "actual": n, "predicted": n, "probability": 0.5} for n in nasty]
     return write(
         tmp_path_factory.mktemp("page") / "report.html",
-        *(ranking_chart(networks), collapse_chart(networks), layer_chart(layers), curve_chart(epochs)),
-        *(method_chart(methods), confusion_chart(confusions), Grid(columns, rows), Samples(pictures)),
+        *(ranking_chart(models), collapse_chart(models), layer_chart(layers), curve_chart(epochs)),
+        *(method_chart(methods), confusion_chart(confusions), Grid(columns, rows), Samples(images)),
     )
 
 
@@ -120,12 +120,12 @@ def test_nothing_that_users_wrote_is_run_or_loaded(browser, full, nasty):
         assert_quiet(page, full)
 
 
-def test_tooltips_show_names_as_they_are(browser, full, networks):
+def test_tooltips_show_names_as_they_are(browser, full, models):
     with opened(browser, full) as page:
         dots = page.locator(".plot").first.locator("svg .mark-symbol.role-mark path")
-        for index, row in ((0, networks[0]), (2, networks[1])):
+        for index, row in ((0, models[0]), (2, models[1])):
             tip = pointed_at(page, dots.nth(index))
-            assert row["network"] in tip
+            assert row["model"] in tip
             assert re.search(r"Accuracy:?\s+\d\d\.\d %", tip)
         assert_quiet(page, full)
 
@@ -156,22 +156,22 @@ def test_a_chart_can_be_saved(browser, full, kind):
         assert download.value.suggested_filename == f"chart-1.{kind}"
 
 
-def test_degenerate_rows_are_drawn_too(browser, tmp_path, networks, layers, epochs, methods):
+def test_degenerate_rows_are_drawn_too(browser, tmp_path, models, layers, epochs, methods):
     hundred = [f"class [{index}] with a rather long name" for index in range(100)]
     matrix = [{"actual": a, "predicted": b, "count": int(a == b)} for a in hundred for b in hundred]
     blank = {"test_accuracy": None, "expected_low": None, "expected_high": math.nan}
     charts = [
-        ranking_chart(networks[:1]),
-        ranking_chart([row | blank for row in networks]),
-        collapse_chart([*networks[:1], networks[1] | {"nc1": math.nan}]),
+        ranking_chart(models[:1]),
+        ranking_chart([row | blank for row in models]),
+        collapse_chart([*models[:1], models[1] | {"nc1": math.nan}]),
         layer_chart([row | {"nc1": math.inf, "chosen": False} for row in layers]),
-        layer_chart([*layers, *(row | {"network": "other"} for row in layers)]),
+        layer_chart([*layers, *(row | {"model": "other"} for row in layers)]),
         curve_chart([row | {"validation_accuracy": None, "nc1": None} for row in epochs[:1]]),
         method_chart([methods[0] | {"test_low": None, "test_high": None, "share": None}]),
         confusion_chart(matrix),
         confusion_chart([{"actual": "a", "predicted": "a", "count": 1}]),
     ]
-    nothing = [ranking_chart([{"network": "x", "error": "broken"}]), collapse_chart([networks[0] | {"nc1": math.nan}])]
+    nothing = [ranking_chart([{"model": "x", "error": "broken"}]), collapse_chart([models[0] | {"nc1": math.nan}])]
     assert nothing == [None, None]
     path = write(tmp_path / "degenerate.html", *charts, *nothing)
     with opened(browser, path, 420) as page:

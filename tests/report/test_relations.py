@@ -10,9 +10,9 @@ from tightframe.report.tables import Column, number, percent, text
 
 NC1, ACCURACY = Axis("nc1", "NC1", log=True), Axis("accuracy", "Accuracy (%)", share=True)
 ROWS = [
-    {"network": "a<b", "data": "x", "nc1": 1.0, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "depth": 2},
-    {"network": "c", "data": "x", "nc1": 10.0, "accuracy": 0.7, "depth": 1},
-    {"network": "c", "data": "y", "nc1": 4.0, "accuracy": 0.9, "depth": 1},
+    {"model": "a<b", "data": "x", "nc1": 1.0, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "depth": 2},
+    {"model": "c", "data": "x", "nc1": 10.0, "accuracy": 0.7, "depth": 1},
+    {"model": "c", "data": "y", "nc1": 4.0, "accuracy": 0.9, "depth": 1},
 ]
 
 
@@ -28,7 +28,7 @@ def marks_of(drawn):
 
 
 def test_each_set_has_a_panel_and_shares_become_percent():
-    drawn = chart(ROWS, panel="data", tips=[Column("network", "Network", text), Column("nc1", "NC1", number)])
+    drawn = chart(ROWS, panel="data", tips=[Column("model", "Model", text), Column("nc1", "NC1", number)])
     panels = marks_of(drawn)
     assert [[(mark["x"], mark["y"]) for mark in panel] for panel in panels] == [
         [(1.0, 50.0), (10.0, 70.0)],
@@ -42,25 +42,25 @@ def test_each_set_has_a_panel_and_shares_become_percent():
 def test_what_can_not_be_drawn_is_left_out():
     rows = [
         *ROWS,
-        {"network": "d", "data": "x", "nc1": 0.0, "accuracy": 0.5},
-        {"network": "e", "data": "x", "error": "broken"},
+        {"model": "d", "data": "x", "nc1": 0.0, "accuracy": 0.5},
+        {"model": "e", "data": "x", "error": "broken"},
     ]
-    rows += [{"network": "f", "data": "x", "nc1": float("nan"), "accuracy": 0.5}]
+    rows += [{"model": "f", "data": "x", "nc1": float("nan"), "accuracy": 0.5}]
     (panel,) = marks_of(chart(rows))
     assert len(panel) == 3
     assert chart(rows[3:]) is None
     assert chart([]) is None
 
 
-def test_colours_come_with_shapes_and_a_legend_and_lines_with_an_order():
-    drawn = chart(ROWS, colour="network", joined="depth")
+def test_colors_come_with_shapes_and_a_legend_and_lines_with_an_order():
+    drawn = chart(ROWS, color="model", joined="depth")
     svg = vl_convert.vegalite_to_svg(drawn.to_dict())
     assert "a&lt;b" in svg
     layers = [layer["mark"]["type"] for layer in drawn.to_dict()["concat"][0]["layer"]]
     assert layers == ["rule", "line", "point"]
     (panel,) = marks_of(drawn)
     assert [mark["order"] for mark in panel] == [2, 1, 1]
-    assert drawn.to_dict()["concat"][0]["layer"][-1]["encoding"]["shape"]["field"] == "colour"
+    assert drawn.to_dict()["concat"][0]["layer"][-1]["encoding"]["shape"]["field"] == "color"
 
 
 def test_one_mark_is_enough():

@@ -9,7 +9,7 @@ from rich.console import Console
 from tightframe.report.tables import Column, count, number, percent, rough, seconds, shown, size, table, text
 
 COLUMNS = [
-    Column("network", "Network"),
+    Column("model", "Model"),
     Column("nc1", "NC1", number),
     Column("h_score", "H-score", number),
     Column("logme", "LogME", number),
@@ -20,7 +20,7 @@ COLUMNS = [
 ]
 LONG = "vit_small_patch16_dinov3.lvd1689m_with_a_name_that_goes_on"
 FULL = {
-    "network": LONG,
+    "model": LONG,
     "nc1": 1.2346e-7,
     "h_score": 9.12345,
     "logme": -0.34,
@@ -33,7 +33,7 @@ FULL = {
 
 def printed(rows, width=80, columns=COLUMNS, color=None):
     console = Console(file=StringIO(), width=width, force_terminal=color is not None, color_system=color)
-    console.print(table("Networks", columns, rows))
+    console.print(table("Models", columns, rows))
     return console.file.getvalue()
 
 
@@ -74,13 +74,13 @@ def test_what_is_not_a_number_is_shown_plainly(spell):
 
 @pytest.mark.parametrize("name", ["[red]x", "[/]", "[bold]a[/bold]", ":smile:", "a.b[0]"])
 def test_markup_in_a_name_or_message_is_shown_literally(name):
-    output = printed([FULL | {"network": name}, {"network": name, "error": f"{name} failed"}], width=200)
+    output = printed([FULL | {"model": name}, {"model": name, "error": f"{name} failed"}], width=200)
     assert output.count(name) == 3
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_nothing_is_cut(width):
-    output = printed([FULL, FULL | {"network": "b", "nc1": math.inf}], width)
+    output = printed([FULL, FULL | {"model": "b", "nc1": math.inf}], width)
     assert "…" not in output
     for words in ("1.235e-07", "9.123", "-0.3400", "93.1 %", "94.0 %", "21,600,000", "4 min 10 s", "inf"):
         assert words in output
@@ -94,7 +94,7 @@ def test_a_long_name_folds_and_keeps_every_letter():
 
 
 def test_columns_too_many_for_the_width_go_below_with_the_names_again():
-    output = printed([FULL | {"network": "short"}], 40)
+    output = printed([FULL | {"model": "short"}], 40)
     assert output.count("short") > 1
     for words in ("1.235e-07", "21,600,000", "4 min 10 s", "93.1 %"):
         assert words in output
@@ -102,29 +102,29 @@ def test_columns_too_many_for_the_width_go_below_with_the_names_again():
 
 
 def test_numbers_align_right():
-    lines = printed([FULL | {"network": "a", "parameters": 7}, FULL | {"network": "b"}], 120).splitlines()
+    lines = printed([FULL | {"model": "a", "parameters": 7}, FULL | {"model": "b"}], 120).splitlines()
     small, large = (next(line for line in lines if line.startswith(name)) for name in "ab")
     assert small.index(" 7 ") + 2 == large.index("21,600,000") + len("21,600,000")
 
 
 def test_columns_without_values_are_left_out_but_nan_is_a_value():
     rows = [
-        {"network": "a", "nc1": math.nan, "h_score": None, "logme": ""},
-        {"network": "b", "error": "x", "h_score": 1},
+        {"model": "a", "nc1": math.nan, "h_score": None, "logme": ""},
+        {"model": "b", "error": "x", "h_score": 1},
     ]
-    assert [column.key for column in shown(COLUMNS, rows)] == ["network", "nc1"]
+    assert [column.key for column in shown(COLUMNS, rows)] == ["model", "nc1"]
 
 
 def test_an_error_has_its_name_and_message_in_red_and_no_dashes():
     message = "the hub does not answer. " * 5
-    output = printed([{"network": "broken", "error": message}], 80)
+    output = printed([{"model": "broken", "error": message}], 80)
     assert " ".join(output.split()).endswith("✗ broken " + message.strip())
     assert "–" not in output
-    assert "\x1b[31m" in printed([{"network": "broken", "error": message}], 80, color="standard")
+    assert "\x1b[31m" in printed([{"model": "broken", "error": message}], 80, color="standard")
 
 
 def test_no_rows_at_all():
-    assert "Network" in printed([])
+    assert "Model" in printed([])
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_no_rows_at_all():
 def test_intervals_are_read_from_their_ends(row, words):
     column = Column("nc1", "95 % interval", rough, interval=True)
     assert column.cell(row) == words
-    assert (column in shown([Column("network", "Network"), column], [row])) == (words != "–")
+    assert (column in shown([Column("model", "Model"), column], [row])) == (words != "–")
 
 
 def test_an_interval_of_shares_says_percent_once():

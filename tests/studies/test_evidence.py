@@ -23,7 +23,7 @@ from tightframe.studies.evidence import (
 
 
 def evidence(low, high, least=0.3):
-    return Evidence("it holds", "ρ", 0.1, low, high, "9 networks", least)
+    return Evidence("it holds", "ρ", 0.1, low, high, "9 models", least)
 
 
 @pytest.mark.parametrize(
@@ -50,29 +50,29 @@ def test_shares_are_told_in_points():
 
 def rows_of(scores, truths, **labels):
     pairs = zip(scores, truths, strict=True)
-    return [{"network": i, "score": s, "truth": t} | labels for i, (s, t) in enumerate(pairs)]
+    return [{"model": i, "score": s, "truth": t} | labels for i, (s, t) in enumerate(pairs)]
 
 
 def test_correlation_is_scipys_averaged_over_groups():
     luck = np.random.default_rng(0)
     groups = {name: luck.normal(size=(2, 9)).round(1) for name in "ab"}  # rounded: with ties
     rows = [row for name, (s, t) in groups.items() for row in rows_of(s, t, data=name)]
-    found = correlation("", rows, "score", "truth", within=["data"], over=["network"], unit="networks")
+    found = correlation("", rows, "score", "truth", within=["data"], over=["model"], unit="models")
     expected = np.mean([stats.spearmanr(s, t)[0] for s, t in groups.values()])
     assert found.value == pytest.approx(expected)
     assert found.low < found.value < found.high
-    assert found.units == "9 networks"
-    turned = correlation("", rows, minus("score"), "truth", within=["data"], over=["network"], unit="networks")
+    assert found.units == "9 models"
+    turned = correlation("", rows, minus("score"), "truth", within=["data"], over=["model"], unit="models")
     assert turned.value == pytest.approx(-expected)
 
 
 def test_a_bootstrap_resamples_units_in_all_groups_at_once():
-    # The same networks in ten sets are still six networks: more sets that say the same make nothing more certain.
+    # The same models in ten sets are still six models: more sets that say the same make nothing more certain.
     scores, truths = [1, 2, 3, 4, 5, 6], [1, 3, 2, 5, 4, 6]
     once = rows_of(scores, truths, data=0)
     often = [row for data in range(10) for row in rows_of(scores, truths, data=data)]
     found = [
-        correlation("", rows, "score", "truth", within=["data"], over=["network"], unit="networks")
+        correlation("", rows, "score", "truth", within=["data"], over=["model"], unit="models")
         for rows in (once, often)
     ]
     assert (found[0].low, found[0].high) == pytest.approx((found[1].low, found[1].high))
@@ -85,7 +85,7 @@ def test_intervals_cover_as_often_as_they_say():
         scores, noise = luck.normal(size=(2, 40))
         truths = rho * scores + np.sqrt(1 - rho**2) * noise
         found = correlation(
-            "", rows_of(scores, truths, data=0), "score", "truth", within=["data"], over=["network"], unit="networks"
+            "", rows_of(scores, truths, data=0), "score", "truth", within=["data"], over=["model"], unit="models"
         )
         covered += found.low <= 6 / np.pi * np.arcsin(rho / 2) <= found.high  # Spearman's ρ of normal pairs
     assert covered >= 40 * 0.85
@@ -93,8 +93,8 @@ def test_intervals_cover_as_often_as_they_say():
 
 def test_a_group_of_two_is_left_out_of_estimate_draws_and_count():
     rows = rows_of([1, 2, 3, 4, 5], [1, 2, 3, 5, 4], side=96)
-    two = [row | {"network": 90 + row["network"], "side": 32} for row in rows_of([1, 2], [2, 1])]
-    asked = {"within": ["side"], "over": ["network"], "unit": "networks"}
+    two = [row | {"model": 90 + row["model"], "side": 32} for row in rows_of([1, 2], [2, 1])]
+    asked = {"within": ["side"], "over": ["model"], "unit": "models"}
     alone, both = (correlation("", given, "score", "truth", **asked) for given in (rows, [*rows, *two]))
     assert alone == both
 
@@ -118,24 +118,24 @@ def test_units_are_averaged_with_students_t():
 
 def test_a_crossing_takes_the_wider_interval_and_seeds_make_it_no_narrower():
     luck = np.random.default_rng(5)
-    effect = luck.normal(size=4)  # of networks, the same on all sets
+    effect = luck.normal(size=4)  # of models, the same on all sets
     cells = {(n, d): effect[n] + 0.01 * luck.normal() for n in range(4) for d in range(6)}
     found = crossed("", "difference", cells, 0.005)
-    by_network = [np.mean([cells[n, d] for d in range(6)]) for n in range(4)]
-    expected = stats.ttest_1samp(by_network, 0).confidence_interval()
-    assert (found.value, found.low, found.high) == pytest.approx((np.mean(by_network), expected.low, expected.high))
-    assert found.units == "4 networks, 6 picture sets"
+    by_model = [np.mean([cells[n, d] for d in range(6)]) for n in range(4)]
+    expected = stats.ttest_1samp(by_model, 0).confidence_interval()
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(by_model), expected.low, expected.high))
+    assert found.units == "4 models, 6 datasets"
     often = {(*key, seed): value for key, value in cells.items() for seed in range(5)}
     again = crossed("", "difference", often, 0.005)
     assert (again.value, again.low, again.high) == pytest.approx((found.value, found.low, found.high))
     assert crossed("", "ρ", cells, 0.3, most=1.0).low >= -1
 
 
-def test_a_crossing_of_one_network_is_over_sets_and_of_two_sets_over_nothing():
+def test_a_crossing_of_one_model_is_over_sets_and_of_two_sets_over_nothing():
     found = crossed("", "difference", {("n", d): float(d) for d in range(3)}, 0.005)
     expected = stats.ttest_1samp([0, 1, 2], 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.units == "1 network, 3 picture sets"
+    assert found.units == "1 model, 3 datasets"
     assert crossed("", "difference", {("n", 0): 1.0, ("n", 1): 2.0}, 0.005).verdict == UNCLEAR
     assert crossed("", "difference", {}, 0.005).value is None
 
@@ -160,8 +160,8 @@ def test_rows_are_averaged_with_their_interval():
 
 
 def test_a_bootstrap_is_of_any_statistic():
-    rows = [{"network": at, "value": float(at)} for at in range(20)]
-    asked = {"over": ["network"], "unit": "networks", "least": 0.3}
+    rows = [{"model": at, "value": float(at)} for at in range(20)]
+    asked = {"over": ["model"], "unit": "models", "least": 0.3}
     found = bootstrap("", "mean", rows, lambda drawn: float(np.mean([row["value"] for row in drawn])), **asked)
     assert found.value == 9.5
     assert found.low == pytest.approx(9.5 - 1.96 * np.std(range(20)) / 20**0.5, abs=0.4)
@@ -175,21 +175,21 @@ def test_a_score_is_compared_with_another_on_the_rows_that_have_both():
     for row, noise in zip(rows, luck.normal(size=12), strict=True):
         row["other"] = noise
     rows[3]["other"] = None
-    found = correlation("", rows, "score", "truth", within=["data"], over=["network"], unit="networks", than="other")
+    found = correlation("", rows, "score", "truth", within=["data"], over=["model"], unit="models", than="other")
     kept = [row for row in rows if row["other"] is not None]
     expected = 1 - stats.spearmanr([row["other"] for row in kept], [row["truth"] for row in kept])[0]
     assert found.value == pytest.approx(expected)
-    assert found.units == "11 networks"
+    assert found.units == "11 models"
     assert found.verdict == SUPPORTED
 
 
 def test_few_units_and_failed_rows_tell_nothing():
-    rows = [*rows_of([1, 2, 3], [1, 2, 3], data=0), {"network": 9, "data": 0, "error": "broken"}]
-    found = correlation("", rows, "score", "truth", within=["data"], over=["network"], unit="networks")
+    rows = [*rows_of([1, 2, 3], [1, 2, 3], data=0), {"model": 9, "data": 0, "error": "broken"}]
+    found = correlation("", rows, "score", "truth", within=["data"], over=["model"], unit="models")
     assert (found.value, found.low, found.verdict) == (1.0, None, UNCLEAR)
-    assert correlation("", [], "score", "truth", within=["data"], over=["network"], unit="networks").value is None
+    assert correlation("", [], "score", "truth", within=["data"], over=["model"], unit="models").value is None
     flat = rows_of([1, 1, 1, 1, 1], [1, 2, 3, 4, 5], data=0)
-    assert correlation("", flat, "score", "truth", within=["data"], over=["network"], unit="networks").value is None
+    assert correlation("", flat, "score", "truth", within=["data"], over=["model"], unit="models").value is None
 
 
 def test_differences_are_paired():

@@ -1,4 +1,4 @@
-"""Every study, run whole on tiny networks and digits: rows, evidence, files, and that it resumes."""
+"""Every study, run whole on tiny models and digits: rows, evidence, files, and that it resumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GIVEN = [name for name in STUDIES if name not in PRETRAINING]
 def plain(study):
     """The study without the parts of its scale that only take time."""
     scale = replace(
-        study.scales["small"], episodes=10, blocks=2, shots=study.scales["small"].shots and (3,), pictures=100
+        study.scales["small"], episodes=10, blocks=2, shots=study.scales["small"].shots and (3,), images=100
     )
     least = {"epochs": min(scale.epochs, 1), "seeds": min(scale.seeds, 1)}
     return replace(study, scales={"small": replace(scale, **least)})
@@ -48,7 +48,7 @@ def done(request, names, tmp_path_factory):
     return study, out, run_study(study, out, models=models, data=DIGITS, **SHORT)
 
 
-def test_it_gives_rows_a_table_a_picture_a_page_and_a_verdict(done):
+def test_it_gives_rows_a_table_an_image_a_page_and_a_verdict(done):
     study, out, found = done
     assert found.rows
     assert not [row for row in found.rows if "error" in row]
@@ -62,8 +62,8 @@ def test_it_gives_rows_a_table_a_picture_a_page_and_a_verdict(done):
         assert row["verdict"] in (SUPPORTED, NOT_SUPPORTED, UNCLEAR)
     with (out / "rows.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(found.rows)
-    with Image.open(out / "picture.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(out / "plot.png") as image:
+        assert min(image.size) > 300
     page = (out / "report.html").read_text()
     assert f"Study: {study.name}" in page
     assert escape(found.further["evidence"][0]["question"]) in page
@@ -106,11 +106,11 @@ def test_runs_at_once_share_the_work(tmp_path):
     assert found == [[(0, 0), (1, 1), (2, 4), (3, 9)]] * 2
 
 
-def test_sets_and_networks_of_one_name_are_told_apart(names, tmp_path):
+def test_sets_and_models_of_one_name_are_told_apart(names, tmp_path):
     study, twice = STUDIES["downstream-collapse"], [names["wide"], names["wide"]]
     found = run_study(study, tmp_path / "out", models=twice, data=["digits:5-9", "digits:5-9"], **SHORT)
-    assert len({(row["data"], row["network"]) for row in found.rows}) == 4
-    assert "wide #2" in {row["network"] for row in found.rows}
+    assert len({(row["data"], row["model"]) for row in found.rows}) == 4
+    assert "wide #2" in {row["model"] for row in found.rows}
 
 
 def test_a_stopped_study_goes_on(names, tmp_path):
@@ -180,13 +180,13 @@ def test_a_layer_that_is_the_last_features_counts_once(names, tmp_path):
     assert [row["layer"] for row in distinct(found.rows)] == layers[:-1]
 
 
-def test_built_in_networks_are_made_inside_the_folder(tmp_path):
+def test_built_in_models_are_made_inside_the_folder(tmp_path):
     run_study(STUDIES["few-shot"], tmp_path / "out", **SHORT)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def pictures(folder, count):
-    """A set of two classes of so many pictures."""
+def images(folder, count):
+    """A set of two classes of so many images."""
     for name in ("a", "b"):
         for part in ("train", "test"):
             (folder / part / name).mkdir(parents=True)
@@ -196,7 +196,7 @@ def pictures(folder, count):
 
 
 def test_a_set_that_fails_takes_no_other_with_it(tmp_path):
-    study, broken = plain(STUDIES["projection-head"]), pictures(tmp_path / "broken", 4)
+    study, broken = plain(STUDIES["projection-head"]), images(tmp_path / "broken", 4)
     whole = (tmp_path / "broken/train/a/0.png").read_bytes()
     (tmp_path / "broken/train/a/0.png").write_bytes(whole[:40])
     found = run_study(study, tmp_path / "out", data=["digits:0-4", broken, "digits:5-9"], **SHORT)
@@ -206,10 +206,10 @@ def test_a_set_that_fails_takes_no_other_with_it(tmp_path):
 
 
 def test_a_set_too_small_for_episodes_is_refused_before_anything_is_trained(tmp_path):
-    small = pictures(tmp_path / "small", 2)
-    with pytest.raises(DataError, match="small: 5-shot episodes need 2 classes of 6 pictures"):
+    small = images(tmp_path / "small", 2)
+    with pytest.raises(DataError, match="small: 5-shot episodes need 2 classes of 6 images"):
         run_study(plain(STUDIES["projection-head"]), tmp_path / "out", data=["digits:0-4", small], **SHORT)
-    assert not (tmp_path / "out" / "networks").exists()
+    assert not (tmp_path / "out" / "models").exists()
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_set_too_small_for_episodes_is_refused_before_anything_is_trained(tmp_
         ("few-shot", {"seeds": 3}, "--seeds"),
         ("augmentation", {"model_options": {"input_size": 16}}, "input_size"),
         ("augmentation", {"models": ["timm/resnet18"]}, "leave out --models"),
-        ("augmentation", {"data": ["digits:0-4"]}, "two picture sets"),
+        ("augmentation", {"data": ["digits:0-4"]}, "two datasets"),
     ],
 )
 def test_what_can_not_be_asked_is_said(name, asked, said, tmp_path):
@@ -231,12 +231,12 @@ def test_what_can_not_be_asked_is_said(name, asked, said, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_to_test_on_are_needed(tmp_path, names):
-    folder = tmp_path / "pictures"
+def test_images_to_test_on_are_needed(tmp_path, names):
+    folder = tmp_path / "images"
     for at in range(2):
         (folder / f"class{at}").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / f"class{at}" / "one.png")
-    with pytest.raises(DataError, match="no test pictures"):
+    with pytest.raises(DataError, match="no test images"):
         run_study(STUDIES["layers"], tmp_path / "out", models=[names["wide"]], data=[str(folder)])
 
 
@@ -274,14 +274,14 @@ def test_equal_samples_are_equal(names, tmp_path):
     study = plain(STUDIES["across-data"])
     found = run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:0-6", "digits:5-9"], **SHORT)
     equal = [row for row in found.rows if row["sample"] != "as it is"]
-    assert {(row["classes"], row["pictures"]) for row in equal} == {(5, 40)}
+    assert {(row["classes"], row["images"]) for row in equal} == {(5, 40)}
     whole = [row for row in found.rows if row["sample"] == "as it is"]
-    assert [(row["classes"], row["pictures"]) for row in whole] == [(7, 56), (5, 40)]
+    assert [(row["classes"], row["images"]) for row in whole] == [(7, 56), (5, 40)]
 
 
-def test_scarce_numbers_are_the_papers_as_far_as_there_are_pictures(names, tmp_path):
+def test_scarce_numbers_are_the_papers_as_far_as_there_are_images(names, tmp_path):
     study = plain(STUDIES["scarce-data"])
-    study = replace(study, scales={"small": Scale(epochs=1, seeds=1, pictures=50, methods=("linear",))})
+    study = replace(study, scales={"small": Scale(epochs=1, seeds=1, images=50, methods=("linear",))})
     found = run_study(
         study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], shots=12, precision="float32"
     )

@@ -7,7 +7,7 @@ from tightframe import load_backbone
 
 @pytest.fixture(scope="session")
 def wide(names):
-    """A residual network of four blocks, penultimate features of 16 values."""
+    """A residual model of four blocks, penultimate features of 16 values."""
     return load_backbone(names["wide"])
 
 

@@ -7,35 +7,35 @@ import pytest
 import torch
 
 from tightframe import load_images
+from tightframe.backbone import Preprocessing
 from tightframe.errors import SettingsError
 from tightframe.features.pixels import Pixels
-from tightframe.protocols import Preprocessing
 from tightframe.tuning.augment import Augment, Distort, _luck
 from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.prefix import features_of_views
 
-PICTURE = torch.randint(0, 256, (3, 24, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+IMAGE = torch.randint(0, 256, (3, 24, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("kind", ["flip", "crop", "randaugment"])
-def test_a_view_depends_on_seed_picture_and_number_only(kind):
+def test_a_view_depends_on_seed_image_and_number_only(kind):
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    views = [Augment(kind, 1)(PICTURE, 3, view) for view in range(12)]
+    views = [Augment(kind, 1)(IMAGE, 3, view) for view in range(12)]
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(9)
     for view, expected in enumerate(views):
-        again = Augment(kind, 1)(PICTURE, 3, view)
+        again = Augment(kind, 1)(IMAGE, 3, view)
         assert torch.equal(again, expected)
-        assert (again.dtype, again.shape) == (torch.uint8, PICTURE.shape)
-    assert torch.equal(views[0], PICTURE)
-    assert any(not torch.equal(Augment(kind, 2)(PICTURE, 3, v), view) for v, view in enumerate(views))
-    assert any(not torch.equal(Augment(kind, 1)(PICTURE, 4, v), view) for v, view in enumerate(views))
+        assert (again.dtype, again.shape) == (torch.uint8, IMAGE.shape)
+    assert torch.equal(views[0], IMAGE)
+    assert any(not torch.equal(Augment(kind, 2)(IMAGE, 3, v), view) for v, view in enumerate(views))
+    assert any(not torch.equal(Augment(kind, 1)(IMAGE, 4, v), view) for v, view in enumerate(views))
 
 
 def test_a_flip_is_one_half_of_the_time():
-    flips = [torch.equal(Augment("flip", 0)(PICTURE, i, 1), PICTURE.flip(2)) for i in range(200)]
-    kept = [torch.equal(Augment("flip", 0)(PICTURE, i, 1), PICTURE) for i in range(200)]
+    flips = [torch.equal(Augment("flip", 0)(IMAGE, i, 1), IMAGE.flip(2)) for i in range(200)]
+    kept = [torch.equal(Augment("flip", 0)(IMAGE, i, 1), IMAGE) for i in range(200)]
     assert sum(flips) + sum(kept) == 200
     assert 70 < sum(flips) < 130
 
@@ -48,44 +48,44 @@ def test_an_unknown_kind_is_refused():
 def test_views_are_kept_view_by_view():
     data = load_images("digits", shots=2).train
     looks = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear", "center")
-    pictures = PixelInputs(Pixels(data, looks), Augment("flip", 0))
+    images = PixelInputs(Pixels(data, looks), Augment("flip", 0))
     kept = features_of_views(
-        lambda batch: batch.flatten(1), pictures, len(data), 3, device=torch.device("cpu"), precision="float32"
+        lambda batch: batch.flatten(1), images, len(data), 3, device=torch.device("cpu"), precision="float32"
     )
     order, views = np.array([4, 0, 4]), np.array([2, 0, 1])
     (_, found), *_ = kept.batches(order, 8, views)
     (_, plain), *_ = kept.batches(order, 8)
-    (_, expected), *_ = pictures.batches(order, 8, views)
+    (_, expected), *_ = images.batches(order, 8, views)
     torch.testing.assert_close(found, expected.flatten(1))
-    (_, expected), *_ = pictures.batches(order, 8)
+    (_, expected), *_ = images.batches(order, 8)
     torch.testing.assert_close(plain, expected.flatten(1))
 
 
 def seen_by(strength, view=1, seed=0, count=64):
-    pictures = PICTURE.expand(count, 3, 24, 20).contiguous()
-    return pictures, Distort(strength, seed).of(pictures, list(range(count)), np.full(count, view))
+    images = IMAGE.expand(count, 3, 24, 20).contiguous()
+    return images, Distort(strength, seed).of(images, list(range(count)), np.full(count, view))
 
 
-def test_distortions_depend_on_seed_picture_and_view_only():
-    pictures, views = seen_by(0.6)
-    assert (views.dtype, views.shape) == (torch.uint8, pictures.shape)
+def test_distortions_depend_on_seed_image_and_view_only():
+    images, views = seen_by(0.6)
+    assert (views.dtype, views.shape) == (torch.uint8, images.shape)
     chosen = [5, 40]
-    again = Distort(0.6, 0).of(pictures[chosen], chosen, np.array([1, 1]))
+    again = Distort(0.6, 0).of(images[chosen], chosen, np.array([1, 1]))
     assert torch.equal(again, views[chosen])
     for other in (seen_by(0.6, view=2)[1], seen_by(0.6, seed=1)[1]):
         assert not any(torch.equal(a, b) for a, b in zip(views, other, strict=True))
-    assert torch.equal(seen_by(0.6, view=0)[1], pictures)
-    assert torch.equal(seen_by(0.0)[1], pictures)
+    assert torch.equal(seen_by(0.6, view=0)[1], images)
+    assert torch.equal(seen_by(0.0)[1], images)
 
 
 def test_distortions_grow_with_strength():
     smooth = torch.nn.functional.interpolate(torch.rand(64, 3, 4, 4), (24, 24), mode="bicubic")
-    pictures = (smooth * 255).clamp(0, 255).to(torch.uint8)
-    views = [Distort(s, 0).of(pictures, list(range(64)), np.full(64, 3)) for s in (0.01, 0.3, 0.6, 1.0)]
+    images = (smooth * 255).clamp(0, 255).to(torch.uint8)
+    views = [Distort(s, 0).of(images, list(range(64)), np.full(64, 3)) for s in (0.01, 0.3, 0.6, 1.0)]
     apart = [
         torch.minimum(
-            (view.float() - pictures.float()).abs().mean((1, 2, 3)),
-            (view.float() - pictures.flip(3).float()).abs().mean((1, 2, 3)),
+            (view.float() - images.float()).abs().mean((1, 2, 3)),
+            (view.float() - images.flip(3).float()).abs().mean((1, 2, 3)),
         ).mean()
         for view in views
     ]
@@ -93,10 +93,10 @@ def test_distortions_grow_with_strength():
     assert apart[0] < 3
 
 
-def test_a_fifth_turns_grey_at_full_strength():
+def test_a_fifth_turns_gray_at_full_strength():
     _, views = seen_by(1.0, count=400)
-    grey = (views.float().std(1).amax((1, 2)) < 1).float().mean()
-    assert 0.13 < grey < 0.27
+    gray = (views.float().std(1).amax((1, 2)) < 1).float().mean()
+    assert 0.13 < gray < 0.27
 
 
 def test_luck_is_even_and_independent():

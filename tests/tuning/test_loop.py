@@ -16,7 +16,7 @@ from tightframe.tuning.inputs import KeptInputs
 from tightframe.tuning.loop import Diverged, fit, logits_of, predict_features
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import HeadOnly, TunableNetwork
+from tightframe.tuning.surgery import HeadOnly, TunableModel
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(rate=0.1, decay=1e-3, epochs=4, batch_size=8, seed=3)
@@ -51,7 +51,7 @@ def features():
 
 
 def scl(backbone):
-    return TunableNetwork(backbone, METHODS["scl"], "layer2.0", CLASSES)
+    return TunableModel(backbone, METHODS["scl"], "layer2.0", CLASSES)
 
 
 def head(dimension=6):
@@ -61,10 +61,10 @@ def head(dimension=6):
     return HeadOnly(linear)
 
 
-def trained(network, inputs, split, recipe=RECIPE, **options):
-    rows = fit(network, inputs, split, recipe, device=CPU, **options)
+def trained(model, inputs, split, recipe=RECIPE, **options):
+    rows = fit(model, inputs, split, recipe, device=CPU, **options)
     untimed = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    return untimed, {name: tensor.clone() for name, tensor in network.changed_state().items()}
+    return untimed, {name: tensor.clone() for name, tensor in model.changed_state().items()}
 
 
 def same(first, second):
@@ -128,7 +128,7 @@ def test_stopped_at_any_step_it_goes_on_to_the_same_result(wide, split, tmp_path
     assert same(resumed, undisturbed)
 
 
-@pytest.mark.parametrize("what", ["scope", "rate", "epochs", "split", "truncated", "garbage", "another network"])
+@pytest.mark.parametrize("what", ["scope", "rate", "epochs", "split", "truncated", "garbage", "another model"])
 def test_a_checkpoint_of_anything_else_is_not_used(wide, split, tmp_path, what):
     class Counted(Drawn):
         asked = 0
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_anything_else_is_not_used(wide, split, tmp_path, what):
 
     file = tmp_path / "checkpoint.safetensors"
     trained(scl(wide), Drawn(), split, checkpoint=file, scope="a")
-    recipe, scope, network = RECIPE, "a", scl(wide)
+    recipe, scope, model = RECIPE, "a", scl(wide)
     if what == "scope":
         scope = "b"
     elif what in ("rate", "epochs"):
@@ -152,15 +152,15 @@ def test_a_checkpoint_of_anything_else_is_not_used(wide, split, tmp_path, what):
     elif what == "garbage":
         file.write_bytes(b"not a checkpoint")
     else:
-        network = TunableNetwork(wide, METHODS["layer"], "layer3.0", CLASSES)
+        model = TunableModel(wide, METHODS["layer"], "layer3.0", CLASSES)
     inputs = Counted()
-    trained(network, inputs, split, recipe, checkpoint=file, scope=scope)
+    trained(model, inputs, split, recipe, checkpoint=file, scope=scope)
     assert inputs.asked == recipe.epochs * (len(split.training) + len(split.validation))
 
 
 def test_a_head_trains_as_plain_pytorch_would(split, features):
-    network = head()
-    rows, _ = trained(network, KeptInputs(features), split)
+    model = head()
+    rows, _ = trained(model, KeptInputs(features), split)
 
     expected = head().head
     optimizer = torch.optim.SGD(expected.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
@@ -174,7 +174,7 @@ def test_a_head_trains_as_plain_pytorch_would(split, features):
             optimizer.zero_grad()
             functional.cross_entropy(expected(features[batch]), labels[batch]).backward()
             optimizer.step()
-    torch.testing.assert_close(network.head.weight, expected.weight)
+    torch.testing.assert_close(model.head.weight, expected.weight)
     held_out = split.validation
     logits = expected(features[held_out]).detach()
     assert rows[-1]["validation_loss"] == pytest.approx(float(functional.cross_entropy(logits, labels[held_out])))
@@ -183,25 +183,25 @@ def test_a_head_trains_as_plain_pytorch_would(split, features):
     assert rows[-1]["nc1"] == pytest.approx(nc1(moments))
 
 
-def test_features_computed_before_train_a_probe_as_pictures_do(wide, split):
+def test_features_computed_before_train_a_probe_as_images_do(wide, split):
     inputs = Drawn()
-    whole = TunableNetwork(wide, METHODS["linear"], None, CLASSES)
+    whole = TunableModel(wide, METHODS["linear"], None, CLASSES)
     with torch.inference_mode():
         features = whole.train(False).features(inputs.inputs)
-    through_network = trained(whole, inputs, split)
+    through_model = trained(whole, inputs, split)
     alone = trained(head(16), KeptInputs(features.clone()), split)
     for name in ("train_loss", "validation_loss", "validation_accuracy", "nc1"):
-        assert [row[name] for row in through_network[0]] == pytest.approx([row[name] for row in alone[0]], rel=1e-4)
+        assert [row[name] for row in through_model[0]] == pytest.approx([row[name] for row in alone[0]], rel=1e-4)
 
 
 def test_logits_come_in_the_order_asked_for(split, features):
-    network = head()
-    torch.nn.init.normal_(network.head.weight)
+    model = head()
+    torch.nn.init.normal_(model.head.weight)
     order = [7, 3, 3, 29]
-    logits = logits_of(network, predict_features(network, KeptInputs(features), order, 2, CPU, "float32"))
-    torch.testing.assert_close(logits, network.head(features[order]).detach())
-    nothing = predict_features(network, KeptInputs(features), [], 2, CPU, "float32")
-    assert logits_of(network, nothing).shape == (0, CLASSES)
+    logits = logits_of(model, predict_features(model, KeptInputs(features), order, 2, CPU, "float32"))
+    torch.testing.assert_close(logits, model.head(features[order]).detach())
+    nothing = predict_features(model, KeptInputs(features), [], 2, CPU, "float32")
+    assert logits_of(model, nothing).shape == (0, CLASSES)
 
 
 def test_an_absurd_rate_diverges_by_name(split, features):
@@ -214,13 +214,13 @@ def test_without_validation_nothing_is_judged(split, features):
     assert {(row["validation_loss"], row["validation_accuracy"]) for row in rows} == {(None, None)}
 
 
-def test_classes_without_two_pictures_leave_nc1_out(features):
+def test_classes_without_two_images_leave_nc1_out(features):
     split = Split(np.zeros(30, dtype=np.int64), np.arange(5), np.arange(0), CLASSES)
     rows, _ = trained(head(), KeptInputs(features), split)
     assert [row["nc1"] for row in rows] == [None] * 4
 
 
-def test_no_batch_is_left_with_one_picture(wide, split):
+def test_no_batch_is_left_with_one_image(wide, split):
     class Counted(Drawn):
         def batches(self, order, size, views=None):
             for indices, batch in super().batches(order, size):
@@ -229,7 +229,7 @@ def test_no_batch_is_left_with_one_picture(wide, split):
 
     sizes = []
     seventeen = replace(split, training=np.arange(17), validation=np.arange(0))
-    rows, _ = trained(TunableNetwork(wide, METHODS["full"], None, CLASSES), Counted(), seventeen)
+    rows, _ = trained(TunableModel(wide, METHODS["full"], None, CLASSES), Counted(), seventeen)
     assert sizes == [8, 8] * RECIPE.epochs
     assert {row["train_accuracy"] * 16 % 1 for row in rows} == {0}
 
@@ -248,8 +248,8 @@ def test_a_batch_in_parts_trains_as_in_one(split, features):
 def test_smoothing_and_balance_are_pytorchs(split, features):
     few = replace(split, training=np.array([0, 1, 2, 3, 6, 9, 12, 15]))  # six of class 0, one each of the others
     recipe = replace(RECIPE, epochs=1, batch_size=8, smoothing=0.2, balance=True)
-    network = head()
-    rows, _ = trained(network, KeptInputs(features), few, recipe)
+    model = head()
+    rows, _ = trained(model, KeptInputs(features), few, recipe)
     weights = torch.tensor([8 / (3 * 6), 8 / 3, 8 / 3])
     expected = head().head
     labels = torch.from_numpy(split.labels)[few.training]
@@ -257,10 +257,10 @@ def test_smoothing_and_balance_are_pytorchs(split, features):
     loss.backward()
     assert rows[0]["train_loss"] == pytest.approx(float(loss.detach()))
     step = -0.1 * (expected.weight.grad)
-    torch.testing.assert_close(network.head.weight, step, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.head.weight, step, rtol=1e-5, atol=1e-6)
 
 
-def test_mixed_pictures_lie_between_two(split, features):
+def test_mixed_images_lie_between_two(split, features):
     seen = []
 
     class Watched(HeadOnly):
@@ -269,8 +269,8 @@ def test_mixed_pictures_lie_between_two(split, features):
                 seen.append(inputs)
             return inputs
 
-    network = Watched(head().head)
-    rows, _ = trained(network, KeptInputs(features), split, replace(RECIPE, mixup=1.0))
+    model = Watched(head().head)
+    rows, _ = trained(model, KeptInputs(features), split, replace(RECIPE, mixup=1.0))
     mixed = torch.cat(seen)
     apart = (mixed[:, None] - features[None]).norm(dim=2).min(1).values
     assert (apart > 1e-3).double().mean() > 0.5
@@ -295,16 +295,16 @@ def test_the_average_follows_and_is_what_is_judged(split, features):
 
 def test_out_of_patience_it_goes_back_to_the_best_epoch(split, features):
     recipe = replace(RECIPE, rate=30.0, epochs=40, patience=3)
-    network = head()
-    rows, _ = trained(network, KeptInputs(features), split, recipe)
+    model = head()
+    rows, _ = trained(model, KeptInputs(features), split, recipe)
     losses = [row["validation_loss"] for row in rows]
     assert len(rows) == np.argmin(losses) + 1 + 3 < 40
-    logits = network.head(features[split.validation])
+    logits = model.head(features[split.validation])
     kept = float(functional.cross_entropy(logits.detach(), torch.from_numpy(split.labels[split.validation])))
     assert kept == pytest.approx(min(losses))
 
 
-def test_views_of_a_picture_are_all_shown(split, features):
+def test_views_of_an_image_are_all_shown(split, features):
     views = torch.cat([features, features + 100, features + 200])
     shown = set()
 

@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tightframe import load_backbone, load_tuned
+from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
+from tightframe.deploy.tuned import Tuned
 from tightframe.errors import SavedError, SettingsError
 from tightframe.features.taps import submodule
-from tightframe.jobs.tuned import Tuned
-from tightframe.protocols import PENULTIMATE, Backbone, Layer, Preprocessing
 from tightframe.tuning.lora import LoraMissing
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.places import place_of_head, put
-from tightframe.tuning.surgery import TunableNetwork
+from tightframe.tuning.surgery import TunableModel
 
 CLASSES = tuple("abcde")
-NETWORKS = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "mobilenetv3_small_050", "seresnet18")
+MODELS = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "mobilenetv3_small_050", "seresnet18")
 FILES = {"tightframe.json", "adapter_config.json", "adapter_model.safetensors"}
 
 
@@ -39,13 +39,13 @@ def of_ones_own(module, features, head="head", layout="vector"):
     return Backbone("own", module, size, (), Layer(PENULTIMATE, layout, features, 0), head, origin={"uri": "own"})
 
 
-def network(backbone, method="lora"):
-    return TunableNetwork(backbone, METHODS[method], None, len(CLASSES)).train(False)
+def model(backbone, method="lora"):
+    return TunableModel(backbone, METHODS[method], None, len(CLASSES)).train(False)
 
 
 def trained(backbone):
     """As if trained: every number that LoRA and the head have is drawn, so that none of them counts for nothing."""
-    found, generator = network(backbone), torch.Generator().manual_seed(3)
+    found, generator = model(backbone), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in found.parameters():
             if parameter.requires_grad:
@@ -53,10 +53,8 @@ def trained(backbone):
     return Tuned(backbone, found, CLASSES)
 
 
-def adapted(tuned_network):
-    return {
-        name for name, module in tuned_network.base.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)
-    }
+def adapted(tuned_model):
+    return {name for name, module in tuned_model.base.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)}
 
 
 def inputs_of(backbone, n=3):
@@ -85,41 +83,41 @@ def saved(resnet, tmp_path):
     return tuned, tmp_path / "net"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_it_starts_as_the_network_that_it_goes_into(name):
+@pytest.mark.parametrize("name", MODELS)
+def test_it_starts_as_the_model_that_it_goes_into(name):
     backbone = of_timm(name)
     inputs = inputs_of(backbone)
     with torch.no_grad():
-        assert torch.equal(network(backbone).features(inputs), network(backbone, "linear").features(inputs))
+        assert torch.equal(model(backbone).features(inputs), model(backbone, "linear").features(inputs))
 
 
 def test_in_a_transformer_it_goes_beside_linear_maps(transformer):
-    found = adapted(network(transformer))
+    found = adapted(model(transformer))
     expected = {n for n, m in transformer.module.named_modules() if isinstance(m, nn.Linear)} - {transformer.head}
     assert found == expected
     assert len(found) == 4 * len(transformer.module.blocks)
 
 
-def test_in_other_networks_it_goes_beside_convolutions_that_are_not_grouped():
+def test_in_other_models_it_goes_beside_convolutions_that_are_not_grouped():
     backbone = of_timm("mobilenetv3_small_050")
     convolutions = {n: m for n, m in backbone.module.named_modules() if isinstance(m, nn.Conv2d)}
-    assert adapted(network(backbone)) == {name for name, module in convolutions.items() if module.groups == 1}
+    assert adapted(model(backbone)) == {name for name, module in convolutions.items() if module.groups == 1}
     assert any(module.groups > 1 for module in convolutions.values())
 
 
 def test_without_linear_maps_layer_norm_makes_no_transformer():
-    found = adapted(network(of_timm("convnext_atto", input_size=32)))  # its maps are convolutions of 1 × 1
+    found = adapted(model(of_timm("convnext_atto", input_size=32)))  # its maps are convolutions of 1 × 1
     assert {"stem.0", "stages.0.blocks.0.mlp.fc1"} <= found
     assert not any(name.endswith("conv_dw") for name in found)
 
 
 def test_maps_of_rank_8_and_the_head_are_trained_and_nothing_else(resnet):
-    found = network(resnet)
+    found = model(resnet)
     maps = [submodule(resnet.module, name) for name in adapted(found)]
     added = sum(8 * (m.in_channels * m.kernel_size[0] * m.kernel_size[1] + m.out_channels) for m in maps)
     head = (resnet.penultimate.dimension + 1) * len(CLASSES)
     assert found.trained_parameters == added + head
-    assert found.all_parameters == network(resnet, "linear").all_parameters + added
+    assert found.all_parameters == model(resnet, "linear").all_parameters + added
     assert set(found.changed_state()) == {name for name, p in found.named_parameters() if p.requires_grad}
     assert sum(p.numel() for p in found.owned.parameters) == added
     assert found.owned.modules == []
@@ -127,12 +125,12 @@ def test_maps_of_rank_8_and_the_head_are_trained_and_nothing_else(resnet):
 
 def test_it_is_the_same_whatever_was_drawn_before(resnet):
     torch.manual_seed(1)
-    first = network(resnet).changed_state()
+    first = model(resnet).changed_state()
     torch.manual_seed(2)
-    second = network(resnet).changed_state()
+    second = model(resnet).changed_state()
     state = torch.get_rng_state()
     torch.manual_seed(2)
-    network(resnet, "linear")
+    model(resnet, "linear")
     assert torch.equal(torch.get_rng_state(), state)  # LoRA draws from a generator of its own
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(".lora_A." in name and tensor.any() for name, tensor in first.items())
@@ -157,12 +155,12 @@ class Odd(nn.Module):
 
 def test_what_peft_would_get_wrong_is_left_alone(tmp_path):
     tuned = trained(of_ones_own(Odd(), 8))
-    assert adapted(tuned.network) == {"first"}
+    assert adapted(tuned.model) == {"first"}
     check_with_peft(tuned, tmp_path / "net")
 
 
 def with_new_head(backbone):
-    """What a user of peft's would make: the base network with a head of these classes, not trained."""
+    """What a user of peft's would make: the base model with a head of these classes, not trained."""
     plain, (name, old) = copy.deepcopy(backbone.module), place_of_head(backbone)
     new = nn.Conv2d(old.in_channels, 5, 1) if isinstance(old, nn.Conv2d) else nn.Linear(old.in_features, 5)
     put(plain, name, new)
@@ -174,16 +172,16 @@ def check_with_peft(tuned, folder, plain=None):
     tuned.save(folder)
     assert {path.name for path in folder.iterdir()} == FILES
     inputs = inputs_of(tuned.backbone)
-    wanted = logits(tuned.network, inputs)
+    wanted = logits(tuned.model, inputs)
     assert len(wanted.unique(dim=0)) == len(inputs)
-    assert torch.equal(logits(load_tuned(folder, tuned.backbone).network, inputs), wanted)
+    assert torch.equal(logits(load_tuned(folder, tuned.backbone).model, inputs), wanted)
     plain = plain or with_new_head(tuned.backbone)
     apart = logits(peft.PeftModel.from_pretrained(plain, folder).eval(), inputs) - wanted
     assert float(apart.abs().max()) < 1e-5 * float(wanted.abs().max().clamp(min=1))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_peft_loads_the_folder_onto_timms_network_to_the_same_logits(name, tmp_path):
+@pytest.mark.parametrize("name", MODELS)
+def test_peft_loads_the_folder_onto_timms_model_to_the_same_logits(name, tmp_path):
     backbone = of_timm(name, input_size=None if "vit" in name else 64)
     plain = timm.create_model(name, num_classes=len(CLASSES)).eval()
     base = {k: v for k, v in backbone.module.state_dict().items() if not k.startswith(f"{backbone.head}.")}
@@ -193,7 +191,7 @@ def test_peft_loads_the_folder_onto_timms_network_to_the_same_logits(name, tmp_p
     check_with_peft(trained(backbone), tmp_path / "net", plain)
 
 
-def test_a_network_of_timm_without_a_head_has_it_where_timm_would(resnet, tmp_path):
+def test_a_model_of_timm_without_a_head_has_it_where_timm_would(resnet, tmp_path):
     bare = timm.create_model("test_resnet", num_classes=0)
     backbone = of_ones_own(bare, bare.num_features, None)
     assert place_of_head(backbone).name == "fc"
@@ -223,14 +221,14 @@ def test_a_head_that_is_a_convolution_is_saved_as_one(tmp_path):
     )
 
 
-def test_a_network_without_a_place_for_a_head_is_saved_all_the_same(tmp_path):
+def test_a_model_without_a_place_for_a_head_is_saved_all_the_same(tmp_path):
     body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     backbone = of_ones_own(body, 8, None)
     tuned, inputs = trained(backbone), inputs_of(backbone)
     tuned.save(tmp_path)
-    assert torch.equal(logits(load_tuned(tmp_path, backbone).network, inputs), logits(tuned.network, inputs))
+    assert torch.equal(logits(load_tuned(tmp_path, backbone).model, inputs), logits(tuned.model, inputs))
     features = peft.PeftModel.from_pretrained(body, tmp_path).eval()
-    torch.testing.assert_close(logits(features, inputs), logits(tuned.network.features, inputs))
+    torch.testing.assert_close(logits(features, inputs), logits(tuned.model.features, inputs))
 
 
 class TwoHeads(nn.Module):
@@ -246,13 +244,13 @@ class TwoHeads(nn.Module):
 def test_a_head_that_peft_would_mix_up_is_not_named_to_it(tmp_path):
     backbone = of_ones_own(TwoHeads(), 8)
     tuned, inputs = trained(backbone), inputs_of(backbone)
-    assert adapted(tuned.network) == {"body.0", "overhead"}
+    assert adapted(tuned.model) == {"body.0", "overhead"}
     tuned.save(tmp_path)
-    assert torch.equal(logits(load_tuned(tmp_path, backbone).network, inputs), logits(tuned.network, inputs))
+    assert torch.equal(logits(load_tuned(tmp_path, backbone).model, inputs), logits(tuned.model, inputs))
     assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] is None
     backbone.module.head = nn.Identity()
     features = peft.PeftModel.from_pretrained(backbone.module, tmp_path).eval()
-    torch.testing.assert_close(logits(features, inputs), logits(tuned.network.features, inputs))
+    torch.testing.assert_close(logits(features, inputs), logits(tuned.model.features, inputs))
 
 
 def test_the_names_are_those_that_peft_would_save(saved, resnet, tmp_path):
@@ -274,7 +272,7 @@ def test_the_configuration_is_never_read(saved, resnet, text):
     path = folder / "adapter_config.json"
     path.unlink() if text is None else path.write_text(text)
     inputs = inputs_of(resnet)
-    assert torch.equal(logits(load_tuned(folder, resnet).network, inputs), logits(tuned.network, inputs))
+    assert torch.equal(logits(load_tuned(folder, resnet).model, inputs), logits(tuned.model, inputs))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +284,7 @@ def test_the_configuration_is_never_read(saved, resnet, text):
         (lambda found: {name: tensor.double() for name, tensor in found.items()}, "float64"),
     ],
 )
-def test_tensors_of_another_network_are_refused(saved, resnet, change, said):
+def test_tensors_of_another_model_are_refused(saved, resnet, change, said):
     rewritten(saved[1], change)
     with pytest.raises(SavedError, match=said):
         load_tuned(saved[1], resnet)
@@ -298,36 +296,36 @@ def test_a_pickle_in_place_of_the_tensors_is_refused(saved, resnet):
         load_tuned(saved[1], resnet)
 
 
-def test_merged_it_is_the_networks_own_modules_and_says_the_same(resnet):
+def test_merged_it_is_the_models_own_modules_and_says_the_same(resnet):
     tuned = trained(resnet)
-    plain, inputs = tuned.network.plain_base(), inputs_of(resnet)
+    plain, inputs = tuned.model.plain_base(), inputs_of(resnet)
     assert {type(m) for m in plain.modules()} <= {type(m) for m in resnet.module.modules()} | {nn.Identity}
     assert set(plain.state_dict()) < set(resnet.module.state_dict())
     assert not hasattr(plain, "peft_config")
-    wanted = logits(tuned.network.features, inputs)
+    wanted = logits(tuned.model.features, inputs)
     torch.testing.assert_close(logits(plain, inputs), wanted, rtol=1e-4, atol=1e-5)
-    assert float((wanted - logits(network(resnet).features, inputs)).abs().max()) > 0.01
-    assert adapted(tuned.network)
+    assert float((wanted - logits(model(resnet).features, inputs)).abs().max()) > 0.01
+    assert adapted(tuned.model)
 
 
 def test_without_peft_the_way_to_get_it_is_said(resnet, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(LoraMissing, match=r"pip install 'tightframe\[lora\]'"):
-        network(resnet)
-    assert network(resnet, "linear").trained_parameters
+        model(resnet)
+    assert model(resnet, "linear").trained_parameters
 
 
-def test_a_network_with_nothing_to_adapt_is_refused():
+def test_a_model_with_nothing_to_adapt_is_refused():
     body = nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
     with pytest.raises(SettingsError, match=r"own calls no plain linear map .* choose another --method"):
-        network(of_ones_own(body, 6, "3"))
+        model(of_ones_own(body, 6, "3"))
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet20_cifar10"])
-def test_a_really_pretrained_network(zoo, name, tmp_path):
+def test_a_really_pretrained_model(zoo, name, tmp_path):
     backbone = load_backbone(zoo + name)
     tuned = trained(backbone)
-    with torch.no_grad():  # what was drawn is much for a network that was trained
-        for parameter in tuned.network.owned.parameters:
+    with torch.no_grad():  # what was drawn is much for a model that was trained
+        for parameter in tuned.model.owned.parameters:
             parameter.mul_(0.1)
     check_with_peft(tuned, tmp_path / "net")

@@ -1,4 +1,4 @@
-"""The prefix cache: running on from a block is running the network, and training there is training it."""
+"""The prefix cache: running on from a block is running the model, and training there is training it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tightframe.tuning.loop import fit
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import CannotCut, Suffix, inputs_of
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import TunableNetwork
+from tightframe.tuning.surgery import TunableModel
 
 CPU = torch.device("cpu")
-NETWORKS = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "test_nfnet")
+MODELS = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "test_nfnet")
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +28,19 @@ def data():
 
 
 def kept(base, blocks, backbone, data, precision="float32", budget=1.0):
-    pictures = PixelInputs(Pixels(data.train, backbone.preprocessing))
+    images = PixelInputs(Pixels(data.train, backbone.preprocessing))
     found = inputs_of(
-        base, blocks, pictures, len(data.train), device=CPU, precision=precision, budget=budget, batch_size=16
+        base, blocks, images, len(data.train), device=CPU, precision=precision, budget=budget, batch_size=16
     )
-    return found, pictures
+    return found, images
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_goes_on_from_any_of_its_blocks(name, data):
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_goes_on_from_any_of_its_blocks(name, data):
     backbone = load_backbone(f"timm/{name}", pretrained=False, input_size=64)
     blocks = [layer.name for layer in backbone.layers]
-    found, pictures = kept(backbone.module, blocks, backbone, data)
-    inputs = next(pictures.batches(range(8), 8))[1]
+    found, images = kept(backbone.module, blocks, backbone, data)
+    inputs = next(images.batches(range(8), 8))[1]
     with torch.no_grad():
         expected = backbone.module(inputs)
         for block in blocks:
@@ -50,18 +50,18 @@ def test_a_network_goes_on_from_any_of_its_blocks(name, data):
             assert not list(Suffix(backbone.module, block).parameters())
 
 
-def test_a_network_without_a_head_of_its_own_goes_on_too(data, tmp_path):
+def test_a_model_without_a_head_of_its_own_goes_on_too(data, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import timm\ndef make(): return timm.create_model('test_resnet', num_classes=0)\n"
     )
     backbone = load_backbone(f"{tmp_path / 'mine.py'}:make", input_size=64)
     assert backbone.head is None
     block = backbone.layers[1].name
-    network = TunableNetwork(backbone, METHODS["scl"], block, 5).train(False)
-    found, pictures = kept(network.base, [block], backbone, data)
-    inputs, rows = next(pictures.batches(range(8), 8))[1], next(found[block].batches(range(8), 8))[1]
+    model = TunableModel(backbone, METHODS["scl"], block, 5).train(False)
+    found, images = kept(model.base, [block], backbone, data)
+    inputs, rows = next(images.batches(range(8), 8))[1], next(found[block].batches(range(8), 8))[1]
     with torch.no_grad():
-        whole, part = network.features(inputs), network.from_block().features(rows)
+        whole, part = model.features(inputs), model.from_block().features(rows)
     torch.testing.assert_close(part, whole, rtol=2e-2, atol=2e-3 * float(whole.abs().max()))
 
 
@@ -74,11 +74,11 @@ def test_training_from_the_block_is_training_the_whole(which, method, wide, tran
     split = Split(data.train.labels, np.arange(30), np.arange(30, 40), 5)
     rows, states = [], []
     for cached in (False, True):
-        network = TunableNetwork(backbone, METHODS[method], block, 5)
-        found, pictures = kept(network.base, [block], backbone, data)
-        trained, inputs = (network.from_block(), found[block]) if cached else (network, pictures)
+        model = TunableModel(backbone, METHODS[method], block, 5)
+        found, images = kept(model.base, [block], backbone, data)
+        trained, inputs = (model.from_block(), found[block]) if cached else (model, images)
         rows.append(fit(trained, inputs, split, recipe, device=CPU))
-        states.append({name: tensor.clone() for name, tensor in network.changed_state().items()})
+        states.append({name: tensor.clone() for name, tensor in model.changed_state().items()})
     for whole, part in zip(*rows, strict=True):
         assert part["train_loss"] == pytest.approx(whole["train_loss"], rel=2e-3)
         assert part["validation_loss"] == pytest.approx(whole["validation_loss"], rel=2e-3)
@@ -139,7 +139,7 @@ class Twice(Back):
     ("module", "says"),
     [(Back(), "goes back to what came before"), (Choosy(), "can't be followed"), (Twice(), "not called once")],
 )
-def test_networks_that_can_not_be_cut_say_why(module, says):
+def test_models_that_can_not_be_cut_say_why(module, says):
     with pytest.raises(CannotCut, match=says):
         Suffix(module, "second")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tightframe.errors import SettingsError
 from tightframe.files import write_text
 from tightframe.process import is_first
-from tightframe.tuning.processes import Team, _normalised, together
+from tightframe.tuning.processes import Team, _normalized, together
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
@@ -121,7 +121,7 @@ def test_alone_it_costs_nothing():
 
 
 @pytest.mark.parametrize(("count", "batch", "size"), [(20, 8, 2), (17, 8, 2), (21, 7, 3), (19, 6, 4), (8, 8, 1)])
-def test_every_picture_is_one_processs(count, batch, size):
+def test_every_image_is_one_processs(count, batch, size):
     order = np.arange(count)[::-1].copy()
     shares = [Team(rank, size).share(order, batch) for rank in range(size)]
     together = np.sort(np.concatenate([mine for mine, _ in shares]))
@@ -147,6 +147,6 @@ def test_a_batch_norm_over_one_process_is_pytorchs(monkeypatch):
     for training in (True, True, False):
         ours.train(training)
         theirs.train(training)
-        torch.testing.assert_close(_normalised(ours, inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(_normalized(ours, inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
     for name, buffer in theirs.named_buffers():
         torch.testing.assert_close(ours.get_buffer(name), buffer)

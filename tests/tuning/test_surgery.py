@@ -13,7 +13,7 @@ from tightframe import load_backbone
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.features.taps import pooled, submodule
 from tightframe.tuning.methods import METHODS, method_named
-from tightframe.tuning.surgery import HeadOnly, TunableNetwork, sum_padded
+from tightframe.tuning.surgery import HeadOnly, TunableModel, sum_padded
 
 BLOCK = "layer2.0"
 NORMS = ("bn1", "bn2", "downsample.1")
@@ -29,8 +29,8 @@ OWNED = {
 }
 
 
-def network(backbone, method, layer=None, classes=5, **options):
-    return TunableNetwork(backbone, METHODS[method], layer, classes, **options)
+def model(backbone, method, layer=None, classes=5, **options):
+    return TunableModel(backbone, METHODS[method], layer, classes, **options)
 
 
 def state_of(module):
@@ -45,8 +45,8 @@ def changed(before, after):
     ("name", "trained", "whole", "share"),
     [("resnet18", 924_170, 11_181_642, "8.27"), ("resnet50", 1_532_938, 23_528_522, "6.52")],
 )
-def test_parameters_of_the_papers_networks(name, trained, whole, share):
-    tuned = network(load_backbone(f"timm/{name}", pretrained=False), "scl", "layer3.0", 10)
+def test_parameters_of_the_papers_models(name, trained, whole, share):
+    tuned = model(load_backbone(f"timm/{name}", pretrained=False), "scl", "layer3.0", 10)
     assert (tuned.trained_parameters, tuned.all_parameters) == (trained, whole)
     assert f"{100 * trained / whole:.2f}" == share
 
@@ -54,7 +54,7 @@ def test_parameters_of_the_papers_networks(name, trained, whole, share):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_changes_what_the_method_trains_and_nothing_else(wide, method):
     layer = BLOCK if METHODS[method].needs_layer else None
-    tuned = network(wide, method, layer)
+    tuned = model(wide, method, layer)
     with torch.no_grad():  # heads, and norms that end a block, start at zero: no gradient would pass them
         for parameter in tuned.parameters():
             parameter.add_(torch.randn_like(parameter) / 10)
@@ -74,23 +74,23 @@ def test_a_step_changes_what_the_method_trains_and_nothing_else(wide, method):
 @pytest.mark.parametrize(("method", "layer"), [("full", None), ("scl", BLOCK)])
 def test_a_probe_goes_on_to_see_the_statistics_that_it_was_fitted_under(wide, method, layer):
     def following(**options):
-        modules = network(wide, method, layer, **options).train(True).modules()
+        modules = model(wide, method, layer, **options).train(True).modules()
         return [module.training for module in modules if isinstance(module, nn.BatchNorm2d)]
 
     assert any(following())
     assert not any(following(warm=True))
-    assert network(wide, method, layer, warm=True).train(True).head.training
+    assert model(wide, method, layer, warm=True).train(True).head.training
 
 
 def test_eval_mode_changes_no_statistics(wide):
-    tuned = network(wide, "full").train(False)
+    tuned = model(wide, "full").train(False)
     before = state_of(tuned)
     tuned(torch.randn(4, 3, 32, 32))
     assert changed(before, state_of(tuned)) == set()
 
 
 def test_frozen_blocks_run_in_eval_mode_while_training(wide):
-    tuned = network(wide, "scl", BLOCK).train()
+    tuned = model(wide, "scl", BLOCK).train()
     modes = {name: module.training for name, module in tuned.base.named_modules() if not list(module.children())}
     assert {name for name, training in modes.items() if training} == {
         name for name in modes if name.startswith(f"{BLOCK}.")
@@ -108,7 +108,7 @@ def read_by_hand(backbone, tuned, layer, inputs):
 
 
 def test_a_narrower_block_is_padded_to_the_features(wide):
-    tuned = network(wide, "scl", BLOCK).train(False)
+    tuned = model(wide, "scl", BLOCK).train(False)
     inputs = torch.randn(3, 3, 32, 32)
     phi, z = read_by_hand(wide, tuned, BLOCK, inputs)
     assert (phi.shape[1], z.shape[1], tuned.neck.width) == (16, 8, 16)
@@ -120,14 +120,14 @@ def test_wider_blocks_pad_the_features():
     layer = max(backbone.layers, key=lambda block: block.dimension)
     phi, z = torch.randn(2, 3), torch.randn(2, 5)
     torch.testing.assert_close(sum_padded([phi, z], 5), torch.cat([phi, torch.zeros(2, 2)], 1) + z)
-    tuned = network(backbone, "scl", layer.name)
+    tuned = model(backbone, "scl", layer.name)
     assert tuned.neck.width == max(backbone.penultimate.dimension, layer.dimension)
     assert tuned(torch.randn(2, 3, 32, 32)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("method", ["linear", "layer", "full"])
 def test_without_a_skip_the_head_sees_the_penultimate_features(wide, method):
-    tuned = network(wide, method, BLOCK if method == "layer" else None).train(False)
+    tuned = model(wide, method, BLOCK if method == "layer" else None).train(False)
     inputs = torch.randn(3, 3, 32, 32)
     torch.testing.assert_close(tuned.features(inputs), read_by_hand(wide, tuned, BLOCK, inputs)[0])
 
@@ -135,7 +135,7 @@ def test_without_a_skip_the_head_sees_the_penultimate_features(wide, method):
 @pytest.mark.parametrize("pool", ["auto", "mean", "cls"])
 def test_transformers(transformer, pool):
     layer = transformer.layers[1].name
-    tuned = network(transformer, "scl", layer, pool=pool).train(False)
+    tuned = model(transformer, "scl", layer, pool=pool).train(False)
     inputs = torch.randn(2, 3, *transformer.preprocessing.input_size)
     seen = {}
     submodule(tuned.base, layer).register_forward_hook(lambda m, i, o: seen.update(tokens=o))
@@ -148,15 +148,15 @@ def test_transformers(transformer, pool):
 
 def test_the_head_starts_at_zero_whatever_was_drawn_before(wide):
     torch.manual_seed(1)
-    first = network(wide, "linear")
+    first = model(wide, "linear")
     torch.manual_seed(2)
-    second = network(wide, "linear")
+    second = model(wide, "linear")
     assert not first.head.weight.any()
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_state_is_put_back(wide):
-    tuned = network(wide, "layer", BLOCK)
+    tuned = model(wide, "layer", BLOCK)
     start = {name: tensor.clone() for name, tensor in tuned.changed_state().items()}
     with torch.no_grad():
         for tensor in tuned.changed_state().values():
@@ -177,11 +177,11 @@ def test_a_head_alone_keeps_the_same_promises():
 @pytest.mark.parametrize(("method", "layer"), [("linear", BLOCK), ("full", BLOCK), ("scl", None), ("layer", None)])
 def test_methods_and_layers_that_do_not_go_together(wide, method, layer):
     with pytest.raises(SettingsError, match=r"layer"):
-        network(wide, method, layer)
+        model(wide, method, layer)
 
 
 def test_unknown_names(wide):
     with pytest.raises(LayerNotFound, match=r"layer2\.0"):
-        network(wide, "scl", "layer2.1")
+        model(wide, "scl", "layer2.1")
     with pytest.raises(SettingsError, match="linear, layer, scl, full"):
         method_named("magic")

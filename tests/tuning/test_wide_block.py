@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tightframe.protocols import PENULTIMATE, Backbone, Layer, Preprocessing
+from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
 from tightframe.tuning.methods import METHODS
-from tightframe.tuning.surgery import TunableNetwork
+from tightframe.tuning.surgery import TunableModel
 
 
 class Narrowing(nn.Module):
@@ -15,8 +15,8 @@ class Narrowing(nn.Module):
         super().__init__()
         self.first, self.second, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3), nn.Linear(2, 4)
 
-    def forward(self, pictures):
-        return self.head(torch.relu(self.second(torch.relu(self.first(pictures)))).mean((2, 3)))
+    def forward(self, images):
+        return self.head(torch.relu(self.second(torch.relu(self.first(images)))).mean((2, 3)))
 
 
 def test_the_features_are_padded_to_a_wider_block():
@@ -29,7 +29,7 @@ def test_the_features_are_padded_to_a_wider_block():
         Layer(PENULTIMATE, "vector", 2, 0),
         "head",
     )
-    tuned = TunableNetwork(backbone, METHODS["scl"], "first", 5).train(False)
+    tuned = TunableModel(backbone, METHODS["scl"], "first", 5).train(False)
     inputs = torch.randn(3, 3, 8, 8)
     z = module.first(inputs)
     phi = torch.relu(module.second(torch.relu(z))).mean((2, 3))

@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "tightframe",
         allow_abbrev=False,
-        description="Which pretrained network, which layer, and how to fine-tune it, answered from neural collapse on\n"
-        "your own pictures.",
+        description="Which pretrained model, which layer, and how to fine-tune it, answered from neural collapse on\n"
+        "your own images.",
         epilog="Start with `tightframe transfer`: the whole job, offline, on built-in digits, in about a minute.",
         formatter_class=RawDescriptionRichHelpFormatter,
     )
@@ -87,7 +87,7 @@ def _transfer(commands: Any) -> None:
         commands,
         "transfer",
         run.transfer,
-        "the main job: rank networks, choose one and a layer, tune, save, report",
+        "the main job: rank models, choose one and a layer, tune, save, report",
         "tightframe transfer flowers --models timm/resnet18 timm/mobilenetv3_small_100 --out runs/flowers",
     )
     command.add_argument("data", metavar="DATA", nargs="?", default="digits", help=DATA_HELP + " (default)")
@@ -117,7 +117,7 @@ def _measure(commands: Any) -> None:
         commands,
         "measure",
         run.measure,
-        "how collapsed every layer of a network is on your pictures",
+        "how collapsed every layer of a model is on your images",
         "tightframe measure flowers --model timm/resnet18",
     )
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
@@ -149,11 +149,11 @@ def _fewshot(commands: Any) -> None:
         commands,
         "fewshot",
         run.fewshot,
-        "how well a network tells new classes apart from a few pictures of each",
+        "how well a model tells new classes apart from a few images of each",
         "tightframe fewshot flowers --model timm/resnet18 --ways 5 --shots 1,5",
     )
     command.add_argument(
-        "data", metavar="DATA", help=DATA_HELP + "; all pictures, of train and test together: episodes draw their own"
+        "data", metavar="DATA", help=DATA_HELP + "; all images, of train and test together: episodes draw their own"
     )
     command.add_argument("--model", metavar="M", required=True, help=MODEL_HELP)
     group = command.add_argument_group("episodes")
@@ -163,16 +163,16 @@ def _fewshot(commands: Any) -> None:
         type=_whole_numbers,
         metavar="N,N",
         default=(1, 5),
-        help="pictures a class to learn from; one or more numbers (default: 1,5)",
+        help="images a class to learn from; one or more numbers (default: 1,5)",
     )
-    group.add_argument("--queries", type=int, metavar="N", default=15, help="pictures a class to judge (default: 15)")
+    group.add_argument("--queries", type=int, metavar="N", default=15, help="images a class to judge (default: 15)")
     group.add_argument("--episodes", type=int, metavar="N", default=600, help="how many (default: %(default)s)")
     group.add_argument(
         "--classes",
         metavar="FILE",
         help="draw from these classes only: a file, one name a line, or cifar-fs:test, cifar-fs:val, cifar-fs:train",
     )
-    _reading_options(command.add_argument_group("pictures"))
+    _reading_options(command.add_argument_group("images"))
     _model_options(command)
     _pass_options(command, cache=True)
 
@@ -190,7 +190,7 @@ def _rank(commands: Any) -> None:
         commands,
         "rank",
         run.rank,
-        "which network suits your pictures",
+        "which model suits your images",
         "tightframe rank flowers --models timm/resnet18 torchvision/densenet121 local-dir:mine",
     )
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
@@ -199,14 +199,14 @@ def _rank(commands: Any) -> None:
     command.add_argument(
         "--truth",
         metavar="FILE",
-        help="also say how well every score ranks, against accuracies in a CSV file (network,accuracy), or against the "
-        "probe on the test pictures (the word probe)",
+        help="also say how well every score ranks, against accuracies in a CSV file (model,accuracy), or against the "
+        "probe on the test images (the word probe)",
     )
     command.add_argument(
         "--budget",
         type=float,
         metavar="MINUTES",
-        help="let networks race: pictures go only to those that can still win, about a third of all forward passes",
+        help="let models race: images go only to those that can still win, about a third of all forward passes",
     )
     _run_options(command)
 
@@ -216,7 +216,7 @@ def _tune(commands: Any) -> None:
         commands,
         "tune",
         run.tune,
-        "fine-tune a network and save what was trained",
+        "fine-tune a model and save what was trained",
         "tightframe tune flowers --model timm/resnet18 --out runs/flowers-scl",
     )
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
@@ -232,7 +232,7 @@ def _tune(commands: Any) -> None:
         "--compare", metavar="NAMES", help="several methods, as linear,scl,full: each saved in DIR/NAME, in one table"
     )
     command.add_argument("--layer", default="auto", metavar="NAME", help=LAYER_HELP)
-    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the tuned network")
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the tuned model")
     command.add_argument("--resume", action="store_true", help="go on with what an earlier run left in DIR")
     _plan_options(command)
     _run_options(command)
@@ -243,13 +243,13 @@ def _pretrain(commands: Any) -> None:
         commands,
         "pretrain",
         run.pretrain,
-        "train a network from random weights, and follow its collapse epoch by epoch",
+        "train a model from random weights, and follow its collapse epoch by epoch",
         "tightframe pretrain cifar10 --arch cifar_resnet20 --loss mse --projector 1 --out runs/mse",
     )
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
-    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the network")
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the model")
     command.add_argument("--resume", action="store_true", help="go on with what an earlier run left in DIR")
-    group = command.add_argument_group("network")
+    group = command.add_argument_group("model")
     group.add_argument(
         "--arch",
         metavar="NAME",
@@ -264,7 +264,7 @@ def _pretrain(commands: Any) -> None:
         default=0,
         help="hidden layers of a projection head, dropped in the end: 0 (default) to 3",
     )
-    group.add_argument("--input-size", type=int, metavar="PX", help="side of the pictures (default: the network's own)")
+    group.add_argument("--input-size", type=int, metavar="PX", help="side of the images (default: the model's own)")
     group = command.add_argument_group("training")
     group.add_argument(
         "--loss",
@@ -277,12 +277,12 @@ def _pretrain(commands: Any) -> None:
         type=float,
         metavar="S",
         default=0.25,
-        help="strength of crops, flips and colours: 0 (none) to 1 (default: %(default)s)",
+        help="strength of crops, flips and colors: 0 (none) to 1 (default: %(default)s)",
     )
     group.add_argument("--epochs", type=int, metavar="N", default=200, help="(default: %(default)s)")
     group.add_argument("--rate", type=float, metavar="R", default=0.1, help="at the start (default: %(default)s)")
     group.add_argument("--decay", type=float, metavar="D", default=5e-4, help="of weights (default: %(default)s)")
-    group.add_argument("--batch-size", type=int, metavar="N", default=128, help="pictures a step (default: 128)")
+    group.add_argument("--batch-size", type=int, metavar="N", default=128, help="images a step (default: 128)")
     group.add_argument(
         "--accumulate", type=int, metavar="N", default=1, help="run each batch in N parts (default: %(default)s)"
     )
@@ -313,7 +313,7 @@ def _study(commands: Any) -> None:
         metavar="DATA",
         nargs="+",
         default=[],
-        help="picture sets with test pictures, each " + DATA_HELP + ". Studies that pre-train do so on the first and "
+        help="datasets with test images, each " + DATA_HELP + ". Studies that pre-train do so on the first and "
         "transfer to the others (default: the built-in digits)",
     )
     command.add_argument(
@@ -322,7 +322,7 @@ def _study(commands: Any) -> None:
     command.add_argument("--seeds", dest="repeats", type=int, metavar="N", help="how many (default: the scale's)")
     command.add_argument("--epochs", type=int, metavar="N", help="of pre-training or tuning (default: the scale's)")
     command.add_argument(
-        "--shots", type=int, metavar="N", help="at most N training pictures a class of every set (default: all)"
+        "--shots", type=int, metavar="N", help="at most N training images a class of every set (default: all)"
     )
     command.add_argument(
         "--out",
@@ -340,14 +340,14 @@ def _predict(commands: Any) -> None:
         commands,
         "predict",
         run.predict,
-        "what a tuned network says of pictures",
+        "what a tuned model says of images",
         "tightframe predict runs/flowers-scl new/*.jpg",
     )
     command.add_argument("folder", metavar="DIR", type=Path, help="what `tightframe tune --out DIR` wrote")
-    command.add_argument("pictures", metavar="PICTURE", nargs="+", help="picture files")
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     command.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read")
     command.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
-    command.add_argument("--model", metavar="M", help="the base network, if its files moved or it is your own builder")
+    command.add_argument("--model", metavar="M", help="the base model, if its files moved or it is your own builder")
 
 
 def _evaluate(commands: Any) -> None:
@@ -355,7 +355,7 @@ def _evaluate(commands: Any) -> None:
         commands,
         "evaluate",
         run.evaluate,
-        "how good a tuned network is on labelled pictures, class by class",
+        "how good a tuned model is on labeled images, class by class",
         "tightframe evaluate runs/flowers-scl flowers",
     )
     _saved_options(command)
@@ -369,7 +369,7 @@ def _merge(commands: Any) -> None:
         commands,
         "merge",
         run.merge,
-        "a tuned network as a plain one, which timm loads without Tightframe",
+        "a tuned model as a plain one, which timm loads without Tightframe",
         "tightframe merge runs/flowers-full --out flowers-net",
     )
     _saved_options(command)
@@ -381,12 +381,12 @@ def _export(commands: Any) -> None:
         commands,
         "export",
         run.export,
-        "a tuned network as one ONNX file, checked against ONNX Runtime",
+        "a tuned model as one ONNX file, checked against ONNX Runtime",
         "tightframe export runs/flowers-scl --onnx flowers.onnx --data flowers",
     )
     _saved_options(command)
     command.add_argument("--onnx", metavar="FILE", type=_writable, required=True, help="the file to write")
-    command.add_argument("--data", metavar="DATA", help="pictures to check it on (default: made-up ones)")
+    command.add_argument("--data", metavar="DATA", help="images to check it on (default: made-up ones)")
     command.add_argument(
         "--pixels",
         choices=("uint8", "float32"),
@@ -408,23 +408,23 @@ def _push(commands: Any) -> None:
         commands,
         "push",
         run.push,
-        "send a tuned network to the Hugging Face hub, with a model card",
+        "send a tuned model to the Hugging Face hub, with a model card",
         "tightframe push runs/flowers-scl ann/flowers-scl",
     )
     command.add_argument("folder", metavar="DIR", type=Path, help=SAVED_HELP)
     command.add_argument("repository", metavar="REPO", help="USER/NAME, made if it is not there")
     command.add_argument("--private", action="store_true", help="hide the repository from others, if it is made now")
-    command.add_argument("--licence", metavar="NAME", help="for the card: apache-2.0, mit, … (default: none stated)")
+    command.add_argument("--license", metavar="NAME", help="for the card: apache-2.0, mit, … (default: none stated)")
 
 
 def _saved_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", metavar="DIR", type=Path, help=SAVED_HELP)
-    command.add_argument("--model", metavar="M", help="the base network, if its files moved or it is your own builder")
+    command.add_argument("--model", metavar="M", help="the base model, if its files moved or it is your own builder")
 
 
 def _judged_options(command: argparse.ArgumentParser) -> None:
-    """Which of the pictures in DATA a tuned network is judged on."""
-    group = command.add_argument_group("pictures")
+    """Which of the images in DATA a tuned model is judged on."""
+    group = command.add_argument_group("images")
     group.add_argument(
         "--test-share",
         type=float,
@@ -433,20 +433,20 @@ def _judged_options(command: argparse.ArgumentParser) -> None:
         help="the share that `tune` held out where there is no test folder (default: 0.25)",
     )
     group.add_argument("--seed", type=int, metavar="N", default=0, help="by which it was held out (default: 0)")
-    group.add_argument("--all", action="store_true", help="take all pictures, where it was trained on none of them")
+    group.add_argument("--all", action="store_true", help="take all images, where it was trained on none of them")
     group.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read, and count them")
 
 
 def _run_options(command: argparse.ArgumentParser, cache: bool = True) -> None:
-    """Which pictures, which networks and how to run them: the same for every command that does."""
+    """Which images, which models and how to run them: the same for every command that does."""
     _data_options(command)
     _model_options(command)
     _pass_options(command, cache)
 
 
 def _data_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("pictures")
-    group.add_argument("--shots", type=int, metavar="N", help="at most N training pictures a class (default: all)")
+    group = command.add_argument_group("images")
+    group.add_argument("--shots", type=int, metavar="N", help="at most N training images a class (default: all)")
     group.add_argument(
         "--test-share",
         type=float,
@@ -463,18 +463,18 @@ def _reading_options(group: Any) -> None:
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("networks")
+    group = command.add_argument_group("models")
     group.add_argument("--no-pretrained", action="store_true", help="random weights in place of pretrained ones")
     group.add_argument("--layers", nargs="+", metavar="NAME", help="modules to read, in place of the blocks found")
     group.add_argument("--input-size", type=int, nargs="+", metavar="PX", help="side, or height and width")
-    group.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of the colours, in 0 … 1")
-    group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of the colours, in 0 … 1")
+    group.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of the colors, in 0 … 1")
+    group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of the colors, in 0 … 1")
 
 
 def _pass_options(command: argparse.ArgumentParser, cache: bool) -> None:
     group = command.add_argument_group("running")
     group.add_argument(
-        "--pool", metavar="NAME", default="auto", help="tokens: auto (as the network's head, default), mean or cls"
+        "--pool", metavar="NAME", default="auto", help="tokens: auto (as the model's head, default), mean or cls"
     )
     _machine_options(group)
     if cache:
@@ -524,7 +524,7 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         default=8.0,
         help="disk for what goes into the block (default: 8; 0: none)",
     )
-    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures a step (default: %(default)s)")
+    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a step (default: %(default)s)")
     group.add_argument(
         "--augment",
         metavar="HOW",
@@ -536,20 +536,20 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         default=5,
-        help="of each picture, itself among them, where they are kept: with --augment and one tuned block or none "
+        help="of each image, itself among them, where they are kept: with --augment and one tuned block or none "
         "(default: %(default)s); else every epoch draws its own",
     )
     group.add_argument("--balance", action="store_true", help="rare classes weigh as much as frequent ones")
     group.add_argument("--smoothing", type=float, metavar="S", default=0.0, help="label smoothing (default: 0)")
     group.add_argument(
-        "--mixup", type=float, metavar="A", default=0.0, help="mix pictures by Beta(A, A) (default: 0, not)"
+        "--mixup", type=float, metavar="A", default=0.0, help="mix images by Beta(A, A) (default: 0, not)"
     )
     group.add_argument(
         "--patience",
         type=int,
         metavar="N",
-        help="hold out a fifth of the training pictures to the end; stop after N epochs in which their loss is no "
-        "lower, and go back to the best epoch (default: train on all pictures, to the end)",
+        help="hold out a fifth of the training images to the end; stop after N epochs in which their loss is no "
+        "lower, and go back to the best epoch (default: train on all images, to the end)",
     )
     group.add_argument(
         "--time-limit",

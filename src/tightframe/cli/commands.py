@@ -17,7 +17,7 @@ SHOWN = 10
 """Most kinds of mistake, and epochs, that are shown."""
 MOST_ROWS = 40
 """Of a study, for which all are shown."""
-NETWORKS = {True: "it makes them", False: "--models"}
+MODELS = {True: "it makes them", False: "--models"}
 """Of a study, by whether it pre-trains."""
 
 
@@ -33,11 +33,11 @@ def transfer(options: argparse.Namespace) -> None:
         if options.models:
             data, models = _images(options, progress), options.models
         elif options.data in ("digits", demo.DOWNSTREAM):
-            torch.set_num_threads(1)  # networks this small would only wait for each other's threads
+            torch.set_num_threads(1)  # models this small would only wait for each other's threads
             data = demo.downstream(options.shots, options.seed)
-            models = demo.candidates(options.out.with_name(options.out.name + "-networks"), progress)
+            models = demo.candidates(options.out.with_name(options.out.name + "-models"), progress)
         else:
-            raise SettingsError(f"no networks to choose from for {options.data}; name some with --models")
+            raise SettingsError(f"no models to choose from for {options.data}; name some with --models")
         run = transfer(
             data,
             models,
@@ -47,26 +47,26 @@ def transfer(options: argparse.Namespace) -> None:
             by=options.by,
             plan=_plan(options),
             log=options.log,
-            model_options=_network(options),
+            model_options=_model(options),
             **_running(options),
             progress=progress,
         )
-    terminal.show("Networks", RANKING, run.ranking.rows)
+    terminal.show("Models", RANKING, run.ranking.rows)
     terminal.show(f"Methods on {run.tuned.backbone.name}", METHODS, run.methods)
     if run.samples:
-        terminal.show(f"What {run.tuned.network.method.name} says of test pictures", SAMPLES, run.samples[::3])
+        terminal.show(f"What {run.tuned.model.method.name} says of test images", SAMPLES, run.samples[::3])
     terminal.close(run.result, options.json)
 
 
 def measure(options: argparse.Namespace) -> None:
     """``tightframe measure``."""
     from tightframe.jobs.measure import measure
+    from tightframe.models.backbones import load_backbone
     from tightframe.report.columns import LAYERS
-    from tightframe.sources.backbones import load_backbone
 
     with terminal.progress() as progress:
         data = _images(options, progress)
-        backbone = load_backbone(options.model, **_network(options))
+        backbone = load_backbone(options.model, **_model(options))
         found = measure(
             data, backbone, weighting=options.weighting, seed=options.seed, **_running(options), progress=progress
         )
@@ -77,30 +77,30 @@ def measure(options: argparse.Namespace) -> None:
 def layers(options: argparse.Namespace) -> None:
     """``tightframe layers``."""
     from tightframe.jobs.layers import layers
+    from tightframe.models.backbones import load_backbone
     from tightframe.report.columns import PROBES
-    from tightframe.sources.backbones import load_backbone
 
     with terminal.progress() as progress:
         data = _images(options, progress)
-        backbone = load_backbone(options.model, **_network(options))
+        backbone = load_backbone(options.model, **_model(options))
         found = layers(data, backbone, seed=options.seed, **_running(options), progress=progress)
-    title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test pictures"
+    title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test images"
     terminal.show(title, PROBES, found.rows)
     terminal.close(found, options.json, options.data)
 
 
 def fewshot(options: argparse.Namespace) -> None:
     """``tightframe fewshot``."""
+    from tightframe.data.class_lists import class_list
+    from tightframe.data.loading import load_images
     from tightframe.jobs.fewshot import fewshot
+    from tightframe.models.backbones import load_backbone
     from tightframe.report.columns import EPISODES
-    from tightframe.sources.backbones import load_backbone
-    from tightframe.sources.class_lists import class_list
-    from tightframe.sources.images import load_images
 
     classes = class_list(options.classes) if options.classes else None
     with terminal.progress() as progress:
         data = load_images(options.data, test_share=0.0, skip_bad=options.skip_bad, progress=progress)
-        backbone = load_backbone(options.model, **_network(options))
+        backbone = load_backbone(options.model, **_model(options))
         found = fewshot(
             data,
             backbone,
@@ -131,34 +131,34 @@ def rank(options: argparse.Namespace) -> None:
             by=options.by,
             truth=options.truth,
             budget=options.budget,
-            model_options=_network(options),
+            model_options=_model(options),
             seed=options.seed,
             **_running(options),
             progress=progress,
         )
-    terminal.show(f"Networks on {data.train.name}", RANKING, found.rows)
+    terminal.show(f"Models on {data.train.name}", RANKING, found.rows)
     terminal.show(
         "Scores, higher is better except NC1, CDNV and VCI", SCORES, [row for row in found.rows if "nc1" in row]
     )
     if found.further:
-        terminal.show("How well each column ranks these networks", QUALITY, found.further["quality"])
+        terminal.show("How well each column ranks these models", QUALITY, found.further["quality"])
     terminal.close(found, options.json, options.data)
     if all("error" in row for row in found.rows):
-        raise ModelError("none of the networks could be measured; each says above why")
+        raise ModelError("none of the models could be measured; each says above why")
 
 
 def tune(options: argparse.Namespace) -> None:
     """``tightframe tune``."""
     from tightframe.jobs.compare import compare, unique_methods
     from tightframe.jobs.tune import tune
+    from tightframe.models.backbones import load_backbone
     from tightframe.report.columns import METHODS
-    from tightframe.sources.backbones import load_backbone
 
     compared = None if options.compare is None else [name.strip() for name in options.compare.split(",")]
     names = compared and unique_methods(compared)  # before anything is loaded
     with terminal.progress() as progress:
         data = _images(options, progress)
-        backbone = load_backbone(options.model, **_network(options))
+        backbone = load_backbone(options.model, **_model(options))
         given: Any = {"layer": options.layer, "plan": _plan(options), "out": options.out, "resume": options.resume}
         given |= {"log": options.log, "progress": progress, **_running(options)}
         if names:
@@ -193,14 +193,14 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> None:
     """``tightframe study``."""
+    from tightframe.models.fetching import nearest
     from tightframe.report.columns import STUDIES_LISTED
-    from tightframe.sources.fetching import nearest
     from tightframe.studies import STUDIES, run_study
 
     if options.name == "list":
         known = STUDIES.values()
         rows = [
-            {"name": one.name, "claim": one.claim, "networks": NETWORKS[one.pretrains], "minutes": one.minutes}
+            {"name": one.name, "claim": one.claim, "models": MODELS[one.pretrains], "minutes": one.minutes}
             for one in known
         ]
         terminal.show("What the paper claims, study by study", STUDIES_LISTED, rows)
@@ -221,14 +221,14 @@ def study(options: argparse.Namespace) -> None:
             seeds=options.repeats,
             epochs=options.epochs,
             shots=options.shots,
-            model_options=_network(options),
+            model_options=_model(options),
             **_running(options),
             progress=progress,
         )
     if len(found.rows) <= MOST_ROWS:
         terminal.show(f"{asked.name}: every point", asked.columns, found.rows)
     terminal.close(found, options.json)
-    terminal.where(folder / "report.html", "page, with picture.png and rows.csv beside it")
+    terminal.where(folder / "report.html", "page, with image.png and rows.csv beside it")
 
 
 def spaced(rows: list[Any]) -> list[Any]:
@@ -239,12 +239,12 @@ def spaced(rows: list[Any]) -> list[Any]:
 
 def predict(options: argparse.Namespace) -> None:
     """``tightframe predict``."""
-    from tightframe.jobs.run import Result
-    from tightframe.jobs.tuned import load_tuned
+    from tightframe.deploy.tuned import load_tuned
     from tightframe.report.columns import PREDICTIONS
+    from tightframe.report.result import Result
 
     rows = load_tuned(options.folder, options.model).predict(
-        options.pictures, skip_bad=options.skip_bad, device=options.device
+        options.images, skip_bad=options.skip_bad, device=options.device
     )
     terminal.show("Predictions", PREDICTIONS, rows)
     terminal.close(Result("predict", rows, {"folder": str(options.folder)}), options.json)
@@ -252,15 +252,15 @@ def predict(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """``tightframe evaluate``."""
-    from tightframe.jobs.evaluate import evaluate, mistaken
-    from tightframe.jobs.tuned import load_tuned
+    from tightframe.deploy.evaluate import evaluate, mistaken
+    from tightframe.deploy.tuned import load_tuned
     from tightframe.report.columns import CLASSES, CONFUSIONS, EVALUATION, SAMPLES
 
     with terminal.progress() as progress:
         tuned = load_tuned(options.folder, options.model)
         found = evaluate(tuned, _judged(options, progress), device=options.device)
     terminal.show(
-        f"{tuned.backbone.name} ({tuned.network.method.name}) on {found.settings['data']}", EVALUATION, found.rows
+        f"{tuned.backbone.name} ({tuned.model.method.name}) on {found.settings['data']}", EVALUATION, found.rows
     )
     terminal.show("Each class", CLASSES, found.further["classes"])
     if found.further["mistakes"]:
@@ -271,19 +271,19 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     """``tightframe merge``."""
-    from tightframe.jobs.merge import merge
-    from tightframe.jobs.tuned import load_tuned
+    from tightframe.deploy.merge import merge
+    from tightframe.deploy.tuned import load_tuned
     from tightframe.report.columns import MERGED
 
     found = merge(load_tuned(options.folder, options.model), options.out)
-    terminal.show(f"A plain network in {options.out}", MERGED, found.rows)
+    terminal.show(f"A plain model in {options.out}", MERGED, found.rows)
     terminal.close(found, options.json)
 
 
 def export(options: argparse.Namespace) -> None:
     """``tightframe export``."""
-    from tightframe.jobs.export import export_onnx
-    from tightframe.jobs.tuned import load_tuned
+    from tightframe.deploy.export import export_onnx
+    from tightframe.deploy.tuned import load_tuned
     from tightframe.report.columns import EXPORTED
 
     with terminal.progress() as progress:
@@ -296,26 +296,26 @@ def export(options: argparse.Namespace) -> None:
 
 def push(options: argparse.Namespace) -> None:
     """``tightframe push``."""
-    from tightframe.jobs.hub import push_to_hub
+    from tightframe.deploy.hub import push_to_hub
     from tightframe.report.columns import PUSHED
 
     found = push_to_hub(
-        options.folder, options.repository, private=True if options.private else None, licence=options.licence
+        options.folder, options.repository, private=True if options.private else None, license=options.license
     )
     terminal.show("On the hub", PUSHED, found.rows)
     terminal.close(found, options.json)
 
 
 def _judged(options: argparse.Namespace, progress: Any) -> Any:
-    """The pictures that ``tune`` held out, or all."""
-    from tightframe.sources.images import load_images
+    """The images that ``tune`` held out, or all."""
+    from tightframe.data.loading import load_images
 
     share = 0.0 if options.all else options.test_share
     return load_images(options.data, test_share=share, seed=options.seed, skip_bad=options.skip_bad, progress=progress)
 
 
 def _images(options: argparse.Namespace, progress: Any) -> Any:
-    from tightframe.sources.images import load_images
+    from tightframe.data.loading import load_images
 
     return load_images(
         options.data,
@@ -327,7 +327,7 @@ def _images(options: argparse.Namespace, progress: Any) -> Any:
     )
 
 
-def _network(options: argparse.Namespace) -> dict[str, Any]:
+def _model(options: argparse.Namespace) -> dict[str, Any]:
     size = options.input_size
     if size and len(size) > 2:
         raise SettingsError("--input-size takes one number, or height and width")

@@ -17,7 +17,8 @@ from tightframe.process import is_first
 from tightframe.report.tables import Column, printable, table
 
 if TYPE_CHECKING:
-    from tightframe.jobs.run import Result, Row
+    from tightframe.report.result import Result
+    from tightframe.row import Row
 
 out = Console(quiet=not is_first())
 err = Console(stderr=True, quiet=not is_first())
@@ -30,7 +31,7 @@ def show(title: str, columns: Sequence[Column], rows: list[Row]) -> None:
 
 
 def close(result: Result, json_file: Path | None, data: str = "DATA") -> None:
-    """Notes, the JSON file, and what to do next with the pictures in ``data``."""
+    """Notes, the JSON file, and what to do next with the images in ``data``."""
     for note in result.notes:
         out.print(Text.assemble(("• ", "dim"), printable(note)))
     if json_file:

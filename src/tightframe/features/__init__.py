@@ -1,1 +1,1 @@
-"""Pictures × backbone → numbers: the one pass, and the statistic it leaves."""
+"""Images × backbone → numbers: the one pass, and the statistic it leaves."""

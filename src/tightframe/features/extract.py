@@ -1,4 +1,4 @@
-"""The one pass: every picture goes through the network once, and features of all layers come out together."""
+"""The one pass: every image goes through the model once, and features of all layers come out together."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.features.moments import ClassMoments
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import Precision, autocast, device_of, is_safe, likely_precision, on_device, sent
 from tightframe.features.store import FeatureStore, Writer
 from tightframe.features.taps import Pool, pooling_of, tapped
-from tightframe.protocols import PENULTIMATE, Backbone, ImageData, Progress, silent
+from tightframe.images import ImageData
+from tightframe.progress import Progress, silent
 
 BATCH = 64
 
@@ -37,7 +39,7 @@ class Features(Mapping[str, np.ndarray]):
     Attributes:
         labels: integers (n,).
         classes: class names.
-        precision: in which the network ran.
+        precision: in which the model ran.
         pool: how tokens were pooled.
         seconds: that the pass took, when it was made.
     """
@@ -86,11 +88,11 @@ def extract(
     """Features of ``data`` at ``layers`` (all blocks and the penultimate features, unless named) in one pass.
 
     With a ``store``, features go to disk batch by batch and are read back by layer; a later call with the same
-    weights, preprocessing, layers, pooling, precision and pictures reads them without running the network (but for
+    weights, preprocessing, layers, pooling, precision and images reads them without running the model (but for
     the trial batch of precision ``"auto"``, where bfloat16 would be faster).
 
     Raises:
-        BadPicture: a picture can't be decoded.
+        BadImage: an image can't be decoded.
         LayerNotFound: a name in ``layers`` is not a layer.
     """
     names = tuple(layers) if layers is not None else (*(layer.name for layer in backbone.layers), PENULTIMATE)
@@ -131,13 +133,13 @@ def _safe_precision(backbone: Backbone, data: ImageData, device: torch.device, w
 
 
 def _ready(backbone: Backbone, batch: Tensor, device: torch.device) -> Tensor:
-    return backbone.preprocessing.normalise(sent(batch, device)).contiguous(memory_format=torch.channels_last)
+    return backbone.preprocessing.normalize(sent(batch, device)).contiguous(memory_format=torch.channels_last)
 
 
 def _key(backbone: Backbone, data: ImageData, layer: str, pool: str, precision: str) -> dict[str, Any]:
     """All that decides a layer's features."""
     return {
-        "network": backbone.fingerprint,
+        "model": backbone.fingerprint,
         "layer": layer,
         "pool": pool,
         "precision": precision,

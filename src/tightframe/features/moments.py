@@ -5,8 +5,8 @@ operation and ``update`` a merge with one batch. Batches, processes, machines an
 therefore one operation, exact in whichever order they come.
 
 Numerics. Collapsed features have a within-class scatter many orders below their means, so the textbook
-``Σ h hᵀ − n μ μᵀ`` cancels. Here every batch is centred on its own class means first, and batches are joined by the
-parallel-axis identity (Chan, Golub, LeVeque 1979). Products of centred features are made in the precision in which
+``Σ h hᵀ − n μ μᵀ`` cancels. Here every batch is centerd on its own class means first, and batches are joined by the
+parallel-axis identity (Chan, Golub, LeVeque 1979). Products of centerd features are made in the precision in which
 the features came (half precision in float32, features of few values in float64), sums in float64: wide float32
 features give a scatter right to about 1e-7 of the deviations that it multiplies, others to 1e-15, wherever their origin
 lies.
@@ -30,10 +30,10 @@ from tightframe.files import write_tensors
 
 Weighting = Literal["class", "sample"]
 CHUNK = 2048
-"""Rows that are centred at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
+"""Rows that are centerd at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
 CHUNK_BYTES = 2**24
 NARROW = 256
-"""Values up to which products are always float64, at little cost: features of first blocks and of untrained networks
+"""Values up to which products are always float64, at little cost: features of first blocks and of untrained models
 can vary a thousand times more in one direction than in another, which float32 products would blur."""
 LEAST_SQUARE = 1e-25
 """Mean square below which products are made again in float64: of constant features, too, at no harm."""
@@ -121,15 +121,15 @@ class ClassMoments:
         means = torch.where((self.counts == 0)[:, None], other.means, self.means + gap * share)
         moved = gap.square() * between / counts.clamp(min=1)[:, None]
         variances = self.variances * (1 - share) + other.variances * share + moved
-        centre = (counts.double() @ means) / counts.sum().clamp(min=1)
-        (third, fourth), (more_third, more_fourth) = self._tails_around(centre), other._tails_around(centre)
+        center = (counts.double() @ means) / counts.sum().clamp(min=1)
+        (third, fourth), (more_third, more_fourth) = self._tails_around(center), other._tails_around(center)
         return ClassMoments(counts, means, _mirrored(scatter), variances, third + more_third, fourth + more_fourth)
 
-    def _tails_around(self, centre: Float64[Tensor, " d"]) -> tuple[Tensor, Tensor]:
-        """``third`` and ``fourth`` with ``centre`` in place of μ_G: binomials, of which the first order vanishes."""
+    def _tails_around(self, center: Float64[Tensor, " d"]) -> tuple[Tensor, Tensor]:
+        """``third`` and ``fourth`` with ``center`` in place of μ_G: binomials, of which the first order vanishes."""
         if not self.samples:
             return torch.zeros_like(self.third), torch.zeros_like(self.fourth)
-        shift = self.global_mean - centre
+        shift = self.global_mean - center
         length, trace = shift @ shift, self.total_trace
         along = self.scatter @ shift + self._means_around_global.T @ (self.counts * (self._means_around_global @ shift))
         third = self.third + 2 * along + shift * (trace + self.samples * length)
@@ -176,10 +176,10 @@ class ClassMoments:
         return self.means - self.global_mean
 
     def between(self, weighting: str) -> Float64[Tensor, "d k"]:
-        """Matrix A with A Aᵀ = Σ_B: centred class means in columns, scaled by the root of their weight.
+        """Matrix A with A Aᵀ = Σ_B: centerd class means in columns, scaled by the root of their weight.
 
-        ``weighting="class"``: every class counts the same and the centre is the mean of the class means;
-        ``"sample"``: classes count by their samples, the centre is μ_G, and Σ_W + Σ_B is the total covariance.
+        ``weighting="class"``: every class counts the same and the center is the mean of the class means;
+        ``"sample"``: classes count by their samples, the center is μ_G, and Σ_W + Σ_B is the total covariance.
         """
         if weighting == "class":
             return (self.means - self.means.mean(0)).T / self.classes**0.5
@@ -213,7 +213,7 @@ FIELDS = ("counts", "means", "scatter", "variances", "third", "fourth")
 class _Batch:
     """One batch of features on its way to moments, read twice: for its means, then around them.
 
-    Means are sums in float64. Centring subtracts them as rounded to the precision of the features, which is exact
+    Means are sums in float64. Centering subtracts them as rounded to the precision of the features, which is exact
     wherever features are far from zero; what rounding left out is made up for at the end.
     """
 
@@ -227,22 +227,22 @@ class _Batch:
         wide: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
         dimension, present = self.features.shape[1], self.counts.clamp(min=1)[:, None]
         means = sums_by_class(self.features, self.labels, self.classes) / present
-        centres = means.to(self.dtype)
+        centers = means.to(self.dtype)
         scatter = torch.zeros(dimension, dimension, **wide)
         squares = torch.zeros(self.classes, dimension, **wide)
         third, fourth = torch.zeros(dimension, **wide), torch.zeros((), **wide)
-        centre = ((self.counts.double() @ means) / max(len(self.features), 1)).to(self.dtype)
+        center = ((self.counts.double() @ means) / max(len(self.features), 1)).to(self.dtype)
         room: Tensor | None = None  # one chunk's worth, taken once: fresh memory costs more than the arithmetic in it
         for rows, labels in chunks(self.features, self.labels):
             room = torch.empty_like(rows) if room is None else room
-            centred = torch.sub(rows, centre, out=room[: len(rows)])
-            lengths = torch.linalg.vecdot(centred, centred)
-            third += lengths @ centred
+            centerd = torch.sub(rows, center, out=room[: len(rows)])
+            lengths = torch.linalg.vecdot(centerd, centerd)
+            third += lengths @ centerd
             fourth += lengths.double().square().sum()
-            torch.index_select(centres, 0, labels, out=centred)
-            _add_gram(scatter, torch.sub(rows, centred, out=centred))
-            squares += _by_class(centred.square_(), labels, self.classes)
-        rest = means - centres.double()
+            torch.index_select(centers, 0, labels, out=centerd)
+            _add_gram(scatter, torch.sub(rows, centerd, out=centerd))
+            squares += _by_class(centerd.square_(), labels, self.classes)
+        rest = means - centers.double()
         _add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
         variances = (squares / present - rest.square()).clamp(min=0)
         found = ClassMoments(self.counts, means, _mirrored(scatter), variances, third, fourth)
@@ -259,7 +259,7 @@ def _within_single(moments: ClassMoments) -> bool:
 
 
 def work_type(features: Tensor) -> torch.dtype:
-    """In which centred features are multiplied: float64, and wide half or single precision in float32."""
+    """In which centerd features are multiplied: float64, and wide half or single precision in float32."""
     half_or_single = features.dtype in (torch.float16, torch.bfloat16, torch.float32)
     return torch.float32 if half_or_single and features.shape[1] > NARROW else torch.float64
 
@@ -321,7 +321,7 @@ def check_samples(features: Tensor, labels: Tensor, classes: int, dimension: int
         first = int(broken.nonzero()[0])
         raise MeasureError(
             f"{int(broken.sum())} of {len(features)} feature rows hold NaN or infinity (first: row {first}); "
-            "the network overflowed there: try precision float32, or leave those pictures out"
+            "the model overflowed there: try precision float32, or leave those images out"
         )
 
 

@@ -1,7 +1,7 @@
-"""Pictures as the network wants them: decoded, resized, cropped, and still bytes.
+"""Images as the model wants them: decoded, resized, cropped, and still bytes.
 
-Bytes take a quarter of the memory of floats, so a few thousand pictures are decoded once and kept for every epoch;
-scaling to the network's mean and deviation happens batch by batch, where it costs nothing.
+Bytes take a quarter of the memory of floats, so a few thousand images are decoded once and kept for every epoch;
+scaling to the model's mean and deviation happens batch by batch, where it costs nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightframe.protocols import ImageData, Preprocessing
+from tightframe.backbone import Preprocessing
+from tightframe.images import ImageData
 
 KEEP_BYTES = 4 * 2**30
 THREADS = min(16, os.cpu_count() or 1)

@@ -1,7 +1,7 @@
-"""Where and in which precision networks run.
+"""Where and in which precision models run.
 
 bfloat16 is used where it is both faster and safe. Faster: the processor multiplies bfloat16 matrices itself (CUDA from
-Ampere on; CPUs with AMX or AVX512-BF16), and on a CPU the network has no depthwise convolutions, which are slow there.
+Ampere on; CPUs with AMX or AVX512-BF16), and on a CPU the model has no depthwise convolutions, which are slow there.
 Safe: on a first batch, the features differ from float32's by little of their own spread.
 """
 
@@ -37,7 +37,7 @@ def device_of(name: str) -> torch.device:
 
 
 def likely_precision(module: nn.Module, device: torch.device, wanted: Precision) -> Literal["float32", "bfloat16"]:
-    """The precision worth trying: what was asked for, or bfloat16 where hardware and network make it faster."""
+    """The precision worth trying: what was asked for, or bfloat16 where hardware and model make it faster."""
     if wanted not in get_args(Precision):
         raise SettingsError(f'no precision "{wanted}"; choose auto, float32 or bfloat16')
     if wanted != "auto":
@@ -61,12 +61,12 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context to run a network in."""
+    """The context to run a model in."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def is_safe(exact: Tensor, rounded: Tensor) -> bool:
-    """Whether features (n, d) computed in bfloat16 keep what tells pictures apart."""
+    """Whether features (n, d) computed in bfloat16 keep what tells images apart."""
     spread = torch.linalg.matrix_norm(exact - exact.mean(0))
     error = torch.linalg.matrix_norm(rounded - exact)
     return bool(torch.isfinite(error)) and bool(error <= SAFE_ERROR * spread)

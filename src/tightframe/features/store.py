@@ -1,6 +1,6 @@
 """Features on disk: safetensors shards with a manifest, found again by everything that made them.
 
-One folder a layer, named by a hash of its key: weights, preprocessing, layer, pooling, precision and pictures. An
+One folder a layer, named by a hash of its key: weights, preprocessing, layer, pooling, precision and images. An
 entry counts only when its manifest, written last, is there and agrees with the key and the shards; anything else is a
 miss and is made anew, never a stale answer.
 """

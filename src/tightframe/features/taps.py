@@ -1,7 +1,7 @@
-"""Reading features inside a network while it runs: which module, and how its output becomes one vector a picture.
+"""Reading features inside a model while it runs: which module, and how its output becomes one vector an image.
 
 Pooling (``pool``): convolutional maps are averaged over space, one value a channel. Token sequences give the class
-token (``"cls"``) or the mean of the patch tokens (``"mean"``); ``"auto"`` does for every layer what the network's own
+token (``"cls"``) or the mean of the patch tokens (``"mean"``); ``"auto"`` does for every layer what the model's own
 head does. What the head sees needs no pooling unless the head works on maps.
 """
 
@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tightframe.backbone import OUTPUT, PENULTIMATE, Backbone, Layer
 from tightframe.errors import LayerNotFound, SettingsError
-from tightframe.protocols import OUTPUT, PENULTIMATE, Backbone, Layer
 
 Pool = Literal["auto", "mean", "cls"]
 
@@ -38,7 +38,7 @@ def pooled(output: Any, layer: Layer, how: Literal["mean", "cls"]) -> Float[Tens
 
 
 def pooling_of(backbone: Backbone, pool: Pool) -> Literal["mean", "cls"]:
-    """How tokens are pooled for ``pool``. Raises ``SettingsError`` for a class token that the network lacks."""
+    """How tokens are pooled for ``pool``. Raises ``SettingsError`` for a class token that the model lacks."""
     if pool not in get_args(Pool):
         raise SettingsError(f'no pooling "{pool}"; choose auto, mean or cls')
     if pool == "auto":
@@ -58,7 +58,7 @@ def tapped(
         backbone: whose layers are read.
         layers: names, ``"penultimate"`` included.
         pool: see the module.
-        module: the network to listen to, if it is a copy of the backbone's.
+        module: the model to listen to, if it is a copy of the backbone's.
     """
     module = module if module is not None else backbone.module
     how = pooling_of(backbone, pool)

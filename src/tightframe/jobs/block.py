@@ -1,8 +1,8 @@
-"""Which block to tune: a few candidates race, each trained from its own inputs and judged on pictures held out.
+"""Which block to tune: a few candidates race, each trained from its own inputs and judged on images held out.
 
 Candidates are blocks which, with the new head, own at most a tenth of all parameters: the most collapsed of them and
 the deepest. One pass keeps what goes into each. They are trained for a few epochs at one rate; the better half goes on
-for twice as many from the start, until one is left. Test pictures have no part in it.
+for twice as many from the start, until one is left. Test images have no part in it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from tightframe.backbone import Backbone
+from tightframe.data.selection import stratified
+from tightframe.decide.layers import Reading, recommend_layer, small_enough, spreads
 from tightframe.features.extract import Features, Running
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
+from tightframe.images import ImageData
 from tightframe.jobs.plan import Clock, Plan
-from tightframe.jobs.run import Row
-from tightframe.jobs.start import network_of, start_of
-from tightframe.metrics.choice import Reading, recommend_layer, small_enough, spreads
-from tightframe.protocols import Backbone, ImageData, Progress, silent
-from tightframe.sources.selection import stratified
+from tightframe.jobs.start import model_of, start_of
+from tightframe.progress import Progress, silent
+from tightframe.row import Row
 from tightframe.tuning.inputs import KeptInputs, PixelInputs
 from tightframe.tuning.loop import Diverged, fit
 from tightframe.tuning.methods import Method
@@ -83,10 +85,10 @@ def choose_block(
     """The block to tune, and a row for every trial: ``layer``, ``epochs``, ``validation_loss`` and ``_accuracy``.
 
     Args:
-        data: training pictures.
+        data: training images.
         features: of them, at every block.
 
-    The most collapsed candidate is taken, with no rows, where too few pictures can be held out or the network can't be
+    The most collapsed candidate is taken, with no rows, where too few images can be held out or the model can't be
     run from its blocks on.
     """
     known = readings(backbone, features, trial.plan.align if method.skip else None)
@@ -163,16 +165,16 @@ class _Track:
     def run(self, block: str, epochs: int) -> Row:
         """Train one candidate from the start and judge it; an infinite loss if that fails."""
         plan, pool = self.trial.plan, self.running.get("pool", "auto")
-        network = network_of(self.backbone, self.method, block, self.split.classes, plan, pool)
-        start = start_of(network, self.features, self.split.labels)
-        on_device(network, self.device)
+        model = model_of(self.backbone, self.method, block, self.split.classes, plan, pool)
+        start = start_of(model, self.features, self.split.labels)
+        on_device(model, self.device)
         if start is not None:
             start(self.split.training)
         short = replace(self.trial.recipe, epochs=epochs, average=0.0, patience=None)
         row: Row = {"phase": "block", "layer": block, "epochs": epochs, "validation_loss": float("inf")}
         try:
             found = fit(
-                network.from_block(), self.kept[block], self.split, short, device=self.device, precision=self.precision
+                model.from_block(), self.kept[block], self.split, short, device=self.device, precision=self.precision
             )
         except (Diverged, CannotCut):
             return row

@@ -1,6 +1,6 @@
-"""Tune one network by several methods on the same pictures, with the same split and the same budget: one table.
+"""Tune one model by several methods on the same images, with the same split and the same budget: one table.
 
-Methods are compared on the training pictures that are held out while rate and decay are chosen. Test pictures are
+Methods are compared on the training images that are held out while rate and decay are chosen. Test images are
 shown beside them and choose nothing.
 """
 
@@ -11,23 +11,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
+from tightframe.backbone import Backbone
+from tightframe.data.selection import stratified
+from tightframe.deploy.tuned import Tuned
 from tightframe.errors import DataError, ModelError, SettingsError, TightframeError
 from tightframe.features.extract import Running
+from tightframe.images import ImageSplits
 from tightframe.jobs.plan import Plan
-from tightframe.jobs.run import Result, Row, Run, claim
+from tightframe.jobs.run import Run, claim
 from tightframe.jobs.training import trial_of
 from tightframe.jobs.tune import choose_layer, tune
-from tightframe.jobs.tuned import Tuned
-from tightframe.metrics.probes import interval
-from tightframe.protocols import Backbone, ImageSplits
+from tightframe.probes.results import interval
+from tightframe.report.result import Result
 from tightframe.report.tables import percent
-from tightframe.sources.selection import stratified
+from tightframe.row import Row
 from tightframe.tuning.methods import METHODS, method_named
 
 MAIN = "scl"
 UNJUDGED = (
-    "no method is chosen: no rates or decays were tried on pictures held out (one of each was given, or there are too "
-    "few pictures a class); test accuracy is shown only"
+    "no method is chosen: no rates or decays were tried on images held out (one of each was given, or there are too "
+    "few images a class); test accuracy is shown only"
 )
 Found = TypeVar("Found")
 
@@ -77,7 +80,7 @@ def compare(
     plan, folder = plan or Plan(), Path(out)
     plan.check()
     names = unique_methods(methods)
-    settings = settings_of(data, names, layer, plan, running) | {"model": backbone.origin}
+    settings = settings_of(data, names, layer, plan, running) | {"origin": backbone.origin}
     claim(folder, [settings, backbone.fingerprint], resume)
     return tune_each(data, backbone, names, layer, plan, folder, settings, log, running)
 
@@ -90,13 +93,13 @@ def unique_methods(names: Sequence[str]) -> list[str]:
 
 
 def settings_of(data: ImageSplits, methods: Sequence[str], layer: str, plan: Plan, running: Running) -> dict[str, Any]:
-    """What tuning by several methods depends on, but for the network."""
+    """What tuning by several methods depends on, but for the model."""
     return {
         "data": data.name,
         "classes": list(data.classes),
-        "training_pictures": len(data.train),
-        "test_pictures": len(data.test) if data.test else 0,
-        "pictures": [split.fingerprint for split in (data.train, data.test) if split],
+        "training_images": len(data.train),
+        "test_images": len(data.test) if data.test else 0,
+        "images": [split.fingerprint for split in (data.train, data.test) if split],
         "methods": list(methods),
         "layer": layer,
         "plan": asdict(plan),
@@ -138,7 +141,7 @@ def tune_each(
         )
 
     outcomes = {name: outcome(name) for name in names}
-    known = settings | {"network": backbone.name, "layer": None if isinstance(block, TightframeError) else block}
+    known = settings | {"model": backbone.name, "layer": None if isinstance(block, TightframeError) else block}
     return _compared(data, plan, outcomes, folder, known)
 
 
@@ -147,7 +150,7 @@ def _attempt(work: Callable[[], Found]) -> Found | TightframeError:
     try:
         return work()
     except DataError:
-        raise  # pictures that can't be used are no method's own failure
+        raise  # images that can't be used are no method's own failure
     except TightframeError as error:
         return error
 
@@ -165,7 +168,7 @@ def _compared(
     rows = [_row(name, found, held_out) for name, found in outcomes.items()]
     if not tuned:
         first = rows[0]
-        raise ModelError(f"no method could tune {settings['network']}; {first['method']} said: {first['error']}")
+        raise ModelError(f"no method could tune {settings['model']}; {first['method']} said: {first['error']}")
     best, told = verdict(rows, held_out)
     notes = list(dict.fromkeys([told, *(note for found in tuned.values() for note in found.notes)]))
     following = [tuned[best].predict_command(folder / best)] if best else []
@@ -173,7 +176,7 @@ def _compared(
 
 
 def _row(name: str, found: Tuned | TightframeError, held_out: int) -> Row:
-    """What is known of a method, with the accuracy of its chosen trial on the ``held_out`` training pictures."""
+    """What is known of a method, with the accuracy of its chosen trial on the ``held_out`` training images."""
     if isinstance(found, TightframeError):
         return {"method": name, "error": str(found)}
     trial = chosen_trial(found.history)
@@ -187,7 +190,7 @@ def _row(name: str, found: Tuned | TightframeError, held_out: int) -> Row:
 def chosen_trial(history: Sequence[Row]) -> list[Row]:
     """The epochs of the trial whose rate and decay were chosen; none if nothing was searched."""
     final = next((row for row in history if row["phase"] == "final"), Row())
-    return trial_of(history, final.get("start_rate"), final.get("decay"))
+    return trial_of(history, final.get("initial_lr"), final.get("decay"))
 
 
 def verdict(rows: Sequence[Row], held_out: int) -> tuple[str | None, str]:
@@ -198,7 +201,7 @@ def verdict(rows: Sequence[Row], held_out: int) -> tuple[str | None, str]:
     first = max(judged, key=lambda row: (row["validation_accuracy"], -row["parameters"]))
     alike = [row for row in judged if row is not first and row["validation_high"] >= first["validation_low"]]
     best = min([first, *alike], key=lambda row: row["parameters"])["method"]
-    told = f"{first['method']} validates best: {percent(first['validation_accuracy'])} of {held_out} training pictures "
+    told = f"{first['method']} validates best: {percent(first['validation_accuracy'])} of {held_out} training images "
     told += "held out"
     if alike:
         others = ", ".join(row["method"] for row in alike)

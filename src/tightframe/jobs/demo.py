@@ -1,4 +1,4 @@
-"""Networks for the built-in digits: pre-trained here, in seconds, on the digits 0 to 4, to be judged on 5 to 9.
+"""Models for the built-in digits: pre-trained here, in seconds, on the digits 0 to 4, to be judged on 5 to 9.
 
 What ``tightframe pretrain`` makes of them is a folder that every command takes as ``local-dir:PATH``.
 """
@@ -8,29 +8,31 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from tightframe.backbone import Backbone
+from tightframe.data.loading import load_images
+from tightframe.images import ImageSplits
 from tightframe.jobs.pretrain import WEIGHTS, Pretraining, pretrain
-from tightframe.protocols import Backbone, ImageSplits, Progress, silent
-from tightframe.sources.backbones import load_backbone
-from tightframe.sources.images import load_images
+from tightframe.models.backbones import load_backbone
+from tightframe.progress import Progress, silent
 
 SOURCE, DOWNSTREAM = "digits:0-4", "digits:5-9"
 SHOTS = 10
-NETWORKS: dict[str, tuple[int, ...]] = {"digits_resnet": (16, 32, 64, 64), "digits_resnet_narrow": (4, 8, 16, 16)}
-"""Channels of the four stages of each network; two residual blocks a stage."""
+MODELS: dict[str, tuple[int, ...]] = {"digits_resnet": (16, 32, 64, 64), "digits_resnet_narrow": (4, 8, 16, 16)}
+"""Channels of the four stages of each model; two residual blocks a stage."""
 PRETRAINING = Pretraining("resnet18", augment=0.0, epochs=12, rate=0.02, batch_size=32, input_size=32)
 
 
 def downstream(shots: int | None = None, seed: int = 0, test_share: float = 0.5) -> ImageSplits:
-    """The digits 5 to 9 with ``shots`` training pictures a class (``SHOTS`` if ``None``)."""
+    """The digits 5 to 9 with ``shots`` training images a class (``SHOTS`` if ``None``)."""
     return load_images(DOWNSTREAM, shots=shots or SHOTS, seed=seed, test_share=test_share)
 
 
 def candidates(folder: Path, progress: Progress = silent) -> list[str | Backbone]:
-    """The networks to choose from, pre-trained into ``folder`` unless they are there, and an untrained twin."""
-    for name, channels in NETWORKS.items():
+    """The models to choose from, pre-trained into ``folder`` unless they are there, and an untrained twin."""
+    for name, channels in MODELS.items():
         if not (folder / name / WEIGHTS).is_file():
             how = replace(PRETRAINING, arguments={"layers": [2] * len(channels), "channels": list(channels)})
             source = load_images(SOURCE, test_share=0.0)
             pretrain(source, folder / name, how, resume=True, device="cpu", precision="float32", progress=progress)
-    names = [f"local-dir:{folder / name}" for name in NETWORKS]
+    names = [f"local-dir:{folder / name}" for name in MODELS]
     return [*names, load_backbone(names[0], pretrained=False)]

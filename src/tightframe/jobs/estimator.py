@@ -1,9 +1,9 @@
 """Transfer as a scikit-learn classifier: ``TransferClassifier(...).fit(paths, labels).predict(paths)``.
 
-Pictures are given as paths, or as an array of bytes (n, height, width, 3). Parameters are plain values, so ``clone``,
+Images are given as paths, or as an array of bytes (n, height, width, 3). Parameters are plain values, so ``clone``,
 ``cross_val_score``, ``GridSearchCV`` and joblib's workers take it as any other classifier.
 
-**Pickles.** A pickle of a fitted one holds what ``Tuned.save`` writes: what was trained, not the base network. That is
+**Pickles.** A pickle of a fitted one holds what ``Tuned.save`` writes: what was trained, not the base model. That is
 loaded again by its name when first needed, and refused if its weights have another hash; ``set_params(backbone=...)``
 names it anew where it has moved. Unpickling runs code, whoever wrote the pickle chose which: open only your own, and
 use ``tuned_.save`` and ``load_tuned`` for what goes to or comes from others.
@@ -26,22 +26,23 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
+from tightframe.backbone import Backbone
+from tightframe.data.decoding import open_image
+from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import DataError, SettingsError
 from tightframe.files import write_bytes
+from tightframe.images import ImageSplits
 from tightframe.jobs.plan import Plan
 from tightframe.jobs.tune import tune
-from tightframe.jobs.tuned import Tuned, load_tuned
-from tightframe.protocols import Backbone, ImageSplits
-from tightframe.sources.backbones import load_backbone
-from tightframe.sources.pictures import open_picture
+from tightframe.models.backbones import load_backbone
 
 
 class UnusableInput(DataError, ValueError):
-    """Pictures or labels of a kind that can't be used; a ``ValueError``, which scikit-learn expects."""
+    """Images or labels of a kind that can't be used; a ``ValueError``, which scikit-learn expects."""
 
 
 class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Fine-tune a pretrained network on pictures.
+    """Fine-tune a pretrained model on images.
 
     Args:
         backbone: its name, as ``load_backbone`` takes it.
@@ -49,14 +50,14 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         layer: the block to tune, for methods that tune one; ``"auto"`` chooses it.
         epochs: of the final training.
         rates, decays: to try, tuples; ``None`` for those of ``Plan``.
-        batch_size: pictures a step.
+        batch_size: images a step.
         seed: of every random choice.
         pool, precision, device: as ``tightframe.tune`` takes them.
         backbone_options: further arguments of ``load_backbone``, such as ``{"input_size": 64}``.
 
     Attributes:
         classes_: labels in sorted order, (K,): the columns of ``predict_proba``.
-        tuned_: the ``Tuned`` network.
+        tuned_: the ``Tuned`` model.
     """
 
     def __init__(
@@ -89,15 +90,15 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.backbone_options = backbone_options
 
     def fit(self, X: Any, y: Any) -> TransferClassifier:
-        """Tune the network on pictures ``X`` with labels ``y`` (n,), two classes or more.
+        """Tune the model on images ``X`` with labels ``y`` (n,), two classes or more.
 
         Raises:
             UnusableInput: ``X`` or ``y`` are of a kind or shape that can't be used.
-            SettingsError, ModelError, BadPicture: as ``load_backbone`` and ``tune``.
+            SettingsError, ModelError, BadImage: as ``load_backbone`` and ``tune``.
         """
-        pictures = _pictures(X)
-        classes, labels = _encoded(y, len(pictures))
-        shown = _Labelled(pictures, labels, tuple(map(str, classes.tolist())))
+        images = _images(X)
+        classes, labels = _encoded(y, len(images))
+        shown = _Labeled(images, labels, tuple(map(str, classes.tolist())))
         plan = Plan(
             epochs=self.epochs,
             rates=None if self.rates is None else tuple(self.rates),
@@ -106,7 +107,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             seed=self.seed,
         )
         running: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
-        splits = ImageSplits("pictures", shown, None)
+        splits = ImageSplits("images", shown, None)
         self._tuned: Tuned | None = tune(
             splits, self._base(), method=self.method, layer=self.layer, plan=plan, **running
         )
@@ -116,10 +117,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def tuned_(self) -> Tuned:
-        """The tuned network; after unpickling, put together again at the first use.
+        """The tuned model; after unpickling, put together again at the first use.
 
         Raises:
-            SavedError: the base network has other weights now.
+            SavedError: the base model has other weights now.
         """
         check_is_fitted(self, "classes_")
         if self._tuned is None:
@@ -132,12 +133,12 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, K) of the classes in ``classes_``."""
         tuned = self.tuned_
-        pictures = _pictures(X)
-        shown = _Labelled(pictures, np.zeros(len(pictures), dtype=np.int64), tuned.classes)
+        images = _images(X)
+        shown = _Labeled(images, np.zeros(len(images), dtype=np.int64), tuned.classes)
         return tuned.probabilities(shown, device=self.device)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The likeliest class (n,) of each picture."""
+        """The likeliest class (n,) of each image."""
         shares = self.predict_proba(X)
         return self.classes_[shares.argmax(1)]
 
@@ -167,43 +168,43 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, eq=False)
-class _Labelled:
+class _Labeled:
     """Paths, or bytes (n, h, w, 3), with labels, as ``ImageData``."""
 
-    pictures: tuple[str, ...] | np.ndarray
+    images: tuple[str, ...] | np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    name: str = "pictures"
+    name: str = "images"
 
     @cached_property
     def identifiers(self) -> tuple[str, ...]:
         """Paths, or numbers."""
-        if isinstance(self.pictures, np.ndarray):
-            return tuple(f"picture {index}" for index in range(len(self)))
-        return self.pictures
+        if isinstance(self.images, np.ndarray):
+            return tuple(f"image {index}" for index in range(len(self)))
+        return self.images
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash over contents, order, labels and classes."""
         digest = blake2b(repr(self.classes).encode(), digest_size=16, person=b"tf-estimator")
         digest.update(self.labels.astype("<i8").tobytes())
-        if isinstance(self.pictures, np.ndarray):
-            digest.update(repr(self.pictures.shape).encode() + self.pictures.tobytes())
+        if isinstance(self.images, np.ndarray):
+            digest.update(repr(self.images.shape).encode() + self.images.tobytes())
             return digest.hexdigest()
-        for path in self.pictures:
+        for path in self.images:
             digest.update(blake2b(Path(path).read_bytes(), digest_size=16).digest())
         return digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Image.Image:
-        if isinstance(self.pictures, np.ndarray):
-            return Image.fromarray(self.pictures[index])
-        return open_picture(self.pictures[index])
+        if isinstance(self.images, np.ndarray):
+            return Image.fromarray(self.images[index])
+        return open_image(self.images[index])
 
 
-def _pictures(X: Any) -> tuple[str, ...] | np.ndarray:
+def _images(X: Any) -> tuple[str, ...] | np.ndarray:
     """Paths, or bytes (n, h, w, 3). Raises ``UnusableInput``."""
     wanted = "give paths, or bytes (uint8) of shape (n, height, width, 3)"
     if isinstance(X, (str, Path)):
@@ -219,22 +220,22 @@ def _pictures(X: Any) -> tuple[str, ...] | np.ndarray:
             raise UnusableInput(f"X holds a {type(strange[0]).__name__} ({strange[0]!r:.60}); {wanted}")
         found = tuple(map(str, entries))
     if not len(found):
-        raise UnusableInput("X holds 0 pictures, and at least 1 is needed")
+        raise UnusableInput("X holds 0 images, and at least 1 is needed")
     return found
 
 
-def _encoded(y: Any, pictures: int) -> tuple[np.ndarray, np.ndarray]:
+def _encoded(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
     """Classes (K,) in sorted order, and labels (n,) that index them. Raises ``UnusableInput``."""
     if y is None:
-        raise UnusableInput("fitting requires y to be passed, but the target y is None; give every picture's label")
+        raise UnusableInput("fitting requires y to be passed, but the target y is None; give every image's label")
     try:
         labels = column_or_1d(y, warn=True)
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
     except ValueError as error:
-        raise UnusableInput(f"y can't be labels of classes ({error}); give one label a picture") from error
-    if len(labels) != pictures:
-        raise UnusableInput(f"X has {pictures} pictures and y {len(labels)} labels; give one label a picture")
+        raise UnusableInput(f"y can't be labels of classes ({error}); give one label an image") from error
+    if len(labels) != images:
+        raise UnusableInput(f"X has {images} images and y {len(labels)} labels; give one label an image")
     classes, encoded = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise UnusableInput(f"y has 1 class, {classes[0]!r}; 2 are needed to tell apart")

@@ -1,4 +1,4 @@
-"""How well a frozen network tells new classes apart from a few pictures of each: the field's few-shot evaluation."""
+"""How well a frozen model tells new classes apart from a few images of each: the field's few-shot evaluation."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import Unpack
 
 import numpy as np
 
+from tightframe.backbone import PENULTIMATE, Backbone
+from tightframe.data.selection import of_classes
 from tightframe.errors import SettingsError
 from tightframe.features.extract import Running, extract
 from tightframe.features.moments import ClassMoments
-from tightframe.jobs.run import Result, Row
+from tightframe.images import ImageData, ImageSplits
 from tightframe.metrics.collapse import cautions, nc1
 from tightframe.metrics.correction import corrected
-from tightframe.metrics.episodes import Episodes, accuracies, draw, mean_and_margin
-from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
-from tightframe.sources.selection import of_classes
+from tightframe.probes.episodes import Episodes, accuracies, draw, mean_and_margin
+from tightframe.progress import Progress, silent
+from tightframe.report.result import Result
+from tightframe.row import Row
 
 READING = (
-    "intervals are over episodes, which share these pictures and classes: they don't say how other pictures or classes "
+    "intervals are over episodes, which share these images and classes: they don't say how other images or classes "
     "would do"
 )
 
@@ -35,21 +38,21 @@ def fewshot(
     seed: int = 0,
     **running: Unpack[Running],
 ) -> Result:
-    """Accuracy of four classifiers over few-shot episodes, on penultimate features from one pass over all pictures.
+    """Accuracy of four classifiers over few-shot episodes, on penultimate features from one pass over all images.
 
-    Training and test pictures are put together: every episode draws its own classes and pictures. Logistic regression
-    follows Tian et al. (ECCV 2020), but for their augmented copies of the support pictures; see ``metrics.episodes``.
+    Training and test images are put together: every episode draws its own classes and images. Logistic regression
+    follows Tian et al. (ECCV 2020), but for their augmented copies of the support images; see ``metrics.episodes``.
 
     Args:
-        data: pictures of classes that the network was not trained on.
+        data: images of classes that the model was not trained on.
         backbone: stays as it is.
         ways: classes an episode.
-        shots: pictures a class that are learnt from; episodes of different numbers share classes and queries.
+        shots: images a class that are learned from; episodes of different numbers share classes and queries.
         episodes: how many.
-        queries: pictures a class that are judged.
+        queries: images a class that are judged.
         classes: draw from these only, the test classes of a published split, say.
         seed: of the episodes.
-        running: how the network runs, see ``extract``.
+        running: how the model runs, see ``extract``.
 
     Returns:
         A row for each number of shots and classifier: ``shots``, ``classifier``, ``accuracy`` with ``margin``,
@@ -64,13 +67,13 @@ def fewshot(
     passes = [extract(backbone, part, layers=[PENULTIMATE], **running) for part in parts]
     features = np.concatenate([found[PENULTIMATE] for found in passes])
     moments = ClassMoments.from_features(features, labels, len(kept))
-    same = {"network": backbone.name, "ways": ways, "queries": queries, "episodes": episodes, **_collapse(moments)}
+    same = {"model": backbone.name, "ways": ways, "queries": queries, "episodes": episodes, **_collapse(moments)}
     rows = _rows(features, drawn, counts, same, running.get("progress", silent))
     settings = {
         "data": data.name,
-        "pictures": len(labels),
+        "images": len(labels),
         "classes": [parts[0].classes[label] for label in kept],
-        "model": backbone.origin,
+        "origin": backbone.origin,
         "ways": ways,
         "shots": counts,
         "episodes": episodes,
@@ -84,7 +87,7 @@ def fewshot(
 
 
 def _parts(data: ImageSplits | ImageData, classes: Sequence[str] | None) -> list[ImageData]:
-    """Training and test pictures of these classes, where there are any."""
+    """Training and test images of these classes, where there are any."""
     splits = [data.train, data.test] if isinstance(data, ImageSplits) else [data]
     parts = [part if classes is None else of_classes(part, classes) for part in splits if part is not None]
     return [part for part in parts if len(part)] or parts[:1]
@@ -98,13 +101,13 @@ def _counts(shots: Sequence[int]) -> list[int]:
 
 
 def _left_out(parts: list[ImageData], labels: np.ndarray, least: int) -> list[str]:
-    """A note on classes that have too few pictures for an episode."""
+    """A note on classes that have too few images for an episode."""
     present = np.unique(np.concatenate([part.labels for part in parts]))
     small = [parts[0].classes[label] for label in present[np.bincount(labels) < least]]
     if not small:
         return []
     named = ", ".join(small[:5]) + (", …" if len(small) > 5 else "")
-    return [f"{len(small)} of {len(present)} classes have fewer than {least} pictures and are in no episode: {named}"]
+    return [f"{len(small)} of {len(present)} classes have fewer than {least} images and are in no episode: {named}"]
 
 
 def _collapse(moments: ClassMoments) -> Row:

@@ -7,59 +7,63 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
+from tightframe.backbone import Backbone
 from tightframe.errors import MeasureError
 from tightframe.features.extract import Features, Running, extract
-from tightframe.jobs.run import Result, Row, tune_command
+from tightframe.images import ImageData, ImageSplits
+from tightframe.jobs.run import tune_command
 from tightframe.metrics.collapse import Head, nc1
-from tightframe.metrics.discriminant import cross_validated_centre
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.judging import per_class_accuracy
-from tightframe.metrics.logistic_probe import cross_validated_logistic
-from tightframe.metrics.neighbours import neighbours_accuracy, neighbours_predict
-from tightframe.metrics.ridge import cross_validated_ridge
-from tightframe.protocols import Backbone, ImageData, ImageSplits, silent
+from tightframe.probes.calibration import per_class_accuracy
+from tightframe.probes.discriminant import cross_validated_center
+from tightframe.probes.knn import neighbors_accuracy, neighbors_predict
+from tightframe.probes.logistic_probe import cross_validated_logistic
+from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.progress import silent
+from tightframe.report.result import Result
+from tightframe.row import Row
 
-STANDARDISED = "logistic regression and k-NN see features standardised; ridge and nearest centre see them as they are"
+STANDARDizED = "logistic regression and k-NN see features standardized; ridge and nearest center see them as they are"
 
 
 class Judged(NamedTuple):
-    """One probe on one layer: held out, on the pictures it was fitted to, and on test pictures."""
+    """One probe on one layer: held out, on the images it was fitted to, and on test images."""
 
     held_out: float
     correct: np.ndarray
     train: float
-    test: np.ndarray | None  # classes given to the test pictures
+    test: np.ndarray | None  # classes given to the test images
 
 
 def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, **running: Unpack[Running]) -> Result:
     """NC1 and the accuracy of four probes for every layer, with a recommended layer and why.
 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``nc1``, and for each
-    probe (``ridge``, ``logistic``, ``centre``: nearest class mean, ``knn``: nearest neighbours) ``NAME_held_out``
-    (cross-validated; leave-one-out for ``knn``), ``NAME_train`` and, where there are test pictures, ``NAME_test``,
+    probe (``ridge``, ``logistic``, ``center``: nearest class mean, ``knn``: nearest neighbors) ``NAME_held_out``
+    (cross-validated; leave-one-out for ``knn``), ``NAME_train`` and, where there are test images, ``NAME_test``,
     ``NAME_per_class`` test accuracies; ``logistic_calibration_error`` (held out), and what each probe chose
-    (``ridge_penalty``, ``logistic_strength``, ``knn_neighbours``). Logistic regression and neighbours see standardised
-    features. ``recommended`` marks one row: the choice looks at held-out accuracy on training pictures only.
+    (``ridge_penalty``, ``logistic_strength``, ``knn_neighbors``). Logistic regression and neighbors see standardized
+    features. ``recommended`` marks one row: the choice looks at held-out accuracy on training images only.
     """
-    pictures = data.train if isinstance(data, ImageSplits) else data
+    images = data.train if isinstance(data, ImageSplits) else data
     unseen = data.test if isinstance(data, ImageSplits) else None
-    features = extract(backbone, pictures, **running)
+    features = extract(backbone, images, **running)
     test = extract(backbone, unseen, **running) if unseen is not None else None
     rows, correct = list[Row](), list[np.ndarray]()
     listed = running.get("progress", silent)(list(features), f"probing {backbone.name}", len(features))
     for name in listed:
-        row, right = _row(name, features, test, len(pictures.classes), seed)
-        rows.append({"network": backbone.name, "layer": name, "dimension": backbone.layer(name).dimension} | row)
+        row, right = _row(name, features, test, len(images.classes), seed)
+        rows.append({"model": backbone.name, "layer": name, "dimension": backbone.layer(name).dimension} | row)
         correct.append(right)
     chosen, why = recommended(rows, correct)
     rows = [row | {"recommended": place == chosen} for place, row in enumerate(rows)]
     notes = list(data.notes) if isinstance(data, ImageSplits) else []
     settings = {
-        "data": pictures.name,
-        "pictures": len(pictures),
-        "test_pictures": len(unseen) if unseen is not None else 0,
-        "classes": len(pictures.classes),
-        "model": backbone.origin,
+        "data": images.name,
+        "images": len(images),
+        "test_images": len(unseen) if unseen is not None else 0,
+        "classes": len(images.classes),
+        "origin": backbone.origin,
         "pool": features.pool,
         "precision": features.precision,
         "seed": seed,
@@ -68,7 +72,7 @@ def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, 
         "layers",
         rows,
         settings,
-        [*notes, why, STANDARDISED],
+        [*notes, why, STANDARDizED],
         [tune_command(backbone.origin.get("uri", backbone.name), backbone.origin)],
     )
 
@@ -94,8 +98,8 @@ def _ridge(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
     return _by_head(found.accuracy, found.correct, found.head, folds, unseen)
 
 
-def _centre(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
-    found = cross_validated_centre(folds)
+def _center(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
+    found = cross_validated_center(folds)
     return _by_head(found.accuracy, found.correct, found.head, folds, unseen)
 
 
@@ -106,14 +110,14 @@ def _logistic(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
 
 
 def _knn(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
-    found = neighbours_accuracy(folds.features, folds.labels, classes)
-    row["knn_neighbours"] = found.k
-    fitted = neighbours_predict(folds.features, folds.labels, folds.features, classes)
-    said = None if unseen is None else neighbours_predict(folds.features, folds.labels, unseen, classes).numpy()
+    found = neighbors_accuracy(folds.features, folds.labels, classes)
+    row["knn_neighbors"] = found.k
+    fitted = neighbors_predict(folds.features, folds.labels, folds.features, classes)
+    said = None if unseen is None else neighbors_predict(folds.features, folds.labels, unseen, classes).numpy()
     return Judged(found.accuracy, found.correct, float((fitted == folds.labels).double().mean()), said)
 
 
-JUDGES = {"ridge": _ridge, "logistic": _logistic, "centre": _centre, "knn": _knn}
+JUDGES = {"ridge": _ridge, "logistic": _logistic, "center": _center, "knn": _knn}
 
 
 def _by_head(accuracy: float, correct: np.ndarray, head: Head, folds: Folds, unseen: Any) -> Judged:
@@ -137,7 +141,7 @@ def recommended(rows: list[Row], correct: list[np.ndarray]) -> tuple[int, str]:
     told = f"recommended: {rows[chosen]['layer']}, where probes are right on {100 * means[chosen]:.1f} % while held out"
     if chosen == best and len(close) == 1:
         return chosen, f"{told}: more than at any other layer"
-    alike = f"{len(close) - 1} other layer{'s' if len(close) > 2 else ''} can't be told from the best by these pictures"
+    alike = f"{len(close) - 1} other layer{'s' if len(close) > 2 else ''} can't be told from the best by these images"
     reason = "of those of its width it is the most collapsed" if len(comparable) > 1 else "it is the best of its width"
     return chosen, f"{told}; {alike}, and {reason}"
 

@@ -1,4 +1,4 @@
-"""How collapsed every layer of a network is on one's own pictures."""
+"""How collapsed every layer of a model is on one's own images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from functools import partial
 from math import inf, isfinite
 from typing import Unpack
 
+from tightframe.backbone import PENULTIMATE, Backbone
+from tightframe.decide.layers import spreads
 from tightframe.features.extract import Features, Running, extract
 from tightframe.features.moments import Weighting
-from tightframe.jobs.run import Result, Row, tune_command
+from tightframe.images import ImageData, ImageSplits
+from tightframe.jobs.run import tune_command
 from tightframe.metrics.certainty import (
     COLLAPSE,
     CORRECTED,
@@ -18,13 +21,14 @@ from tightframe.metrics.certainty import (
     corrected_intervals,
     intervals,
 )
-from tightframe.metrics.choice import spreads
 from tightframe.metrics.collapse import cautions
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.ridge import cross_validated_ridge
 from tightframe.metrics.summary import collapse_metrics
-from tightframe.protocols import PENULTIMATE, Backbone, ImageData, ImageSplits, Progress, silent
+from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.progress import Progress, silent
+from tightframe.report.result import Result
+from tightframe.row import Row
 
 DRAWS = 12
 """Of which an interval around a corrected value is made; Student's t makes up for their being few."""
@@ -38,26 +42,26 @@ def measure(
     seed: int = 0,
     **running: Unpack[Running],
 ) -> Result:
-    """Collapse metrics and a cross-validated probe for every layer, from one pass over the training pictures.
+    """Collapse metrics and a cross-validated probe for every layer, from one pass over the training images.
 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``parameters``,
-    ``nc1`` and the other names of ``collapse_metrics``, each with its 95 % interval over pictures (``…_low``,
+    ``nc1`` and the other names of ``collapse_metrics``, each with its 95 % interval over images (``…_low``,
     ``…_high``); ``rank_between``; ``nc1_corrected``, ``cdnv_corrected`` and ``vci_corrected``, estimates of what any
-    number of pictures would show (see ``metrics.correction``): where these pictures can't tell, the value is ``None``
+    number of images would show (see ``metrics.correction``): where these images can't tell, the value is ``None``
     and ``…_low`` a bound from below. Intervals of the estimates themselves are given for the penultimate features,
-    by which networks are compared. ``probe_accuracy`` with ``probe_low`` … ``probe_high``.
+    by which models are compared. ``probe_accuracy`` with ``probe_low`` … ``probe_high``.
     """
-    pictures = data.train if isinstance(data, ImageSplits) else data
-    features = extract(backbone, pictures, **running)
+    images = data.train if isinstance(data, ImageSplits) else data
+    features = extract(backbone, images, **running)
     rows = layer_rows(backbone, features, weighting, seed, running.get("progress", silent))
     notes = list(data.notes) if isinstance(data, ImageSplits) else []
     notes += [reading(rows, spreads([features.moments(row["layer"]) for row in rows]))]
     notes += cautions(features.moments(PENULTIMATE), weighting)
     settings = {
-        "data": pictures.name,
-        "pictures": len(pictures),
-        "classes": len(pictures.classes),
-        "model": backbone.origin,
+        "data": images.name,
+        "images": len(images),
+        "classes": len(images.classes),
+        "origin": backbone.origin,
         "weighting": weighting,
         "pool": features.pool,
         "precision": features.precision,
@@ -80,7 +84,7 @@ def layer_rows(
         probe = cross_validated_ridge(folds)
         rows.append(
             {
-                "network": backbone.name,
+                "model": backbone.name,
                 "layer": name,
                 "position": len(rows) + 1,
                 "dimension": layer.dimension,
@@ -116,7 +120,7 @@ def _ends(found: dict[str, Interval], suffix: str = "") -> Row:
 
 
 def _corrections(folds: Folds, with_intervals: bool, seed: int) -> Row:
-    """What any number of pictures would show, or a bound from below where these can't tell."""
+    """What any number of images would show, or a bound from below where these can't tell."""
     many = corrected(folds.total)
     estimates = {name: getattr(many, name) for name in CORRECTED}
     row: Row = {f"{name}_corrected": estimate.value for name, estimate in estimates.items()}

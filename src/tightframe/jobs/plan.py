@@ -20,8 +20,8 @@ from tightframe.tuning.surgery import Align, Scale
 
 PLAIN_RATES, PLAIN_DECAYS = (0.05, 0.01, 0.002, 0.0005), (1e-4, 5e-4)
 TRANSFORMER_RATES, TRANSFORMER_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
-"""For networks with batch norm and with layer norm: the paper's weight decays and start rates, but for 0.1, and lower
-rates, which do better with few pictures."""
+"""For models with batch norm and with layer norm: the paper's weight decays and start rates, but for 0.1, and lower
+rates, which do better with few images."""
 WARM_RATES = (2e-3, 5e-4, 1e-4, 2e-5)
 """From a probe on: its weights, which are large where features vary little, scale the steps of all before it."""
 Start = Literal["auto", "probe", "zeros"]
@@ -32,25 +32,25 @@ class Plan:
     """How to choose and train.
 
     Attributes:
-        epochs: of the final training, on all training pictures.
+        epochs: of the final training, on all training images.
         search_epochs: of each trial of rate and decay; a third of ``epochs`` if ``None``.
         rates, decays: what to try, each rate with the first decay, then each decay with the best rate; if ``None``,
-            those above for the kind of network. One of each means no search.
-        batch_size: pictures a step.
-        validation_share: of the training pictures, held out while rate and decay are chosen.
+            those above for the kind of model. One of each means no search.
+        batch_size: images a step.
+        validation_share: of the training images, held out while rate and decay are chosen.
         seed: of every random choice.
         align, scale: how the head of SCL sees the block's features beside the penultimate ones (see
             ``tuning.surgery.Neck``); the paper's sum unless told otherwise.
         start: of the head: ``"zeros"``, or ``"probe"``, a logistic regression on the features before tuning, whose
             statistics batch norms then keep; ``"auto"`` is the probe for LP-FT, and zeros for all others.
         cache_gb: gigabytes of disk for what goes into the tuned block, which then runs without what stands before it;
-            0 to run the whole network.
-        augment: how views of a picture differ from it (see ``tuning.augment``).
-        views: of each picture, itself among them, where what goes into the block is kept; without that, each epoch
+            0 to run the whole model.
+        augment: how views of an image differ from it (see ``tuning.augment``).
+        views: of each image, itself among them, where what goes into the block is kept; without that, each epoch
             has its own.
         smoothing, mixup, balance, accumulate, average: see ``tuning.recipe.Recipe``.
         patience: epochs without a lower validation loss after which the final training ends and goes back to its best
-            epoch. It then holds out the validation share to the end; ``None`` trains on all pictures, to the end.
+            epoch. It then holds out the validation share to the end; ``None`` trains on all images, to the end.
         minutes: that one tuning may take, about: fewer rates are tried and fewer epochs trained if need be. How much is
             done in them depends on the machine, and a run that is resumed starts the clock anew.
     """
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def kept_views(self) -> int:
-        """Views of each picture where they are kept."""
+        """Views of each image where they are kept."""
         return 1 if self.augment == "none" else self.views
 
     def check(self) -> None:

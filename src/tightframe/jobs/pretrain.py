@@ -1,4 +1,4 @@
-"""Making a network: trained from scratch on one's own pictures, with its collapse followed epoch by epoch."""
+"""Making a model: trained from scratch on one's own images, with its collapse followed epoch by epoch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tightframe.backbone import Preprocessing
+from tightframe.data.selection import Joined
 from tightframe.errors import MeasureError, ModelError, SettingsError
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import Precision, device_of, likely_precision, on_device
 from tightframe.files import write_tensors, write_text
-from tightframe.jobs.run import MARK, Result, Row, Run, claim
+from tightframe.images import ImageData, ImageSplits
+from tightframe.jobs.run import MARK, Run, claim
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.quick import quick_collapse
+from tightframe.models import cifar  # noqa: F401 - adds its models to timm's
+from tightframe.models.fetching import nearest, one_line
 from tightframe.pretraining.losses import loss_named
-from tightframe.pretraining.network import MOST_LAYERS, Goal, PretrainedNetwork
+from tightframe.pretraining.model import MOST_LAYERS, Goal, PretrainedModel
 from tightframe.process import is_first
-from tightframe.protocols import ImageData, ImageSplits, Preprocessing, Progress, silent
-from tightframe.sources import cifar  # noqa: F401 - adds its networks to timm's
-from tightframe.sources.fetching import nearest, one_line
-from tightframe.sources.selection import Joined
+from tightframe.progress import Progress, silent
+from tightframe.report.result import Result
+from tightframe.row import Row
 from tightframe.tuning.augment import Distort
 from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.logs import check as check_logs
@@ -49,14 +53,14 @@ class Pretraining:
     """How to pre-train.
 
     Attributes:
-        arch: a network of timm's, by its name there; ``cifar_resnet20`` and others for pictures of 32 px are added to
+        arch: a model of timm's, by its name there; ``cifar_resnet20`` and others for images of 32 px are added to
             it (see ``sources.cifar``).
         loss: a name in ``pretraining.losses.LOSSES``.
         projector: hidden layers of a projection head between features and loss, 0 to 3; dropped when all is done.
         augment: strength of augmentation, 0 (none) to 1 (see ``tuning.augment.Distort``).
         epochs, rate, decay, batch_size, accumulate, seed: see ``tuning.recipe.Recipe``; the seed is also that of the
             weights.
-        input_size: side of the pictures; the architecture's own if ``None``.
+        input_size: side of the images; the architecture's own if ``None``.
         arguments: others of the architecture's, such as ``{"channels": (8, 16, 32)}``.
     """
 
@@ -100,12 +104,10 @@ class Pretraining:
             raise SettingsError(f"a projection head of {self.projector} layers: choose 0 to {MOST_LAYERS}")
         if loss.of_embeddings and (self.accumulate > 1 or self.batch_size < 2 * copies):
             raise SettingsError(
-                f"{self.loss} compares the pictures of a batch: it needs {2 * copies} or more, at once (accumulate 1)"
+                f"{self.loss} compares the images of a batch: it needs {2 * copies} or more, at once (accumulate 1)"
             )
         if self.batch_size % copies:
-            raise SettingsError(
-                f"a batch of {self.batch_size} for {self.loss}: it takes {copies} views of each picture"
-            )
+            raise SettingsError(f"a batch of {self.batch_size} for {self.loss}: it takes {copies} views of each image")
         Distort(self.augment, self.seed)
 
 
@@ -120,21 +122,21 @@ def pretrain(
     precision: Precision = "auto",
     progress: Progress = silent,
 ) -> Result:
-    """Train a network from random weights and write it in timm's layout, as ``local-dir:OUT`` for every command.
+    """Train a model from random weights and write it in timm's layout, as ``local-dir:OUT`` for every command.
 
     Rows, one an epoch: ``epoch``, ``rate``, ``train_loss``, ``train_accuracy`` and ``nc1``, ``nc2`` (distance from a
     simplex), ``nc3`` of the training batches as they were seen, ``seconds`` that the epoch's training took; and, where
-    there are test pictures, ``test_loss``, ``test_accuracy``, ``test_nc1``, ``test_nc2``, ``test_nc3`` after it. All
+    there are test images, ``test_loss``, ``test_accuracy``, ``test_nc1``, ``test_nc2``, ``test_nc3`` after it. All
     are of the features that are transferred, before a projection head, and of one linear head on them (see
-    ``pretraining.network``). Nothing is chosen by test pictures. ``train_loss`` is what is minimised, with that
+    ``pretraining.model``). Nothing is chosen by test images. ``train_loss`` is what is minimized, with that
     of a head that only watches; ``test_loss`` is the head's cross-entropy, whatever the loss.
 
-    Features of an epoch are kept until it ends: as many bytes as 4 × pictures × their dimension. Of several processes
+    Features of an epoch are kept until it ends: as many bytes as 4 × images × their dimension. Of several processes
     each contrasts (``supcon``) its own part of a batch only; all else is what one process does.
 
     Args:
-        data: source pictures.
-        out: a folder for the network, with a checkpoint while it is trained.
+        data: source images.
+        out: a folder for the model, with a checkpoint while it is trained.
         how: architecture, loss, projection head, augmentation and recipe.
         resume: go on with, or just load, what an earlier call with the same settings left in ``out``.
         log: also told every epoch, see ``tune``.
@@ -144,7 +146,7 @@ def pretrain(
 
     Raises:
         SettingsError: a value out of range, or ``out`` holds something else.
-        ModelError: an unknown architecture, or one that can't be trained on such pictures.
+        ModelError: an unknown architecture, or one that can't be trained on such images.
         Diverged: the rate is too high.
     """
     how = how or Pretraining()
@@ -177,7 +179,7 @@ def _forget(folder: Path) -> None:
 def _settings(data: ImageSplits, how: Pretraining, precision: str) -> Row:
     return {
         "data": data.name,
-        "pictures": len(data.train),
+        "images": len(data.train),
         "classes": list(data.classes),
         "fingerprints": [part.fingerprint for part in (data.train, data.test) if part is not None],
         "precision": precision,
@@ -190,10 +192,10 @@ def _reading(rows: Sequence[Row]) -> list[str]:
     late = takewhile(lambda row: row["train_accuracy"] >= TOLD_APART, reversed(rows))
     perfect = [row["epoch"] for row in late][::-1]
     last = rows[-1]
-    found = "" if last["nc1"] is None else f"; NC1 of the training pictures is {last['nc1']:.3g} at the end"
+    found = "" if last["nc1"] is None else f"; NC1 of the training images is {last['nc1']:.3g} at the end"
     if perfect:
-        return [f"from epoch {perfect[0]} on training pictures are told apart (the terminal phase){found}"]
-    return [f"training pictures are not all told apart ({100 * last['train_accuracy']:.1f} %){found}"]
+        return [f"from epoch {perfect[0]} on training images are told apart (the terminal phase){found}"]
+    return [f"training images are not all told apart ({100 * last['train_accuracy']:.1f} %){found}"]
 
 
 @dataclass(frozen=True)
@@ -209,12 +211,12 @@ class _Work:
 
     def check(self) -> None:
         """Raise for what can't be made or run, before the folder is taken."""
-        likely_precision(self.network, device_of(self.device), self.precision)
+        likely_precision(self.model, device_of(self.device), self.precision)
 
     def done(self, log: Sequence[str], settings: Row) -> list[Row]:
         """Train and save; a row an epoch."""
-        network, pixels = self.network, self._pixels()
-        config = _config(network.base, self.how, pixels.preprocessing, self.data.classes)
+        model, pixels = self.model, self._pixels()
+        config = _config(model.base, self.how, pixels.preprocessing, self.data.classes)
         device = device_of(self.device)
         title = f"pre-training {self.how.arch} on {self.data.name}"
         ticks = iter(self.progress(range(self.how.epochs), title, self.how.epochs))
@@ -227,57 +229,57 @@ class _Work:
                 next(ticks, None)
 
             fit(
-                network,
+                model,
                 PixelInputs(pixels, Distort(self.how.augment, self.how.seed) if self.how.augment else None, device),
                 self._split(),
                 self.how.recipe,
                 device=device,
-                precision=likely_precision(network, device, self.precision),
+                precision=likely_precision(model, device, self.precision),
                 checkpoint=self.folder / CHECKPOINT,
                 scope=json.dumps(settings, sort_keys=True),
                 on_epoch=on_epoch,
-                goal=Goal(network, loss_named(self.how.loss)),
+                goal=Goal(model, loss_named(self.how.loss)),
                 watch=Watch(_collapse, _collapse),
             )
         for _ in ticks:
             pass
-        write_tensors(self.folder / WEIGHTS, network.weights(config["pretrained_cfg"]["classifier"]))
+        write_tensors(self.folder / WEIGHTS, model.weights(config["pretrained_cfg"]["classifier"]))
         write_text(self.folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False))
         if is_first():
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
         return rows
 
     @cached_property
-    def network(self) -> PretrainedNetwork:
+    def model(self) -> PretrainedModel:
         """With random weights until it is trained, on the device."""
         how, side = self.how, self._side
         loss = loss_named(how.loss)
         try:
-            network = PretrainedNetwork(
+            model = PretrainedModel(
                 how.arch, len(self.data.classes), loss, how.projector, _arguments(how, side), how.seed
             )
-            network.eval()
+            model.eval()
             with torch.no_grad():
-                network.features(torch.zeros(2, 3, side, side))
+                model.features(torch.zeros(2, 3, side, side))
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise ModelError(f"{how.arch} can't be made for pictures of {side} px: {one_line(error)}") from error
-        on_device(network, device_of(self.device))
-        return network
+            raise ModelError(f"{how.arch} can't be made for images of {side} px: {one_line(error)}") from error
+        on_device(model, device_of(self.device))
+        return model
 
     @property
     def _side(self) -> int:
         return int(self.how.input_size or timm.get_pretrained_cfg(self.how.arch).input_size[-1])
 
     def _pixels(self) -> Pixels:
-        """The pictures, standardised by those for training."""
+        """The images, standardized by those for training."""
         side = self._side
         pixels = Pixels(self._everything(), Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3, 1.0))
-        mean, std = _colours(pixels, len(self.data.train))
+        mean, std = _colors(pixels, len(self.data.train))
         pixels.preprocessing = replace(pixels.preprocessing, mean=mean, std=std)
         return pixels
 
     def _everything(self) -> ImageData:
-        """Training pictures, and then those of the test set."""
+        """Training images, and then those of the test set."""
         return Joined(self.data.train, self.data.test) if self.data.test is not None else self.data.train
 
     def _split(self) -> Split:
@@ -285,8 +287,8 @@ class _Work:
         return Split(everything.labels, np.arange(count), np.arange(count, len(everything)), len(self.data.classes))
 
 
-def _colours(pixels: Pixels, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the colours of the first ``count`` pictures, in 0 … 1."""
+def _colors(pixels: Pixels, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the colors of the first ``count`` images, in 0 … 1."""
     sums, area = torch.zeros(2, 3, dtype=torch.float64), 0
     for _, batch in pixels.batches(range(count), 256):
         values = batch.double() / 255
@@ -298,7 +300,7 @@ def _colours(pixels: Pixels, count: int) -> tuple[tuple[float, ...], tuple[float
 
 
 def _arguments(how: Pretraining, side: int) -> Row:
-    """The architecture's; transformers are also told how large pictures are."""
+    """The architecture's; transformers are also told how large images are."""
     known = timm.get_pretrained_cfg(how.arch)
     sized = known.fixed_input_size and side != known.input_size[-1]
     return {**({"img_size": side} if sized else {}), **how.arguments}
@@ -320,7 +322,7 @@ def _renamed(row: Row) -> Row:
 
 
 def _config(base: nn.Module, how: Pretraining, wants: Preprocessing, classes: Sequence[str]) -> Row:
-    """What timm makes the network again from."""
+    """What timm makes the model again from."""
     told: Any = base.pretrained_cfg
     side = wants.input_size[0]
     return {

@@ -1,9 +1,9 @@
-"""Ranking within a budget: pictures are spent only on networks that can still win.
+"""Ranking within a budget: images are spent only on models that can still win.
 
-Every round doubles the pictures that the networks still in the race have seen. After it those leave that hardly ever
-come first when pictures are drawn anew and accuracies move on as they do when pictures come in (see
+Every round doubles the images that the models still in the race have seen. After it those leave that hardly ever
+come first when images are drawn anew and accuracies move on as they do when images come in (see
 ``metrics.recommendation``); and no more stay than ``STAYING`` allows: a list of ten or more costs a third of all
-forward passes or little more, whatever the pictures say.
+forward passes or little more, whatever the images say.
 """
 
 from __future__ import annotations
@@ -15,31 +15,33 @@ from math import ceil
 
 import numpy as np
 
+from tightframe.backbone import Backbone
+from tightframe.data.selection import Subset, stratified
+from tightframe.decide.recommendation import Standing, credit, standings
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features, Running, extract
-from tightframe.metrics.recommendation import Standing, credit, standings
-from tightframe.protocols import Backbone, ImageData, silent
-from tightframe.sources.selection import Subset, stratified
+from tightframe.images import ImageData
+from tightframe.progress import silent
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Of every class's training pictures, seen by the end of each round."""
+"""Of every class's training images, seen by the end of each round."""
 STAYING = (1.0, 0.6, 0.3, 0.15)
-"""Share of the list that may go on after each round but the last, and two networks in any case."""
+"""Share of the list that may go on after each round but the last, and two models in any case."""
 HOPE = 0.02
-"""A network with a smaller chance of coming out first leaves."""
+"""A model with a smaller chance of coming out first leaves."""
 LEAST = 2
-"""Pictures of every class below which a round says too little to be held."""
+"""Images of every class below which a round says too little to be held."""
 Judge = Callable[[Backbone, Features], Mapping[str, np.ndarray]]
 """What each probe got right while held out, (n,) a probe."""
 
 
 @dataclass
 class Contender:
-    """A network in the race: how to get it, what is known of it so far, and, if it failed, why.
+    """A model in the race: how to get it, what is known of it so far, and, if it failed, why.
 
     Attributes:
-        load: builds it; called once a round, so that one network at a time is in memory.
-        order: the pictures seen, indices of the training pictures, in the order of ``parts``.
+        load: builds it; called once a round, so that one model at a time is in memory.
+        order: the images seen, indices of the training images, in the order of ``parts``.
         parts: their features, round by round.
         standing: where it stood after its last round.
     """
@@ -56,25 +58,25 @@ class Contender:
     error: Exception | None = None
 
     def see(self, data: ImageData, upto: np.ndarray, judge: Judge, running: Running) -> None:
-        """Run the network on those of the pictures ``upto`` that it has not seen, and judge it on all."""
+        """Run the model on those of the images ``upto`` that it has not seen, and judge it on all."""
         started = time.perf_counter()
         try:
             backbone = self.load()
             fresh = np.setdiff1d(upto, self.order)
-            if self.parts:  # which precision is safe was tried out on the first pictures
+            if self.parts:  # which precision is safe was tried out on the first images
                 running = {**running, "precision": self.parts[0].precision}  # type: ignore[typeddict-item]
             self.parts.append(extract(backbone, Subset(data, fresh), layers=self.layers(backbone), **running))
             self.order = np.concatenate([self.order, fresh])
             self.parameters = backbone.parameters
             self.correct = judge(backbone, self.features(data))
         except (DataError, SettingsError):
-            raise  # the same for every network: said once, at once
-        except Exception as error:  # one bad network must not end the race, whatever it raises
+            raise  # the same for every model: said once, at once
+        except Exception as error:  # one bad model must not end the race, whatever it raises
             self.error = error
         self.seconds += time.perf_counter() - started
 
     def features(self, data: ImageData) -> Features:
-        """Features of all pictures seen, in the order that they have in ``data``."""
+        """Features of all images seen, in the order that they have in ``data``."""
         order, first = np.argsort(self.order), self.parts[0]
         arrays = {layer: np.concatenate([part[layer] for part in self.parts])[order] for layer in first}
         return Features(
@@ -91,7 +93,7 @@ def race(
 ) -> list[Contender]:
     """Run the race; those still in it at the end, the likely best first. All are told where they stand.
 
-    A round is run by as many of the likeliest as ``minutes`` still pay for, going by what pictures cost each so far;
+    A round is run by as many of the likeliest as ``minutes`` still pay for, going by what images cost each so far;
     the race ends where that is none. The first round is always run.
     """
     deadline = time.perf_counter() + 60 * minutes
@@ -102,23 +104,23 @@ def race(
         payable = going if number == 0 else _payable(going, len(upto), deadline - time.perf_counter())
         if not payable:
             break
-        for contender in progress(payable, f"round {number + 1}: {len(upto)} pictures", len(payable)):
+        for contender in progress(payable, f"round {number + 1}: {len(upto)} images", len(payable)):
             contender.see(data, upto, judge, running)
         going = _standing([c for c in payable if c.error is None], len(data), seed)
         left = len(rounds) - number - 1
         if left == 0 or len(going) < 2:
             break
         room = max(2, ceil(STAYING[len(STAYING) - left] * len(contenders)))
-        hopeful = [c for c in going if c.standing is not None and c.standing.chance_best >= HOPE]
+        hopeful = [c for c in going if c.standing is not None and c.standing.p_best >= HOPE]
         going = (hopeful or going[:1])[:room]
     return going
 
 
 def _rounds(data: ImageData, seed: int) -> list[np.ndarray]:
-    """Pictures to be seen by the end of each round, every one holding the one before."""
+    """Images to be seen by the end of each round, every one holding the one before."""
     shares = [stratified(data.labels, share, seed)[1] for share in SHARES[:-1]]
     smallest = [np.bincount(data.labels[held], minlength=len(data.classes)).min() for held in shares]
-    held = [pictures for pictures, least in zip(shares, smallest, strict=True) if least >= LEAST]
+    held = [images for images, least in zip(shares, smallest, strict=True) if least >= LEAST]
     return [*held, np.arange(len(data))]
 
 

@@ -1,4 +1,4 @@
-"""Which network suits one's own pictures: one row a network, the best first."""
+"""Which model suits one's own images: one row a model, the best first."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 import torch
 
+from tightframe.backbone import OUTPUT, PENULTIMATE, Backbone
+from tightframe.decide.recommendation import Standing, credit, standings
 from tightframe.errors import DataError, MeasureError, SettingsError, TightframeError
 from tightframe.features.extract import Features, Running, extract
+from tightframe.images import ImageSplits
 from tightframe.jobs.race import Contender, race
-from tightframe.jobs.run import Result, Row, Run, tune_command
+from tightframe.jobs.run import Run, tune_command
 from tightframe.metrics.agreement import agreement
 from tightframe.metrics.collapse import check_measurable
-from tightframe.metrics.discriminant import cross_validated_lda
-from tightframe.metrics.fisher_scores import ncti, ncti_parts
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.neighbours import NeighboursResult, neighbours_accuracy
-from tightframe.metrics.probes import ProbeResult
-from tightframe.metrics.recommendation import Standing, credit, standings
 from tightframe.metrics.registry import MEASURES
-from tightframe.metrics.ridge import cross_validated_ridge
-from tightframe.metrics.transferability import SLOW
-from tightframe.protocols import OUTPUT, PENULTIMATE, Backbone, ImageSplits, silent
-from tightframe.sources.backbones import load_backbone, short_name
+from tightframe.models.backbones import load_backbone, short_name
+from tightframe.probes.discriminant import cross_validated_lda
+from tightframe.probes.knn import NeighborsResult, neighbors_accuracy
+from tightframe.probes.results import ProbeResult
+from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.progress import silent
+from tightframe.report.result import Result
+from tightframe.row import Row
+from tightframe.scores.fisher import ncti, ncti_parts
+from tightframe.scores.transferability import SLOW
 
 EXPECTED = "expected_accuracy"
 NCTI = "ncti"
-"""The one score that is scaled over the networks at hand, and changes with them."""
+"""The one score that is scaled over the models at hand, and changes with them."""
 COLLAPSE = ("nc1", "cdnv", "vci")
 PARTS = "ncti_parts"
 LDA_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -41,7 +45,7 @@ BASELINES = {
     "knn_accuracy": True,
     "source_accuracy": True,
     "parameters": True,
-    "multiply_adds": True,
+    "macs": True,
 }
 """What every score has to beat, and whether higher is better."""
 
@@ -64,33 +68,33 @@ def rank(
     run: Run | None = None,
     **running: Unpack[Running],
 ) -> Result:
-    """Score every network on the penultimate features of the training pictures.
+    """Score every model on the penultimate features of the training images.
 
-    Rows, best first: ``network``, ``model``; ``expected_accuracy`` with its 95 % interval and ``chance_best`` (see
+    Rows, best first: ``model``, ``uri``; ``expected_accuracy`` with its 95 % interval and ``p_best`` (see
     ``metrics.recommendation``), ``tied`` with the first; the baselines ``probe_accuracy`` (5-fold cross-validated
     ridge, with its 95 % interval), ``knn_accuracy``, ``source_accuracy`` where known, ``parameters`` and
-    ``multiply_adds``; every transferability score that applies, NC1, CDNV and VCI; ``test_accuracy`` of the ridge
-    probe where there is a test set (never used for the order); ``seconds``; ``given`` (place in ``models``). A network
+    ``macs``; every transferability score that applies, NC1, CDNV and VCI; ``test_accuracy`` of the ridge
+    probe where there is a test set (never used for the order); ``seconds``; ``given`` (place in ``models``). A model
     that can't be loaded or run is a row with its ``error``, at the end.
 
     Args:
         models: names as for ``load_backbone``, or backbones.
         by: the column to go by, a key of ``orders()``.
-        truth: accuracies by network name, a CSV file with columns network and accuracy, or ``"probe"`` for the
-            accuracy of the ridge probe on the test pictures: then ``further["quality"]`` says how well every column
-            ranks, with intervals over networks.
-        budget: minutes to spend. Networks then race (see ``jobs.race``): pictures go to those that can still win, test
-            pictures are left alone, and networks that left early have fewer ``pictures_seen`` and no scores.
+        truth: accuracies by model name, a CSV file with columns model and accuracy, or ``"probe"`` for the
+            accuracy of the ridge probe on the test images: then ``further["quality"]`` says how well every column
+            ranks, with intervals over models.
+        budget: minutes to spend. Models then race (see ``jobs.race``): images go to those that can still win, test
+            images are left alone, and models that left early have fewer ``images_seen`` and no scores.
         model_options: further arguments of ``load_backbone`` for all of ``models`` given by name.
         run: where finished rows are remembered.
     """
     if by not in orders():
         raise SettingsError(f'can\'t rank by "{by}"; choose {", ".join(orders())}')
     if not models:
-        raise SettingsError("no networks to rank; name some with --models")
+        raise SettingsError("no models to rank; name some with --models")
     known = _known(truth, data)
     if budget is None:
-        listed = running.get("progress", silent)(models, "networks", len(models))
+        listed = running.get("progress", silent)(models, "models", len(models))
         given = [
             _row(data, model, model_options or {}, seed, run, running) | {"given": place}
             for place, model in enumerate(listed)
@@ -102,8 +106,8 @@ def rank(
     good = [row for row in rows if "error" not in row]
     settings = {
         "data": data.name,
-        "pictures": len(data.train),
-        "test_pictures": len(data.test) if data.test else 0,
+        "images": len(data.train),
+        "test_images": len(data.test) if data.test else 0,
         "classes": len(data.classes),
         "by": by,
         "budget": budget,
@@ -136,32 +140,32 @@ def _told(standing: Standing) -> Row:
         EXPECTED: standing.expected,
         "expected_low": standing.low,
         "expected_high": standing.high,
-        "chance_best": standing.chance_best,
+        "p_best": standing.p_best,
         "tied": standing.tied,
     }
 
 
 def quality(rows: list[Row], known: Mapping[str, float] | None, seed: int = 0) -> list[Row]:
-    """How well each column of ``rows`` ranks the networks, best first; ``known`` accuracies, else the probe's on test.
+    """How well each column of ``rows`` ranks the models, best first; ``known`` accuracies, else the probe's on test.
 
-    Rows hold ``score``, ``networks`` (how many), and for ``weighted_tau``, ``tau``, ``spearman``, ``pearson`` and
+    Rows hold ``score``, ``models`` (how many), and for ``weighted_tau``, ``tau``, ``spearman``, ``pearson`` and
     ``regret`` the value and its 95 % interval (``…_low``, ``…_high``).
     """
-    truth = {row["network"]: row.get("test_accuracy") if known is None else known.get(row["network"]) for row in rows}
+    truth = {row["model"]: row.get("test_accuracy") if known is None else known.get(row["model"]) for row in rows}
     made = []
     for column, higher in orders().items():
-        pairs = [(row[column], truth[row["network"]]) for row in rows if row.get(column) is not None]
+        pairs = [(row[column], truth[row["model"]]) for row in rows if row.get(column) is not None]
         pairs = [(score, accuracy) for score, accuracy in pairs if accuracy is not None]
         if len(pairs) < 3:
             continue
         scores, accuracies = np.array(pairs, float).T
         found = agreement(scores if higher else -scores, accuracies, seed)
-        row: Row = {"score": column, "networks": len(pairs)}
+        row: Row = {"score": column, "models": len(pairs)}
         for name, value in found.items():
             row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
         made.append(row)
     if not made:
-        raise SettingsError("a ranking is judged on three networks or more whose accuracy is known; give more of them")
+        raise SettingsError("a ranking is judged on three models or more whose accuracy is known; give more of them")
     return sorted(made, key=lambda row: np.nan_to_num(row["weighted_tau"], nan=-2.0), reverse=True)
 
 
@@ -170,15 +174,15 @@ def _known(truth: str | Mapping[str, float] | None, data: ImageSplits) -> Mappin
         return truth
     if truth == "probe":
         if data.test is None:
-            raise SettingsError("--truth probe needs test pictures; give a test folder or --test-share above 0")
+            raise SettingsError("--truth probe needs test images; give a test folder or --test-share above 0")
         return None
     try:
         with Path(truth).open(newline="", encoding="utf-8") as file:
-            return {row["network"]: float(row["accuracy"]) for row in csv.DictReader(file)}
+            return {row["model"]: float(row["accuracy"]) for row in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise SettingsError(
             f"{truth} can't be read as accuracies ({type(error).__name__}: {error}); it wants a line "
-            '"network,accuracy" and then one line a network'
+            '"model,accuracy" and then one line a model'
         ) from error
 
 
@@ -186,7 +190,7 @@ def _check_race(budget: float, by: str, truth: str | Mapping[str, float] | None)
     if not budget > 0:
         raise SettingsError(f"a budget of {budget:g} minutes buys nothing; give more than 0")
     if by != EXPECTED or truth is not None:
-        raise SettingsError("networks race for the best expected accuracy: leave out --by and --truth, or --budget")
+        raise SettingsError("models race for the best expected accuracy: leave out --by and --truth, or --budget")
 
 
 def _raced(
@@ -209,16 +213,16 @@ def _raced(
         if contender.error is not None or contender.standing is None:
             rows.append(_failed(contender.name, contender.error or TightframeError("not run")) | {"given": place})
             continue
-        row: Row = {"network": contender.name, "parameters": contender.parameters}
+        row: Row = {"model": contender.name, "parameters": contender.parameters}
         if contender in finalists:
             features = contender.features(data.train)
             folds = _folds(features, seed)
             row = _scored(contender.load(), features, folds, _probes(folds))
         model = models[place]
         uri = model if isinstance(model, str) else model.origin.get("uri")
-        row |= {"model": uri, "pictures_seen": len(contender.order), "seconds": contender.seconds, "given": place}
+        row |= {"uri": uri, "images_seen": len(contender.order), "seconds": contender.seconds, "given": place}
         rows.append(row | _told(contender.standing) | {"tied": contender in finalists and contender.standing.tied})
-    return sorted(rows, key=lambda r: ("error" in r, -r.get("pictures_seen", 0), -r.get(EXPECTED, 0.0)))
+    return sorted(rows, key=lambda r: ("error" in r, -r.get("images_seen", 0), -r.get(EXPECTED, 0.0)))
 
 
 def _contender(model: str | Backbone, options: dict[str, Any]) -> Contender:
@@ -227,11 +231,11 @@ def _contender(model: str | Backbone, options: dict[str, Any]) -> Contender:
     return Contender(model.name, lambda: model, _read)
 
 
-def _spared(good: list[Row], pictures: int) -> str:
-    passes, all_passes = sum(row["pictures_seen"] for row in good), len(good) * pictures
+def _spared(good: list[Row], images: int) -> str:
+    passes, all_passes = sum(row["images_seen"] for row in good), len(good) * images
     return (
-        f"{passes:,} forward passes in place of {all_passes:,}: networks left the race once they were unlikely to win. "
-        "What is expected of those is what fewer pictures said; chances are among the networks of their last round"
+        f"{passes:,} forward passes in place of {all_passes:,}: models left the race once they were unlikely to win. "
+        "What is expected of those is what fewer images said; chances are among the models of their last round"
     )
 
 
@@ -244,21 +248,21 @@ def _row(
         if run is None:
             return _measured(data, backbone, seed, running)
         key = {
-            "network": backbone.fingerprint,
+            "model": backbone.fingerprint,
             "data": [split.fingerprint for split in (data.train, data.test) if split],
             "seed": seed,
             "running": [running.get("pool"), running.get("precision")],
         }
         return run.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, running))
     except (DataError, SettingsError):
-        raise  # the same for every network: said once, at once
-    except Exception as error:  # one bad network must not end the list, whatever it raises
+        raise  # the same for every model: said once, at once
+    except Exception as error:  # one bad model must not end the list, whatever it raises
         return _failed(name, error)
 
 
 def _failed(name: str, error: Exception) -> Row:
     said = str(error) if isinstance(error, TightframeError) else f"{type(error).__name__}: {error}"
-    return {"network": name, "error": said}
+    return {"model": name, "error": said}
 
 
 def _measured(data: ImageSplits, backbone: Backbone, seed: int, running: Running) -> Row:
@@ -288,7 +292,7 @@ class _Probes(NamedTuple):
 
     ridge: ProbeResult
     lda: ProbeResult
-    knn: NeighboursResult
+    knn: NeighborsResult
 
     @property
     def correct(self) -> dict[str, np.ndarray]:
@@ -300,15 +304,15 @@ def _probes(folds: Folds) -> _Probes:
     return _Probes(
         cross_validated_ridge(folds),
         cross_validated_lda(folds, LDA_PENALTIES),
-        neighbours_accuracy(folds.features, folds.labels, folds.total.classes),
+        neighbors_accuracy(folds.features, folds.labels, folds.total.classes),
     )
 
 
 def _scored(backbone: Backbone, features: Features, folds: Folds, probes: _Probes) -> Row:
-    """All that features of training pictures say."""
+    """All that features of training images say."""
     return {
-        "network": backbone.name,
-        "model": backbone.origin.get("uri"),
+        "model": backbone.name,
+        "uri": backbone.origin.get("uri"),
         "probe_accuracy": probes.ridge.accuracy,
         "probe_low": probes.ridge.low,
         "probe_high": probes.ridge.high,
@@ -318,8 +322,8 @@ def _scored(backbone: Backbone, features: Features, folds: Folds, probes: _Probe
         **_scores(features, folds),
         PARTS: _ncti_parts(features),
         "parameters": backbone.parameters,
-        "multiply_adds": backbone.multiply_adds,
-        "pictures": len(features.labels),
+        "macs": backbone.macs,
+        "images": len(features.labels),
         "saturated": len(features.labels) <= backbone.penultimate.dimension + 1,
         "dimension": backbone.penultimate.dimension,
         "precision": features.precision,
@@ -358,32 +362,32 @@ def _possible(
         try:
             value = None if name in SLOW else MEASURES[name].of(evidence)
         except TightframeError:
-            continue  # a class of one picture, say, which some scores have no meaning for
+            continue  # a class of one image, say, which some scores have no meaning for
         if value is not None:
             yield name, value
 
 
 def _notes(good: list[Row], by: str) -> list[str]:
     notes = []
-    tied = [row["network"] for row in good if row["tied"]]
-    best = max(good, key=lambda row: row[EXPECTED])["network"] if good else ""
+    tied = [row["model"] for row in good if row["tied"]]
+    best = max(good, key=lambda row: row[EXPECTED])["model"] if good else ""
     if tied:
-        notes.append(f"these pictures can't tell {best} from {', '.join(tied)}: more of them would")
-    saturated = [row["network"] for row in good if row.get("h_score") is not None and row.get("saturated")]
+        notes.append(f"these images can't tell {best} from {', '.join(tied)}: more of them would")
+    saturated = [row["model"] for row in good if row.get("h_score") is not None and row.get("saturated")]
     if saturated:
         notes.append(
-            f"no more pictures than values: H-score, SFDA and VCI are at their limit and say nothing for "
+            f"no more images than values: H-score, SFDA and VCI are at their limit and say nothing for "
             f"{', '.join(saturated)}"
         )
     if by != EXPECTED and len({row.get("dimension") for row in good}) > 1 and by not in BASELINES:
         notes.append(f"{by} is compared across different dimensions here: read it with care")
     if by == NCTI:
-        notes.append("NCTI is scaled over the networks of this list: adding or leaving out one changes it")
+        notes.append("NCTI is scaled over the models of this list: adding or leaving out one changes it")
     precisions = {row["precision"] for row in good if "precision" in row}
     if len(precisions) > 1:
-        notes.append("some networks ran in bfloat16, others in float32; --precision float32 treats all alike")
+        notes.append("some models ran in bfloat16, others in float32; --precision float32 treats all alike")
     return notes
 
 
 def _following(good: list[Row], options: Mapping[str, Any]) -> list[str]:
-    return [tune_command(good[0]["model"] or good[0]["network"], options)] if good else []
+    return [tune_command(good[0]["uri"] or good[0]["model"], options)] if good else []

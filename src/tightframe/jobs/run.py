@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +16,12 @@ from tightframe.errors import SettingsError
 from tightframe.files import write_text
 from tightframe.tuning.processes import together
 
-Row = dict[str, Any]
 MARK = "run.txt"
 """By which a folder is known as that of a run."""
-PACKAGES = ("tightframe", "torch", "torchvision", "timm", "numpy", "scikit-learn", "safetensors", "pillow")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a job found: rows for a table or a file, and all that is needed to understand them.
-
-    Attributes:
-        job: which job it was.
-        rows: one mapping a line of the table.
-        settings: the arguments that the rows depend on.
-        notes: what a reader should know, in plain words.
-        following: what to do next, as commands.
-        versions: of the packages at work.
-        further: other tables that belong to the result, by name.
-    """
-
-    job: str
-    rows: list[Row]
-    settings: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-    following: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=lambda: versions())
-    further: dict[str, list[Row]] = field(default_factory=dict)
-
-    def as_json(self) -> str:
-        """All of it, as JSON that any parser reads: numbers that are not finite become ``null``."""
-        return json.dumps(plain(self.__dict__), indent=1, ensure_ascii=False, allow_nan=False)
-
-    def save(self, path: Path | str) -> None:
-        """Write ``as_json`` to a file."""
-        write_text(Path(path), self.as_json() + "\n")
 
 
 def tune_command(uri: str, options: Mapping[str, Any]) -> str:
-    """How to tune the network ``uri``, loaded with these ``options`` of ``load_backbone``, from the command line."""
+    """How to tune the model ``uri``, loaded with these ``options`` of ``load_backbone``, from the command line."""
     given: list[Any] = ["--model", uri]
     if not options.get("pretrained", True):
         given.append("--no-pretrained")
@@ -135,8 +99,7 @@ def claim(folder: Path, settings: Any, resume: bool = True) -> None:
     if mark.is_file():
         if mark.read_text(encoding="utf-8").strip() != wanted:
             raise SettingsError(
-                f"{folder} holds a run with other settings or pictures; choose another --out, "
-                "or delete it to start anew"
+                f"{folder} holds a run with other settings or images; choose another --out, or delete it to start anew"
             )
     elif used:
         raise SettingsError(f"{folder} is not empty and holds no run of tightframe; choose another --out")
@@ -148,19 +111,3 @@ def claim(folder: Path, settings: Any, resume: bool = True) -> None:
 def fingerprint_of(settings: Any) -> str:
     """A hash of JSON-able settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
-    return {package: version(package) for package in PACKAGES}
-
-
-def plain(value: Any) -> Any:
-    """``value`` with every number that JSON can't hold replaced by ``None``."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    return value

@@ -8,62 +8,62 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tightframe.backbone import Backbone
 from tightframe.features.taps import Pool
 from tightframe.jobs.plan import Plan
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.logistic import logistic_path
-from tightframe.metrics.logistic_probe import cross_validated_logistic
-from tightframe.protocols import Backbone
+from tightframe.probes.logistic import logistic_path
+from tightframe.probes.logistic_probe import cross_validated_logistic
 from tightframe.tuning.methods import Method
-from tightframe.tuning.surgery import TunableNetwork
+from tightframe.tuning.surgery import TunableModel
 
 USUAL = 1e-2
 """Strength (scikit-learn's ``C``) of a probe that none can be chosen for."""
 UNSEEN = 10.0
-"""By how much the bias of a class without pictures is below all others: it can still be learnt."""
+"""By how much the bias of a class without images is below all others: it can still be learned."""
 
 
-def network_of(
+def model_of(
     backbone: Backbone, method: Method, block: str | None, classes: int, plan: Plan, pool: Pool
-) -> TunableNetwork:
-    """The network to be tuned, as the plan has it."""
-    return TunableNetwork(backbone, method, block, classes, pool, plan.align, plan.scale, plan.warm(method))
+) -> TunableModel:
+    """The model to be tuned, as the plan has it."""
+    return TunableModel(backbone, method, block, classes, pool, plan.align, plan.scale, plan.warm(method))
 
 
 def start_of(
-    network: TunableNetwork, features: Mapping[str, np.ndarray], labels: np.ndarray
+    model: TunableModel, features: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> Callable[[np.ndarray], None] | None:
     """Scale the skip connection by what features are before tuning; what puts the head where training starts.
 
     Args:
-        network: not yet trained.
-        features: of the training pictures, (n, d) by the name of the layer.
+        model: not yet trained.
+        features: of the training images, (n, d) by the name of the layer.
         labels: of them, (n,).
 
     Returns:
-        What fits a probe to the pictures whose indices it is given; ``None`` where heads start from zeros.
+        What fits a probe to the images whose indices it is given; ``None`` where heads start from zeros.
     """
-    parts = [torch.tensor(features[name]) for name in network.read]
-    network.neck.rescale(parts)
-    if not network.warm:
+    parts = [torch.tensor(features[name]) for name in model.read]
+    model.neck.rescale(parts)
+    if not model.warm:
         return None
     with torch.no_grad():
-        seen = network.neck(parts)
+        seen = model.neck(parts)
     heads: dict[bytes, tuple[Tensor, Tensor]] = {}
 
     def fit_probe(training: np.ndarray) -> None:
         known = training.tobytes()
         if known not in heads:
-            heads[known] = _probe(seen[torch.from_numpy(training)], labels[training], network.head.out_features)
+            heads[known] = _probe(seen[torch.from_numpy(training)], labels[training], model.head.out_features)
         with torch.no_grad():
-            network.head.weight.copy_(heads[known][0])
-            network.head.bias.copy_(heads[known][1])
+            model.head.weight.copy_(heads[known][0])
+            model.head.bias.copy_(heads[known][1])
 
     return fit_probe
 
 
 def _probe(features: Tensor, labels: np.ndarray, classes: int) -> tuple[Tensor, Tensor]:
-    """Weights and biases of a logistic regression, of usual strength where no class has two pictures to choose by."""
+    """Weights and biases of a logistic regression, of usual strength where no class has two images to choose by."""
     if np.bincount(labels).max() > 1:
         head = cross_validated_logistic(Folds.of(features, labels, classes)).result.head
     else:

@@ -1,4 +1,4 @@
-"""The report of a transfer run, told in order: which network, which layer, how it trained, how good it is."""
+"""The report of a transfer run, told in order: which model, which layer, how it trained, how good it is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tightframe.images import ImageData, ImageSplits
 from tightframe.jobs.compare import chosen_trial
-from tightframe.jobs.run import Row
-from tightframe.protocols import ImageData, ImageSplits
 from tightframe.report.charts import (
     collapse_chart,
     confusion_chart,
@@ -21,6 +20,7 @@ from tightframe.report.charts import (
 )
 from tightframe.report.columns import LAYERS, METHODS, RANKING
 from tightframe.report.page import Grid, Samples, Section, write_report
+from tightframe.row import Row
 
 if TYPE_CHECKING:
     from tightframe.jobs.transfer import Transfer
@@ -31,13 +31,13 @@ SAMPLES = 12
 def write_story(
     path: Path, data: ImageSplits, run: Transfer, histories: dict[str, list[Row]], probabilities: np.ndarray | None
 ) -> None:
-    """Write the report of ``run`` to ``path``; ``probabilities`` (n, K) are of the test pictures."""
-    sections = [_networks(run), _layers(run), _training(histories), _methods(run)]
+    """Write the report of ``run`` to ``path``; ``probabilities`` (n, K) are of the test images."""
+    sections = [_models(run), _layers(run), _training(histories), _methods(run)]
     if data.test is not None and probabilities is not None:
         sections += [_confusion(run, data.test, probabilities), _samples(run, data.test)]
     write_report(
         path,
-        title=f"{data.name}: which network, which layer, how well",
+        title=f"{data.name}: which model, which layer, how well",
         summary=run.result.notes,
         sections=sections,
         settings=run.result.settings,
@@ -45,23 +45,23 @@ def write_story(
     )
 
 
-def _networks(run: Transfer) -> Section:
+def _models(run: Transfer) -> Section:
     rows = run.ranking.rows
     words = (
         "Expected accuracy: how often three classifiers on the penultimate features (ridge, discriminant analysis, "
-        "nearest neighbours) are right on training pictures held out from them. Larger networks get a bonus that fades "
-        "as pictures come in. Drawing pictures anew gives the interval and the chance of being the best. NC1 says how "
+        "nearest neighbors) are right on training images held out from them. Larger models get a bonus that fades "
+        "as images come in. Drawing images anew gives the interval and the chance of being the best. NC1 says how "
         "tightly features cluster by class (lower is tighter). Test accuracy is shown and never used to choose."
     )
     grid = Grid(RANKING, rows)
-    return Section("Which network", words, [ranking_chart(rows), collapse_chart(rows), grid])
+    return Section("Which model", words, [ranking_chart(rows), collapse_chart(rows), grid])
 
 
 def _layers(run: Transfer) -> Section:
     words = (
         "NC1 and probe accuracy after every block, in the order in which they run. The block marked is the one tuned. "
         "Of the blocks which, with the new head, own at most a tenth of all parameters, the most collapsed and the "
-        "deepest were trained for a few epochs, and judged on training pictures held out."
+        "deepest were trained for a few epochs, and judged on training images held out."
     )
     grid = Grid(LAYERS, run.layers)
     return Section("Which layer", words, [layer_chart(run.layers), grid])
@@ -70,7 +70,7 @@ def _layers(run: Transfer) -> Section:
 def _training(histories: dict[str, list[Row]]) -> Section:
     rows = [row | {"method": method} for method, history in histories.items() for row in _shown_trial(history)]
     words = (
-        "The rate and decay chosen, trained on the part of the training pictures that left some out to validate on. "
+        "The rate and decay chosen, trained on the part of the training images that left some out to validate on. "
         "NC1 is that of the features which the head sees."
     )
     return Section("How it trained", words, [curve_chart(rows)])
@@ -83,9 +83,9 @@ def _shown_trial(history: Sequence[Row]) -> list[Row]:
 
 def _methods(run: Transfer) -> Section:
     words = (
-        "All methods on the same pictures, each with its own best rate and decay, then trained on all training "
-        "pictures. Validation accuracy is that on training pictures held out while rate and decay were chosen. "
-        "Intervals are exact 95 % binomial intervals over the pictures judged."
+        "All methods on the same images, each with its own best rate and decay, then trained on all training "
+        "images. Validation accuracy is that on training images held out while rate and decay were chosen. "
+        "Intervals are exact 95 % binomial intervals over the images judged."
     )
     grid = Grid(METHODS, run.methods)
     return Section("How to tune it", words, [method_chart(run.methods), grid])
@@ -93,19 +93,19 @@ def _methods(run: Transfer) -> Section:
 
 def _confusion(run: Transfer, test: ImageData, probabilities: np.ndarray) -> Section:
     rows = confusion_rows(test.labels, probabilities.argmax(1), test.classes)
-    name = run.tuned.network.method.name
+    name = run.tuned.model.method.name
     return Section(
-        "Where it errs", f"Test pictures of each class and what {name} took them for.", [confusion_chart(rows)]
+        "Where it errs", f"Test images of each class and what {name} took them for.", [confusion_chart(rows)]
     )
 
 
 def _samples(run: Transfer, test: ImageData) -> Section:
-    pictures = [row | {"picture": test[row["index"]]} for row in run.samples]
-    return Section("What it says", "Test pictures, its surest mistakes last.", [Samples(pictures)])
+    images = [row | {"image": test[row["index"]]} for row in run.samples]
+    return Section("What it says", "Test images, its surest mistakes last.", [Samples(images)])
 
 
 def sample_rows(test: ImageData, probabilities: np.ndarray) -> list[Row]:
-    """A few test pictures: some spread over those that are right, then the most confident mistakes.
+    """A few test images: some spread over those that are right, then the most confident mistakes.
 
     Rows hold ``index``, ``path``, ``actual``, ``predicted`` and ``probability``.
     """

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tightframe.data.selection import stratified
+from tightframe.images import ImageData
 from tightframe.jobs.plan import Clock, Plan
-from tightframe.jobs.run import Row, Run
-from tightframe.metrics.probes import interval
-from tightframe.protocols import ImageData, Progress
-from tightframe.sources.selection import stratified
+from tightframe.jobs.run import Run
+from tightframe.probes.results import interval
+from tightframe.progress import Progress
+from tightframe.row import Row
 from tightframe.tuning.heads import fit_heads
 from tightframe.tuning.logs import Tell
 from tightframe.tuning.loop import Diverged, Inputs, fit
@@ -37,22 +39,22 @@ class Training:
     """What is trained, on which inputs, where; ``run`` does it.
 
     Attributes:
-        data: the training pictures.
+        data: the training images.
         inputs: what is made of them.
-        network: trained in place.
+        model: trained in place.
         title: what it is, for people.
         work: folder for checkpoints.
         scope: all that decides the result, as text.
         tell: is given every row.
         clock: how long all may take.
-        warm: starts the head from a probe fitted to the training pictures whose indices it is given; ``None`` where
+        warm: starts the head from a probe fitted to the training images whose indices it is given; ``None`` where
             training starts from a head of zeros.
         notes: what is to be said beside what comes of it.
     """
 
     data: ImageData
     inputs: Inputs
-    network: Trainable
+    model: Trainable
     device: torch.device
     precision: str
     work: Path | None
@@ -65,8 +67,8 @@ class Training:
     notes: tuple[str, ...] = ()
 
     def run(self, plan: Plan, rates: Sequence[float], decays: Sequence[float]) -> tuple[Recipe, list[Row], list[str]]:
-        """Train the network; the recipe chosen, a row an epoch, and notes."""
-        start = {name: tensor.detach().clone() for name, tensor in self.network.changed_state().items()}
+        """Train the model; the recipe chosen, a row an epoch, and notes."""
+        start = {name: tensor.detach().clone() for name, tensor in self.model.changed_state().items()}
         everything = np.arange(len(self.data))
         kept, held_out = stratified(self.data.labels, plan.validation_share, plan.seed)
         recipe, rows, notes = plan.recipe(rates[0], decays[0]), list[Row](), [*self.notes]
@@ -78,7 +80,7 @@ class Training:
             recipe = replace(recipe, rate=found.rate, decay=found.decay)
             notes += overfitting(trial_of(rows, recipe.rate, recipe.decay), len(held_out), self.title)
         elif not len(held_out) and (len(rates) * len(decays) > 1 or plan.patience):
-            notes.append("too few pictures a class to hold any out: the first rate and decay are used, to the end")
+            notes.append("too few images a class to hold any out: the first rate and decay are used, to the end")
         training, validation = (kept, held_out) if plan.patience and len(held_out) else (everything, everything[:0])
         recipe = self._in_time(recipe, pace * len(training))
         if recipe.epochs < plan.epochs:
@@ -100,9 +102,9 @@ class Training:
         notes = list[str]()
         while True:
             self._begin(start, training)
-            lower = [row for row in trials if row["start_rate"] < recipe.rate]
+            lower = [row for row in trials if row["initial_lr"] < recipe.rate]
             try:
-                rows = self._fit(recipe, training, validation, "final", f"training on {len(training)} pictures")
+                rows = self._fit(recipe, training, validation, "final", f"training on {len(training)} images")
                 if not fell_apart(rows, trial_of(trials, recipe.rate, recipe.decay)):
                     return recipe, rows, notes
             except Diverged:
@@ -111,9 +113,9 @@ class Training:
             failed = f"{self.title}: training fell apart at rate {recipe.rate:g}"
             if not lower:
                 return recipe, rows, [*notes, f"{failed}, the lowest that was tried: give lower ones with --rates"]
-            next_one = max(lower, key=lambda row: row["start_rate"])
-            notes.append(f"{failed}; {next_one['start_rate']:g} was taken")
-            recipe = replace(recipe, rate=next_one["start_rate"], decay=next_one["decay"])
+            next_one = max(lower, key=lambda row: row["initial_lr"])
+            notes.append(f"{failed}; {next_one['initial_lr']:g} was taken")
+            recipe = replace(recipe, rate=next_one["initial_lr"], decay=next_one["decay"])
 
     def _search(
         self,
@@ -125,10 +127,10 @@ class Training:
         notes: list[str],
     ) -> tuple[Recipe, list[Row], list[str]]:
         """The best recipe, the rows of all trials, and the notes with what was left untried."""
-        if isinstance(self.network, HeadOnly) and not first.average:
+        if isinstance(self.model, HeadOnly) and not first.average:
             grid = [replace(first, rate=rate, decay=decay) for rate in choices["rate"] for decay in choices["decay"]]
             self._begin(start, kept)
-            tried = self._heads(self.network, grid, kept, held_out)
+            tried = self._heads(self.model, grid, kept, held_out)
             return best(tried), [row for rows in tried.values() for row in rows], notes
         tried, chosen, left = dict[Recipe, list[Row]](), first, list[str]()
         for name, values in choices.items():
@@ -143,11 +145,11 @@ class Training:
         return chosen, [row for rows in tried.values() for row in rows], notes + late
 
     def _heads(
-        self, network: HeadOnly, grid: Sequence[Recipe], kept: np.ndarray, held_out: np.ndarray
+        self, model: HeadOnly, grid: Sequence[Recipe], kept: np.ndarray, held_out: np.ndarray
     ) -> dict[Recipe, list[Row]]:
         """Linear probes by all recipes of the grid at once."""
         split = Split(self.data.labels, kept, held_out, len(self.data.classes))
-        found = fit_heads(network.head, self.inputs, split, grid, device=self.device)
+        found = fit_heads(model.head, self.inputs, split, grid, device=self.device)
         named = {
             recipe: [_named("search", recipe) | row for row in rows] for recipe, rows in zip(grid, found, strict=True)
         }
@@ -182,18 +184,18 @@ class Training:
         return replace(recipe, epochs=max(1, min(recipe.epochs, int(left / (times * max(seconds, 1e-6))))))
 
     def _pace(self, recipe: Recipe, training: np.ndarray, start: dict[str, Tensor]) -> float:
-        """Seconds that training takes for one picture, by an epoch that is thrown away."""
+        """Seconds that training takes for one image, by an epoch that is thrown away."""
         split = Split(self.data.labels, training, training[:0], len(self.data.classes))
         once = replace(recipe, epochs=1, patience=None)
         self._begin(start, training)
         began = time.monotonic()
         with suppress(Diverged):  # it took as long
-            fit(self.network, self.inputs, split, once, device=self.device, precision=self.precision)
+            fit(self.model, self.inputs, split, once, device=self.device, precision=self.precision)
         return together().agree((time.monotonic() - began) / max(1, len(training)))
 
     def _begin(self, start: dict[str, Tensor], training: np.ndarray) -> None:
-        """Put the network back to where training starts."""
-        self.network.load_changed_state(start)
+        """Put the model back to where training starts."""
+        self.model.load_changed_state(start)
         if self.warm:
             self.warm(training)
 
@@ -206,7 +208,7 @@ class Training:
 
         try:
             rows = fit(
-                self.network,
+                self.model,
                 self.inputs,
                 Split(self.data.labels, training, validation, len(self.data.classes)),
                 recipe,
@@ -222,7 +224,7 @@ class Training:
 
 
 def best(tried: dict[Recipe, list[Row]]) -> Recipe:
-    """The trial with the lowest validation loss in the end: of few pictures held out, accuracy says little."""
+    """The trial with the lowest validation loss in the end: of few images held out, accuracy says little."""
     judged = {trial: rows[-1] for trial, rows in tried.items() if rows and np.isfinite(rows[-1]["validation_loss"])}
     if not judged:
         rates = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in tried}))
@@ -236,11 +238,11 @@ def fell_apart(rows: Sequence[Row], trial: Sequence[Row]) -> bool:
 
 
 def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
-    """A note in plain words where a course of training learns its pictures by heart, none where it doesn't.
+    """A note in plain words where a course of training learns its images by heart, none where it doesn't.
 
     Args:
         rows: of one course, with validation.
-        held_out: pictures that validate.
+        held_out: images that validate.
         name: of what was trained.
     """
     if not rows or rows[-1]["validation_loss"] is None:
@@ -249,15 +251,15 @@ def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
     right = round(last["validation_accuracy"] * held_out)
     _, high = interval(right, held_out)
     lowest = min(rows, key=lambda row: row["validation_loss"])
-    advice = "More pictures, --augment crop, --smoothing 0.1, --patience 5 or a method that trains less may help"
+    advice = "More images, --augment crop, --smoothing 0.1, --patience 5 or a method that trains less may help"
     if last["train_accuracy"] - high > GAP:
         return [
-            f"{name} overfits: right on {100 * last['train_accuracy']:.0f} % of the pictures that it trains on, on "
+            f"{name} overfits: right on {100 * last['train_accuracy']:.0f} % of the images that it trains on, on "
             f"{100 * last['validation_accuracy']:.0f} % of {held_out} held out. {advice}"
         ]
     if last["validation_loss"] > RISE * lowest["validation_loss"]:
         return [
-            f"{name} overfits: the loss on pictures held out was lowest in epoch {lowest['epoch']} of {last['epoch']} "
+            f"{name} overfits: the loss on images held out was lowest in epoch {lowest['epoch']} of {last['epoch']} "
             f"and is {last['validation_loss'] / lowest['validation_loss']:.1f} times that in the end. {advice}"
         ]
     return []
@@ -265,11 +267,11 @@ def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
 
 def trial_of(history: Sequence[Row], rate: float | None, decay: float | None) -> list[Row]:
     """The epochs of the trial of one rate and decay; none if they were not tried."""
-    return [row for row in history if row["phase"] == "search" and (row["start_rate"], row["decay"]) == (rate, decay)]
+    return [row for row in history if row["phase"] == "search" and (row["initial_lr"], row["decay"]) == (rate, decay)]
 
 
 def _named(phase: str, recipe: Recipe) -> Row:
-    return {"phase": phase, "start_rate": recipe.rate, "decay": recipe.decay}
+    return {"phase": phase, "initial_lr": recipe.rate, "decay": recipe.decay}
 
 
 def _series(phase: str, recipe: Recipe) -> str:

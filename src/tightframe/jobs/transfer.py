@@ -1,6 +1,6 @@
-"""The main job: from pictures and a list of networks to a chosen, tuned, saved network and a report.
+"""The main job: from images and a list of models to a chosen, tuned, saved model and a report.
 
-Everything lands in one folder, and a run that was stopped at any moment goes on from there: finished networks,
+Everything lands in one folder, and a run that was stopped at any moment goes on from there: finished models,
 features and trainings are reused, the training that was cut off goes on from its last epoch.
 """
 
@@ -12,32 +12,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from tightframe.backbone import Backbone
+from tightframe.deploy.tuned import Tuned
 from tightframe.errors import ModelError
 from tightframe.features.extract import Running, extract
 from tightframe.features.store import FeatureStore
+from tightframe.images import ImageSplits
 from tightframe.jobs.compare import MAIN, Comparison, settings_of, tune_each, unique_methods
 from tightframe.jobs.measure import layer_rows
 from tightframe.jobs.plan import Plan
 from tightframe.jobs.rank import rank
-from tightframe.jobs.run import Result, Row, Run, claim
+from tightframe.jobs.run import Run, claim
 from tightframe.jobs.story import sample_rows, write_story
-from tightframe.jobs.tuned import Tuned
-from tightframe.protocols import Backbone, ImageSplits
-from tightframe.sources.backbones import load_backbone
+from tightframe.models.backbones import load_backbone
+from tightframe.report.result import Result
+from tightframe.row import Row
 from tightframe.tuning.methods import PAPER
 
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """What ``transfer`` made: rows of every step, the tuned network, and where it all is.
+    """What ``transfer`` made: rows of every step, the tuned model, and where it all is.
 
     Attributes:
         folder: holds ``report.html``, ``result.json`` and a saved folder for each method.
         ranking: rows of ``rank``.
-        layers: rows of ``measure`` for the network chosen.
+        layers: rows of ``measure`` for the model chosen.
         methods: a row a method: accuracies, NC1, share of parameters, seconds.
-        tuned: the network tuned by SCL (or by the first of the methods asked for).
-        samples: a few test pictures, some right, some wrong: what they are and what ``tuned`` says of them.
+        tuned: the model tuned by SCL (or by the first of the methods asked for).
+        samples: a few test images, some right, some wrong: what they are and what ``tuned`` says of them.
         result: everything above as one ``Result``.
     """
 
@@ -63,11 +66,11 @@ def transfer(
     model_options: dict[str, Any] | None = None,
     **running: Unpack[Running],
 ) -> Transfer:
-    """Rank the networks, choose one and its layer, tune it by every method asked for, save, and write the report.
+    """Rank the models, choose one and its layer, tune it by every method asked for, save, and write the report.
 
     Raises:
-        SettingsError: ``out`` holds a run with other settings or pictures.
-        ModelError: none of the networks could be used.
+        SettingsError: ``out`` holds a run with other settings or images.
+        ModelError: none of the models could be used.
     """
     plan, folder = plan or Plan(), Path(out)
     plan.check()
@@ -95,7 +98,7 @@ def _reported(
     chosen = f"chosen: {main.backbone.name}" + (f", block {compared.block}" if compared.block else "")
     notes = list(dict.fromkeys([chosen, *compared.result.notes, *ranking.notes]))
     following = [
-        main.predict_command(folder / main.network.method.name),
+        main.predict_command(folder / main.model.method.name),
         f"open {shlex.quote(str(folder / 'report.html'))} in a browser",
     ]
     result = Result("transfer", rows, settings, notes, following)
@@ -128,6 +131,6 @@ def _settings(
 def _winner(rows: list[Row], models: Sequence[str | Backbone], options: dict[str, Any]) -> Backbone:
     best = rows[0]
     if "error" in best:
-        raise ModelError("none of the networks could be used; the first said: " + best["error"])
+        raise ModelError("none of the models could be used; the first said: " + best["error"])
     model = models[best["given"]]
     return model if isinstance(model, Backbone) else load_backbone(model, **options)

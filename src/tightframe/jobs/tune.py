@@ -1,4 +1,4 @@
-"""Fine-tune one network on one's own pictures: choose the block, choose rate and decay, train, judge, save."""
+"""Fine-tune one model on one's own images: choose the block, choose rate and decay, train, judge, save."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from typing import Unpack
 import numpy as np
 import torch
 
+from tightframe.backbone import PENULTIMATE, Backbone
+from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import SettingsError
 from tightframe.features.extract import Running, extract
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
 from tightframe.files import write_text
+from tightframe.images import ImageSplits
 from tightframe.jobs.block import Trial, choose_block
 from tightframe.jobs.plan import Clock, Plan
-from tightframe.jobs.run import Row, Run, plain
-from tightframe.jobs.start import network_of, start_of
+from tightframe.jobs.run import Run
+from tightframe.jobs.start import model_of, start_of
 from tightframe.jobs.training import Training
-from tightframe.jobs.tuned import Tuned, load_tuned
-from tightframe.metrics.probes import interval
+from tightframe.probes.results import interval
 from tightframe.process import is_first
-from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits, Progress, silent
+from tightframe.progress import Progress, silent
+from tightframe.row import Row, plain
 from tightframe.tuning.checkpoint import DESCRIPTION
 from tightframe.tuning.inputs import KeptInputs, PixelInputs
 from tightframe.tuning.logs import Tell, logging_to
@@ -38,7 +41,7 @@ from tightframe.tuning.prefix import CannotCut, features_of_views, inputs_of
 from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe
 from tightframe.tuning.state import Trainable
-from tightframe.tuning.surgery import HeadOnly, TunableNetwork
+from tightframe.tuning.surgery import HeadOnly, TunableModel
 
 UNFINISHED, MARK = "unfinished", "run.txt"
 """Where checkpoints are until the result is there, and the file by which such a folder is known as ours."""
@@ -56,10 +59,10 @@ def tune(
     log: Sequence[str] = (),
     **running: Unpack[Running],
 ) -> Tuned:
-    """Adapt ``backbone`` to the training pictures and judge it on the test pictures.
+    """Adapt ``backbone`` to the training images and judge it on the test images.
 
-    Rate and decay are chosen on a stratified validation split of the training pictures; then all of them train the
-    network that is returned. Test pictures are looked at once, at the end.
+    Rate and decay are chosen on a stratified validation split of the training images; then all of them train the
+    model that is returned. Test images are looked at once, at the end.
 
     Args:
         method: a name in ``tuning.methods.METHODS``.
@@ -91,7 +94,7 @@ def tune(
     if folder is not None:
         _make(folder)
         logs.append("jsonl")
-    title, settings = f"{chosen.name} {backbone.name}", {"network": backbone.name, "data": data.name, **asdict(plan)}
+    title, settings = f"{chosen.name} {backbone.name}", {"model": backbone.name, "data": data.name, **asdict(plan)}
     with logging_to(logs, folder, title, settings) as tell:
         tuned = _tuned(backbone, chosen, layer, _Setting(data, plan, running, folder, scope, Clock.of(plan), tell))
     if folder is not None:
@@ -116,10 +119,10 @@ def _tuned(backbone: Backbone, method: Method, layer: str, asked: _Setting) -> T
         block, trials = _remembered(
             asked.folder, asked.scope, lambda: _block(data, backbone, layer, method, plan, running, asked.clock)
         )
-    network = network_of(backbone, method, block, len(data.classes), plan, running.get("pool", "auto"))
-    warm = _start(network, data, running)
-    recipe, rows, notes = asked.training(network, warm).run(plan, *plan.choices(backbone.module, network.warm))
-    tuned = Tuned(backbone, network, data.classes, {}, [*trials, *rows], [*data.notes, *notes])
+    model = model_of(backbone, method, block, len(data.classes), plan, running.get("pool", "auto"))
+    warm = _start(model, data, running)
+    recipe, rows, notes = asked.training(model, warm).run(plan, *plan.choices(backbone.module, model.warm))
+    tuned = Tuned(backbone, model, data.classes, {}, [*trials, *rows], [*data.notes, *notes])
     seconds = time.perf_counter() - started
     return replace(tuned, metrics=_judge(tuned, data, recipe, seconds, running.get("device", "auto")))
 
@@ -139,17 +142,17 @@ def choose_layer(
 ) -> tuple[str, list[Row]]:
     """The block that ``--layer auto`` tunes, and the trials that it was chosen by (see ``jobs.block``)."""
     rates, decays = plan.choices(backbone.module, plan.warm(method))
-    rate = sorted(rates)[-2:][0]  # the second highest: few epochs want a high rate, few pictures not the highest
+    rate = sorted(rates)[-2:][0]  # the second highest: few epochs want a high rate, few images not the highest
     trial = Trial(plan, plan.recipe(rate, decays[0]), clock or Clock.of(plan))
     features = extract(backbone, data.train, **running)
     return choose_block(data.train, backbone, features, method, trial, running)
 
 
-def _start(network: TunableNetwork, data: ImageSplits, running: Running) -> Callable[[np.ndarray], None] | None:
-    """Make the network ready to be trained (see ``jobs.start``)."""
-    if len(network.read) == 1 and not network.warm:
+def _start(model: TunableModel, data: ImageSplits, running: Running) -> Callable[[np.ndarray], None] | None:
+    """Make the model ready to be trained (see ``jobs.start``)."""
+    if len(model.read) == 1 and not model.warm:
         return None
-    return start_of(network, extract(network.backbone, data.train, layers=network.read, **running), data.train.labels)
+    return start_of(model, extract(model.backbone, data.train, layers=model.read, **running), data.train.labels)
 
 
 @dataclass(frozen=True)
@@ -172,24 +175,24 @@ class _Setting:
     def progress(self) -> Progress:
         return self.running.get("progress", silent)
 
-    def training(self, network: TunableNetwork, warm: Callable[[np.ndarray], None] | None) -> Training:
+    def training(self, model: TunableModel, warm: Callable[[np.ndarray], None] | None) -> Training:
         """What is trained on which inputs: what is a constant while training is computed once."""
         notes: tuple[str, ...] = ()
-        part: Trainable = network
-        inputs, precision = self._constant(network), "float32"
+        part: Trainable = model
+        inputs, precision = self._constant(model), "float32"
         if inputs is not None:
-            part = HeadOnly(network.head).to(self.device)
+            part = HeadOnly(model.head).to(self.device)
         else:
-            precision = self._ready(network)
+            precision = self._ready(model)
             try:
-                inputs, part = self._kept(network, precision)
+                inputs, part = self._kept(model, precision)
             except CannotCut as error:
                 notes = (f"trained whole, which takes longer: {error}",)
-        title = f"{network.method.name} {network.backbone.name}"
+        title = f"{model.method.name} {model.backbone.name}"
         work = self.folder / UNFINISHED if self.folder is not None else None
         return Training(
             self.data.train,
-            inputs or self._pictures(network, once=False),
+            inputs or self._images(model, once=False),
             part,
             self.device,
             precision,
@@ -203,23 +206,23 @@ class _Setting:
             notes,
         )
 
-    def _ready(self, network: TunableNetwork) -> str:
-        """Move the network to where it runs; in which precision it is to run there."""
-        on_device(network, self.device)
-        return likely_precision(network.base, self.device, self.running.get("precision", "auto"))
+    def _ready(self, model: TunableModel) -> str:
+        """Move the model to where it runs; in which precision it is to run there."""
+        on_device(model, self.device)
+        return likely_precision(model.base, self.device, self.running.get("precision", "auto"))
 
-    def _constant(self, network: TunableNetwork) -> KeptInputs | None:
-        """Features of all training pictures where nothing but the head is trained."""
-        if network.owned != Owned([], []):
+    def _constant(self, model: TunableModel) -> KeptInputs | None:
+        """Features of all training images where nothing but the head is trained."""
+        if model.owned != Owned([], []):
             return None
         if self.plan.kept_views == 1:
-            found = extract(network.backbone, self.data.train, layers=[PENULTIMATE], **self.running)[PENULTIMATE]
+            found = extract(model.backbone, self.data.train, layers=[PENULTIMATE], **self.running)[PENULTIMATE]
             return KeptInputs(torch.tensor(found))
-        precision = self._ready(network)
-        network.train(False)
+        precision = self._ready(model)
+        model.train(False)
         return features_of_views(
-            network.features,
-            self._pictures(network),
+            model.features,
+            self._images(model),
             len(self.data.train),
             self.plan.kept_views,
             device=self.device,
@@ -227,15 +230,15 @@ class _Setting:
             progress=self.progress,
         )
 
-    def _kept(self, network: TunableNetwork, precision: str) -> tuple[KeptInputs | None, Trainable]:
-        """What goes into the tuned block, and the network from there on; the whole network where none is tuned."""
-        if network.layer is None or not self.plan.cache_gb:
-            return None, network
-        part = network.from_block()
+    def _kept(self, model: TunableModel, precision: str) -> tuple[KeptInputs | None, Trainable]:
+        """What goes into the tuned block, and the model from there on; the whole model where none is tuned."""
+        if model.layer is None or not self.plan.cache_gb:
+            return None, model
+        part = model.from_block()
         kept = inputs_of(
-            network.base,
-            [network.layer],
-            self._pictures(network),
+            model.base,
+            [model.layer],
+            self._images(model),
             len(self.data.train),
             device=self.device,
             precision=precision,
@@ -243,28 +246,28 @@ class _Setting:
             views=self.plan.kept_views,
             progress=self.progress,
         )
-        return kept[network.layer], part
+        return kept[model.layer], part
 
-    def _pictures(self, network: TunableNetwork, once: bool = True) -> PixelInputs:
-        """Training pictures; decoded ones are kept unless they are run ``once``."""
-        looks = network.backbone.preprocessing
+    def _images(self, model: TunableModel, once: bool = True) -> PixelInputs:
+        """Training images; decoded ones are kept unless they are run ``once``."""
+        looks = model.backbone.preprocessing
         pixels = Pixels(self.data.train, looks, keep_bytes=0) if once else Pixels(self.data.train, looks)
         return PixelInputs(pixels, self.plan.views_by(), self.device)
 
 
 def _judge(tuned: Tuned, data: ImageSplits, recipe: Recipe, seconds: float, device: str) -> Row:
-    network = tuned.network
+    model = tuned.model
     metrics: Row = {
-        "method": network.method.name,
-        "layer": network.layer,
-        "parameters": network.trained_parameters,
-        "all_parameters": network.all_parameters,
-        "share": network.trained_parameters / network.all_parameters,
+        "method": model.method.name,
+        "layer": model.layer,
+        "parameters": model.trained_parameters,
+        "all_parameters": model.all_parameters,
+        "share": model.trained_parameters / model.all_parameters,
         "rate": recipe.rate,
         "decay": recipe.decay,
         "epochs": recipe.epochs,
         "seconds": seconds,
-        "bytes": sum(t.numel() * t.element_size() for t in network.changed_state().values()),
+        "bytes": sum(t.numel() * t.element_size() for t in model.changed_state().values()),
     }
     logits, features = tuned.logits_and_features(data.train, device=device)
     if not (torch.isfinite(logits).all() and torch.isfinite(features).all()):  # no later batch showed it
@@ -283,7 +286,7 @@ def _scope(data: ImageSplits, backbone: Backbone, method: Method, layer: str, pl
     """All that decides the result, as text: what is resumed must agree in it."""
     return json.dumps(
         {
-            "network": backbone.fingerprint,
+            "model": backbone.fingerprint,
             "layers": [block.name for block in backbone.layers],
             "data": [split.fingerprint for split in (data.train, data.test) if split],
             "classes": list(data.classes),
@@ -314,7 +317,7 @@ def _finished(folder: Path, scope: str, backbone: Backbone, resume: bool) -> Tun
     if not isinstance(record, dict):
         return None
     if record.get("scope") != scope:
-        raise SettingsError(f"{folder} holds the result of other settings or pictures; choose another --out")
+        raise SettingsError(f"{folder} holds the result of other settings or images; choose another --out")
     saved = (folder / DESCRIPTION).is_file()
     if not saved or not all(isinstance(record.get(part), list) for part in ("history", "notes")):
         return None

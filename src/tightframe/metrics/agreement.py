@@ -1,4 +1,4 @@
-"""How well a score ranks networks, against accuracies that are known: the field's correlations, and regret."""
+"""How well a score ranks models, against accuracies that are known: the field's correlations, and regret."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Agreement(NamedTuple):
 def agreement(
     scores: Sequence[float] | np.ndarray, truth: Sequence[float] | np.ndarray, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, Agreement]:
-    """How well ``scores`` rank the networks whose accuracies are ``truth``; both of length m, higher is better.
+    """How well ``scores`` rank the models whose accuracies are ``truth``; both of length m, higher is better.
 
     Returns:
         ``weighted_tau`` (Vigna 2015, hyperbolic weights averaged over both orders, as the field uses it), ``tau``
-        (Kendall's τ-b), ``spearman``, ``pearson``, and ``regret``: how far the accuracy of the network with the highest
-        score falls short of the best one, in the unit of ``truth`` (its mean over networks that share the highest
-        score). Intervals are percentiles of a bootstrap over networks: with few of them they are wide, and honest.
+        (Kendall's τ-b), ``spearman``, ``pearson``, and ``regret``: how far the accuracy of the model with the highest
+        score falls short of the best one, in the unit of ``truth`` (its mean over models that share the highest
+        score). Intervals are percentiles of a bootstrap over models: with few of them they are wide, and honest.
         Infinite scores have a rank, but no Pearson's r; where a score or an accuracy is NaN, so is everything.
 
     Raises:
@@ -39,7 +39,7 @@ def agreement(
     """
     given = np.asarray(scores, float), np.asarray(truth, float)
     if given[0].ndim != 1 or given[0].shape != given[1].shape or not len(given[0]):
-        raise MeasureError(f"{given[0].shape} scores and {given[1].shape} accuracies: give one of each a network")
+        raise MeasureError(f"{given[0].shape} scores and {given[1].shape} accuracies: give one of each a model")
     if np.isnan(given).any():
         return {name: Agreement(np.nan, np.nan, np.nan) for name in STATISTICS}
     generator = np.random.default_rng(seed)
@@ -67,7 +67,7 @@ def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.n
 
 
 def regret(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Best accuracy minus that of the network with the highest score, (m,) each."""
+    """Best accuracy minus that of the model with the highest score, (m,) each."""
     return float(truth.max() - truth[scores == scores.max()].mean())
 
 

@@ -1,6 +1,6 @@
-"""How sure measures are: intervals over pictures, and over classes.
+"""How sure measures are: intervals over images, and over classes.
 
-Resampling pictures is wrong here. A class mean of n samples carries noise of covariance Σ/n, and a bootstrap adds it
+Resampling images is wrong here. A class mean of n samples carries noise of covariance Σ/n, and a bootstrap adds it
 once more, so that its values lie as far below the metric as the metric below the population's; a jackknife counts the
 square of that noise, in many dimensions most of it, twice (Efron, Stein 1981). Samples are therefore drawn anew from a
 population with the noise taken out (see ``population``): as a measure varies from draw to draw there, so it varies.
@@ -71,14 +71,14 @@ def intervals(
     measures: Mapping[str, Function],
     level: float = 0.95,
     *,
-    over: Literal["pictures", "classes"] = "pictures",
+    over: Literal["images", "classes"] = "images",
     draws: int | None = None,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Intervals of any measures of moments that rotating the features leaves alone.
 
-    Over pictures: what as many pictures of these classes give on average, which is not the population's value where
-    few pictures are biased (see ``corrected_intervals``). Costs ``draws`` evaluations and d × d products.
+    Over images: what as many images of these classes give on average, which is not the population's value where
+    few images are biased (see ``corrected_intervals``). Costs ``draws`` evaluations and d × d products.
 
     Over classes: what as many classes of this kind give on average, these being a random sample of them. Classes are
     left out in groups (a jackknife), and only groups of one size compared, since measures grow with K, NC1 about as
@@ -116,7 +116,7 @@ def collapse_intervals(
     draws: int | None = None,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals over pictures of collapse metrics (class weighting), as ``intervals`` gives, by a short cut.
+    """Intervals over images of collapse metrics (class weighting), as ``intervals`` gives, by a short cut.
 
     Costs O(d³) once and O(K d² + K³) a draw. Where VCI is 0 because there are no more samples than dimensions, so are
     both ends of its interval.

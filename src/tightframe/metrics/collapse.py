@@ -117,7 +117,7 @@ def nc1_ratio(moments: ClassMoments, weighting: Weighting = "class") -> float:
     reference="Galanti, György, Hutter, ICLR 2022",
 )
 def cdnv(moments: ClassMoments) -> float:
-    """Class-distance normalised variance, mean over pairs of (v_i + v_j) / (2‖μ_i − μ_j‖²) (Galanti et al. 2021)."""
+    """Class-distance normalized variance, mean over pairs of (v_i + v_j) / (2‖μ_i − μ_j‖²) (Galanti et al. 2021)."""
     check_measurable(moments)
     return _mean_over_pairs(moments.class_variances, _squared_distances(moments.means), rounding(moments))
 
@@ -163,9 +163,9 @@ def explained(moments: ClassMoments, weighting: Weighting) -> float:
     "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
 )
 def nc2_norm(moments: ClassMoments, weighting: Weighting = "class") -> float:
-    """Unequal lengths: standard deviation over mean of ‖μ_k − centre‖ (Papyan et al. 2020)."""
+    """Unequal lengths: standard deviation over mean of ‖μ_k − center‖ (Papyan et al. 2020)."""
     check_measurable(moments)
-    lengths = _centred_means(moments, weighting).norm(dim=1)
+    lengths = _centerd_means(moments, weighting).norm(dim=1)
     return float(lengths.std(correction=0) / lengths.mean())
 
 
@@ -173,27 +173,27 @@ def nc2_norm(moments: ClassMoments, weighting: Weighting = "class") -> float:
     "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
 )
 def nc2_angle(moments: ClassMoments, weighting: Weighting = "class") -> float:
-    """Unequal angles: mean over pairs of |cos(μ_k − centre, μ_j − centre) + 1/(K−1)| (Papyan et al. 2020)."""
+    """Unequal angles: mean over pairs of |cos(μ_k − center, μ_j − center) + 1/(K−1)| (Papyan et al. 2020)."""
     check_measurable(moments)
-    means = _centred_means(moments, weighting)
+    means = _centerd_means(moments, weighting)
     directions = means / means.norm(dim=1, keepdim=True)
     return _over_pairs((directions @ directions.T + 1 / (moments.classes - 1)).abs_())
 
 
 @measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Zhu et al., NeurIPS 2021")
 def nc2_etf(moments: ClassMoments, weighting: Weighting = "class") -> float:
-    """Distance of the normalised Gram matrix of centred means from a simplex's (Zhu et al. 2021)."""
+    """Distance of the normalized Gram matrix of centerd means from a simplex's (Zhu et al. 2021)."""
     check_measurable(moments)
-    means = _centred_means(moments, weighting)
+    means = _centerd_means(moments, weighting)
     return _from_simplex(means @ means.T)
 
 
 @measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Zhu et al., NeurIPS 2021")
 def nc3(moments: ClassMoments, head: Head, weighting: Weighting = "class") -> float:
-    """Misalignment of classifier and centred class means, ‖WM/‖WM‖ − simplex‖ (Zhu et al. 2021)."""
+    """Misalignment of classifier and centerd class means, ‖WM/‖WM‖ − simplex‖ (Zhu et al. 2021)."""
     _check_head(moments, head)
     weight = as_tensor(head.weight, dtype=torch.float64, device=moments.means.device)
-    return _from_simplex(weight @ _centred_means(moments, weighting).T)
+    return _from_simplex(weight @ _centerd_means(moments, weighting).T)
 
 
 @measure(
@@ -208,8 +208,8 @@ def nc4(moments: ClassMoments, head: Head, features: Any) -> float:
     if not len(rows):
         raise MeasureError("no features to classify; NC4 needs those that the moments are of")
     by_head = Head(as_tensor(head.weight, **wide), as_tensor(head.bias, **wide)).logits(rows).argmax(1)
-    centre = moments.global_mean  # distances are taken around it: far offsets would cancel
-    by_mean = torch.cdist(rows - centre, moments.means - centre).argmin(1)
+    center = moments.global_mean  # distances are taken around it: far offsets would cancel
+    by_mean = torch.cdist(rows - center, moments.means - center).argmin(1)
     return float((by_head != by_mean).double().mean())
 
 
@@ -225,8 +225,8 @@ def _over_pairs(values: Float64[Tensor, "k k"]) -> float:
 
 def _squared_distances(means: Float64[Tensor, "k d"]) -> Float64[Tensor, "k k"]:
     """‖μ_i − μ_j‖² from one product; pairs so close that it cancels are taken from their differences."""
-    centred = means - means.mean(0)
-    gram = centred @ centred.T
+    centerd = means - means.mean(0)
+    gram = centerd @ centerd.T
     lengths = gram.diagonal()[:, None] + gram.diagonal()
     squared = lengths - 2 * gram
     first, second = (squared < CLOSE * lengths).nonzero(as_tuple=True)
@@ -234,11 +234,11 @@ def _squared_distances(means: Float64[Tensor, "k d"]) -> Float64[Tensor, "k k"]:
     return squared
 
 
-def _centred_means(moments: ClassMoments, weighting: Weighting) -> Float64[Tensor, "k d"]:
-    """Class means around their centre; NaN where they coincide, lest rounding be read as a shape."""
-    centre = moments.means.mean(0) if weighting == "class" else moments.global_mean
-    centred = moments.means - centre
-    return centred if between_factor(moments, weighting).rank else torch.full_like(centred, torch.nan)
+def _centerd_means(moments: ClassMoments, weighting: Weighting) -> Float64[Tensor, "k d"]:
+    """Class means around their center; NaN where they coincide, lest rounding be read as a shape."""
+    center = moments.means.mean(0) if weighting == "class" else moments.global_mean
+    centerd = moments.means - center
+    return centerd if between_factor(moments, weighting).rank else torch.full_like(centerd, torch.nan)
 
 
 def _from_simplex(gram: Float64[Tensor, "k k"]) -> float:

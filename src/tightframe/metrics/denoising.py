@@ -46,7 +46,7 @@ class Spread:
 
     @classmethod
     def of(cls, folds: Folds, moments: ClassMoments) -> Spread:
-        """Of labelled features and their moments."""
+        """Of labeled features and their moments."""
         free = (moments.counts - 1).double()
         sample = moments.scatter / free.sum()
         first, square = float(sample.trace()), float(sample.square().sum())
@@ -93,8 +93,8 @@ def _unevenness(folds: Folds) -> float | None:
     usual = torch.where(told, moments.class_variances, 1.0)
     total = torch.zeros_like(usual)
     for rows, labels in chunks(folds.features, folds.labels):
-        centred = rows - moments.means.to(rows.dtype)[labels]
-        length = torch.linalg.vecdot(centred, centred).double()
+        centerd = rows - moments.means.to(rows.dtype)[labels]
+        length = torch.linalg.vecdot(centerd, centerd).double()
         total.index_add_(0, labels, (length / usual[labels] - 1).square())
     return max(float(total[told].sum() / (moments.counts[told] - 1).sum()), 1e-12)
 

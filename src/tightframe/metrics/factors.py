@@ -1,4 +1,4 @@
-"""The two factorisations that everything is read off, each made once for the moments it belongs to."""
+"""The two factorizations that everything is read off, each made once for the moments it belongs to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def once(function: Callable[..., Made]) -> Callable[..., Made]:
 
 
 class BetweenFactor(NamedTuple):
-    """Thin SVD of the centred, weighted class means: Σ_B = U S² Uᵀ with U (d, rank) and S (rank,)."""
+    """Thin SVD of the centerd, weighted class means: Σ_B = U S² Uᵀ with U (d, rank) and S (rank,)."""
 
     directions: Float64[Tensor, "d r"]
     singular: Float64[Tensor, " r"]
@@ -50,8 +50,8 @@ class BetweenFactor(NamedTuple):
 def between_factor(moments: ClassMoments, weighting: Weighting = "class") -> BetweenFactor:
     """Σ_B factored, keeping at most K − 1 directions and those above rounding.
 
-    Centring K means leaves rank K − 1 by construction. The tolerance is scaled by the means *before* centring, since
-    that is where their rounding error comes from: relative to the centred means alone, a large common offset would
+    Centering K means leaves rank K − 1 by construction. The tolerance is scaled by the means *before* centering, since
+    that is where their rounding error comes from: relative to the centerd means alone, a large common offset would
     let noise through.
     """
     directions, singular, _ = torch.linalg.svd(moments.between(weighting), full_matrices=False)

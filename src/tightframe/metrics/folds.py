@@ -19,7 +19,7 @@ FOLDS = 5
 
 @dataclass(frozen=True, eq=False)
 class Folds:
-    """Labelled features cut into stratified folds.
+    """Labeled features cut into stratified folds.
 
     Attributes:
         features: shape (n, d), as given.
@@ -80,13 +80,13 @@ def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Fold (n,) of each sample: every class is dealt out in turn, after shuffling, so folds are stratified.
 
     There are as many folds as the smallest class has samples, if those are fewer than ``folds``, but no fewer than
-    two: the only sample of a class is held out once, and can't be recognised then.
+    two: the only sample of a class is held out once, and can't be recognized then.
     """
     if folds < 2:
         raise MeasureError(f"cross-validation needs two folds or more, not {folds}")
     sizes = np.unique(labels, return_counts=True)[1]
     if sizes.max(initial=0) < 2:
-        raise MeasureError("cross-validation needs two samples of a class; give more pictures")
+        raise MeasureError("cross-validation needs two samples of a class; give more images")
     folds = min(folds, int(sizes[sizes > 1].min()))
     generator = np.random.default_rng(seed)
     assigned = np.empty(len(labels), dtype=np.int64)

@@ -24,7 +24,7 @@ from tightframe.metrics.factors import contrasts_of, spectrum
 from tightframe.metrics.folds import Folds
 
 JITTER = 1e-11
-"""Of the mean eigenvalue of Σ, added to all of them, lest rounding stop the factorisation."""
+"""Of the mean eigenvalue of Σ, added to all of them, lest rounding stop the factorization."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Population:
 
     @classmethod
     def of(cls, folds: Folds) -> Population:
-        """From labelled features with spread within classes, at least one sample a class."""
+        """From labeled features with spread within classes, at least one sample a class."""
         moments = _alive(folds.total)
         spread, counts = Spread.of(folds, moments), moments.counts.double()
         sample = moments.scatter / (moments.samples - moments.classes)

@@ -72,11 +72,11 @@ def moments_along_means(features: Tensor, labels: Tensor, classes: int) -> Class
     seen = _Seen(*(torch.zeros(classes, width, **wide) for width in (classes, 1)))
     scatter = torch.zeros(classes + 1, classes + 1, **wide)
     for rows, which in chunks(features, labels):
-        centred = rows - rounded[which]
-        along = centred @ basis.to(rounded.dtype)
+        centerd = rows - rounded[which]
+        along = centerd @ basis.to(rounded.dtype)
         scatter[:classes, :classes] += along.T @ along
         seen.along.index_add_(0, which, along.double().square())
-        seen.length.index_add_(0, which, torch.linalg.vecdot(centred, centred).double()[:, None])
+        seen.length.index_add_(0, which, torch.linalg.vecdot(centerd, centerd).double()[:, None])
     missed = (seen.length - seen.along.sum(1, keepdim=True)).clamp(min=0)
     scatter[-1, -1] = missed.sum()
     seats = torch.cat([(means - common) @ basis, torch.linalg.vector_norm(common).expand(classes, 1)], 1)

@@ -5,7 +5,7 @@ A measure is a plain function. Its parameters without a default say what it need
 - ``moments``: ``ClassMoments`` of the features;
 - ``features``: (n, d), with ``labels``: integers (n,) in 0 … ``classes`` − 1;
 - ``head``: the linear classifier trained on these classes;
-- ``source``: probabilities (n, K_source) that the network's own head gives.
+- ``source``: probabilities (n, K_source) that the model's own head gives.
 
 The decorator only notes the function down, so it can still be called by itself. Tables, the page that lists all
 measures and the conformance tests are made from these notes.

@@ -1,1 +1,1 @@
-"""Making a backbone: networks trained from scratch under the losses and heads whose collapse the paper compares."""
+"""Making a backbone: models trained from scratch under the losses and heads whose collapse the paper compares."""

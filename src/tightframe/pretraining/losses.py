@@ -1,7 +1,7 @@
-"""What pre-training minimises.
+"""What pre-training minimizes.
 
 Each loss takes outputs (n, m), of the linear classifier (m = K logits) or embeddings, and classes (n,), and gives a
-value a picture, (n,), in float32. The supervised contrastive loss is ours, being eight lines: the library that has it
+value an image, (n,), in float32. The supervised contrastive loss is ours, being eight lines: the library that has it
 (pytorch-metric-learning) gives means and not sums, which several processes and parts of batches can't be put together
 from.
 """
@@ -36,7 +36,7 @@ def label_smoothing(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) ->
 
 
 def focal(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """−(1 − p)² log p of the class (Lin et al., ICCV 2017): what is learnt already counts for less."""
+    """−(1 − p)² log p of the class (Lin et al., ICCV 2017): what is learned already counts for less."""
     surprise = cross_entropy(outputs, target)
     return (1 - torch.exp(-surprise)) ** GAMMA * surprise
 
@@ -52,9 +52,9 @@ def squared(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[T
 
 
 def supervised_contrastive(outputs: Float[Tensor, "n m"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """−log of the share that a picture's own class has in its likeness to others (Khosla et al., NeurIPS 2020, "out").
+    """−log of the share that an image's own class has in its likeness to others (Khosla et al., NeurIPS 2020, "out").
 
-    Likeness is exp(cos / 0.1) of two embeddings; the log is averaged over the others of the class. A picture that is
+    Likeness is exp(cos / 0.1) of two embeddings; the log is averaged over the others of the class. An image that is
     the only one of its class in the batch counts as 0.
     """
     embedded = functional.normalize(outputs, dim=1)
@@ -72,7 +72,7 @@ class Loss:
     Attributes:
         function: see the module.
         of_embeddings: whether it looks at embeddings and not at logits.
-        copies: views of each picture in a batch.
+        copies: views of each image in a batch.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]

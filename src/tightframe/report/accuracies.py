@@ -1,4 +1,4 @@
-"""Charts of accuracies: networks ranked, collapse against accuracy, and ways to fine-tune compared."""
+"""Charts of accuracies: models ranked, collapse against accuracy, and ways to fine-tune compared."""
 
 from __future__ import annotations
 
@@ -60,31 +60,31 @@ def _bars(base: Any, scale: Any) -> Any:
 
 
 def ranking_chart(rows: Sequence[Row]) -> Chart | None:
-    """Accuracy expected of each network, best first, with 95 % intervals, and a probe's accuracy on the test set."""
+    """Accuracy expected of each model, best first, with 95 % intervals, and a probe's accuracy on the test set."""
     ranked = _best_first(rows, "expected_accuracy", "test_accuracy")
     if not ranked:
         return None
-    names = _network_names(ranked)
+    names = _model_names(ranked)
     points = [point for name, row in zip(names, ranked, strict=True) for point in _ranking_points(name, row)]
     scale = accuracy_scale(point[end] for point in points for end in ("accuracy", "low", "high"))
-    colour, shape = _kinds({point["kind"] for point in points})
-    tips = tooltips(name="Network", kind="Measured by", accuracy_text="Accuracy", interval_text="95 % interval")
+    color, shape = _kinds({point["kind"] for point in points})
+    tips = tooltips(name="Model", kind="Measured by", accuracy_text="Accuracy", interval_text="95 % interval")
     tips += tooltips(nc1_text="NC1", h_score_text="H-score", logme_text="LogME", parameters_text="Parameters")
     tips += tooltips(seconds_text="Time")
-    base = alt.Chart(data(points)).encode(y=_names(names, "Network"), color=colour, tooltip=tips)
+    base = alt.Chart(data(points)).encode(y=_names(names, "Model"), color=color, tooltip=tips)
     dots = base.mark_point(size=110).encode(x=accuracy_x("accuracy", scale, "Accuracy (%)"), shape=shape)
-    subtitle = "Simple classifiers on the frozen features, best network first. Bars: 95 % intervals."
-    return _finish_rows(_bars(base, scale) + dots, names, "Accuracy of each network", subtitle)
+    subtitle = "Simple classifiers on the frozen features, best model first. Bars: 95 % intervals."
+    return _finish_rows(_bars(base, scale) + dots, names, "Accuracy of each model", subtitle)
 
 
 def _kinds(found: set[str]) -> tuple[Any, Any]:
-    """Colour and shape of what was measured, with a legend where there is something to tell apart."""
+    """Color and shape of what was measured, with a legend where there is something to tell apart."""
     marks = {EXPECTED: (BLUE, "circle"), TEST: (VERMILLION, "diamond")}
     kinds = [kind for kind in marks if kind in found]
     legend = alt.Legend() if len(kinds) > 1 else None
-    colours, shapes = ([marks[kind][part] for kind in kinds] for part in (0, 1))
+    colors, shapes = ([marks[kind][part] for kind in kinds] for part in (0, 1))
     return (
-        alt.Color(field="kind", type="nominal", scale=alt.Scale(domain=kinds, range=colours), legend=legend),
+        alt.Color(field="kind", type="nominal", scale=alt.Scale(domain=kinds, range=colors), legend=legend),
         alt.Shape(field="kind", type="nominal", scale=alt.Scale(domain=kinds, range=shapes), legend=legend),
     )
 
@@ -103,7 +103,7 @@ def _ranking_points(name: str, row: Row) -> Iterable[dict[str, Any]]:
 
 
 def collapse_chart(rows: Sequence[Row]) -> Chart | None:
-    """NC1 (lower is more collapsed) against accuracy: on the test set if every network has it, else cross-validated."""
+    """NC1 (lower is more collapsed) against accuracy: on the test set if every model has it, else cross-validated."""
     collapsed = [row for row in rows if not failed(row) and positive(row.get("nc1")) is not None]
     tested, probed = (
         [row for row in collapsed if finite(row.get(key)) is not None] for key in ("test_accuracy", "probe_accuracy")
@@ -112,19 +112,19 @@ def collapse_chart(rows: Sequence[Row]) -> Chart | None:
     if not kept:
         return None
     kind = "Test accuracy" if key == "test_accuracy" else "Cross-validated accuracy"
-    points = [_collapse_point(name, row, key) for name, row in zip(_network_names(kept), kept, strict=True)]
+    points = [_collapse_point(name, row, key) for name, row in zip(_model_names(kept), kept, strict=True)]
     nc1, accuracy = [point["nc1"] for point in points], [point["accuracy"] for point in points]
     place(points, x="nc1", y="accuracy", log_x=True)
     y = alt.Y(field="accuracy", type="quantitative", scale=accuracy_scale(accuracy), title=f"{kind} (%)")
-    tips = tooltips(name="Network", nc1_text="NC1", accuracy_text=kind, parameters_text="Parameters")
+    tips = tooltips(name="Model", nc1_text="NC1", accuracy_text=kind, parameters_text="Parameters")
     base = alt.Chart(data(points)).encode(x=log_axis("nc1", alt.X, nc1, NC1), y=y, tooltip=tips)
     dots = base.mark_point(size=110, color=BLUE)
-    subtitle = "Pictures of one class lie closer together, against the distance between classes, further left."
+    subtitle = "Images of one class lie closer together, against the distance between classes, further left."
     return finish(dots + _labels(base), "Collapse and accuracy", subtitle, width="container", height=340)
 
 
-def _network_names(rows: Sequence[Row]) -> list[str]:
-    return apart(text(row.get("network")) for row in rows)
+def _model_names(rows: Sequence[Row]) -> list[str]:
+    return apart(text(row.get("model")) for row in rows)
 
 
 def _collapse_point(name: str, row: Row, key: str) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def method_chart(rows: Sequence[Row]) -> Chart | None:
     layers, subtitle = [_bars(base, scale), dots], "Best first. Bars: 95 % intervals."
     if any(finite(row.get("share")) is not None for row in ranked):
         layers += _beside(base, "share_text", "Trained")
-        subtitle += " Right: share of the network's parameters that was trained."
+        subtitle += " Right: share of the model's parameters that was trained."
     return _finish_rows(alt.layer(*layers), names, "Test accuracy of each way to fine-tune", subtitle)
 
 

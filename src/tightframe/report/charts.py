@@ -2,7 +2,7 @@
 
 Every function returns an Altair chart, or ``None`` when the rows hold nothing that can be drawn. Rows with an ``error``
 and values that are missing, NaN, infinite or (on log axes) not positive are left out; the tables show them. Names of
-networks, layers and classes are only ever data, never field names or expressions, so they may hold anything. Accuracies
+models, layers and classes are only ever data, never field names or expressions, so they may hold anything. Accuracies
 are shares in the rows and percentages in the charts. What a tooltip says is spelled by the tables' formats.
 """
 

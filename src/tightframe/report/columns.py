@@ -5,23 +5,23 @@ from __future__ import annotations
 from tightframe.report.tables import Column, count, exact, millions, number, percent, rough, seconds, size, text
 
 RANKING = (
-    Column("network", "Network", text),
+    Column("model", "Model", text),
     Column("expected_accuracy", "Expected accuracy", percent),
     Column("expected", "95 % interval", percent, interval=True),
-    Column("chance_best", "Best with chance", percent),
+    Column("p_best", "Best with chance", percent),
     Column("probe_accuracy", "Ridge probe", percent),
     Column("knn_accuracy", "k-NN", percent),
     Column("nc1", "NC1", number),
     Column("test_accuracy", "Test accuracy", percent),
     Column("source_accuracy", "Source accuracy", percent),
     Column("parameters", "Param. (M)", millions),
-    Column("multiply_adds", "Mult.–adds (M)", millions),
-    Column("pictures_seen", "Pictures seen", count),
+    Column("macs", "Mult.–adds (M)", millions),
+    Column("images_seen", "Images seen", count),
     Column("seconds", "Time", seconds),
 )
 
 SCORES = (
-    Column("network", "Network", text),
+    Column("model", "Model", text),
     Column("nc1", "NC1", number),
     Column("cdnv", "CDNV", number),
     Column("vci", "VCI", number),
@@ -39,7 +39,7 @@ SCORES = (
 
 QUALITY = (
     Column("score", "Ranked by", text),
-    Column("networks", "Networks", count),
+    Column("models", "Models", count),
     Column("weighted_tau", "Weighted τ", number),
     Column("weighted_tau_low", "from", number),
     Column("weighted_tau_high", "to", number),
@@ -56,11 +56,11 @@ PROBES = (
     Column("nc1", "NC1", number),
     Column("ridge_held_out", "Ridge", percent),
     Column("logistic_held_out", "Logistic", percent),
-    Column("centre_held_out", "Centre", percent),
+    Column("center_held_out", "Center", percent),
     Column("knn_held_out", "k-NN", percent),
     Column("ridge_test", "Ridge test", percent),
     Column("logistic_test", "Logistic test", percent),
-    Column("centre_test", "Centre test", percent),
+    Column("center_test", "Center test", percent),
     Column("knn_test", "k-NN test", percent),
 )
 
@@ -136,25 +136,25 @@ EVIDENCE = (
 STUDIES_LISTED = (
     Column("name", "Study", text),
     Column("claim", "Claim", text),
-    Column("networks", "Networks", text),
+    Column("models", "Models", text),
     Column("minutes", "Minutes", count),
 )
 
 PREDICTIONS = (
-    Column("path", "Picture", text),
+    Column("path", "Image", text),
     Column("predicted", "Class", text),
     Column("probability", "Probability", percent),
 )
 
 SAMPLES = (
-    Column("path", "Picture", text),
+    Column("path", "Image", text),
     Column("actual", "Is", text),
     Column("predicted", "Said to be", text),
     Column("probability", "Probability", percent),
 )
 
 EVALUATION = (
-    Column("pictures", "Pictures", count),
+    Column("images", "Images", count),
     Column("accuracy", "Accuracy", percent),
     Column("accuracy", "95 % interval", percent, interval=True),
     Column("balanced_accuracy", "Mean over classes", percent),
@@ -164,7 +164,7 @@ EVALUATION = (
 
 CLASSES = (
     Column("class", "Class", text),
-    Column("pictures", "Pictures", count),
+    Column("images", "Images", count),
     Column("right", "Right", count),
     Column("accuracy", "Accuracy", percent),
     Column("accuracy", "95 % interval", percent, interval=True),
@@ -179,7 +179,7 @@ CONFUSIONS = (
 )
 
 MERGED = (
-    Column("network", "Network", text),
+    Column("model", "Model", text),
     Column("format", "Form", text),
     Column("parameters", "Param. (M)", millions),
     Column("bytes", "Weights", size),
@@ -187,9 +187,9 @@ MERGED = (
 )
 
 EXPORTED = (
-    Column("network", "Network", text),
+    Column("model", "Model", text),
     Column("bytes", "File", size),
-    Column("pictures", "Pictures", count),
+    Column("images", "Images", count),
     Column("difference", "Probabilities differ by", number),
     Column("same", "Same class", percent),
     Column("opset", "Opset", count),

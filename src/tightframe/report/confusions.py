@@ -26,7 +26,7 @@ def confusion_chart(rows: Sequence[Row]) -> Chart | None:
     step = max(9, min(56, 560 // len(classes)))
     base = alt.Chart(data(filled)).encode(
         **_classes(classes, small=step < 14),
-        tooltip=tooltips(actual="Actual class", predicted="Predicted class", count_text="Pictures", share_text="Share"),
+        tooltip=tooltips(actual="Actual class", predicted="Predicted class", count_text="Images", share_text="Share"),
     )
     layers = [_shaded(base, "datum.right", BLUE), _shaded(base, "!datum.right", VERMILLION)]
     layers += [_counts(base, len(classes))] if len(classes) <= MOST_NUMBERS else []
@@ -55,9 +55,9 @@ def _confusion_cell(actual: str, predicted: str, amount: float, total: float) ->
     return {"actual": actual, "predicted": predicted, "right": right, "share": share, **spelled}
 
 
-def _shaded(base: Any, which: str, colour: str) -> Any:
-    """Square-root shading: a few mistakes among many pictures must still be seen."""
-    shade = alt.Scale(type="sqrt", domain=[0, 1], range=["#ffffff", colour], interpolate="rgb")
+def _shaded(base: Any, which: str, color: str) -> Any:
+    """Square-root shading: a few mistakes among many images must still be seen."""
+    shade = alt.Scale(type="sqrt", domain=[0, 1], range=["#ffffff", color], interpolate="rgb")
     fill = alt.Color(field="share", type="quantitative", scale=shade, legend=None)
     return base.transform_filter(which).mark_rect(cornerRadius=2).encode(color=fill)
 

@@ -32,10 +32,10 @@ MOST_POINTS, ROOM = 12, 640
 
 
 def layer_chart(rows: Sequence[Row]) -> Chart | None:
-    """NC1 and probe accuracy of each layer by depth, the chosen layer marked; one pair of panels for each network."""
+    """NC1 and probe accuracy of each layer by depth, the chosen layer marked; one pair of panels for each model."""
     measured = [row for row in rows if not failed(row)]
-    networks = list(dict.fromkeys(text(row.get("network")) for row in measured))
-    pairs = [(name, _layer_panels([row for row in measured if text(row.get("network")) == name])) for name in networks]
+    models = list(dict.fromkeys(text(row.get("model")) for row in measured))
+    pairs = [(name, _layer_panels([row for row in measured if text(row.get("model")) == name])) for name in models]
     pairs = [(name, panels) for name, panels in pairs if panels]
     if not pairs:
         return None
@@ -51,7 +51,7 @@ def layer_chart(rows: Sequence[Row]) -> Chart | None:
 
 
 def _layer_panels(rows: Sequence[Row]) -> list[Any]:
-    """The panels of one network; only the lowest names the layers."""
+    """The panels of one model; only the lowest names the layers."""
     ordered = sorted(rows, key=lambda row: int(row["position"]))
     names = apart(text(row.get("layer")) for row in ordered)
     points = [_layer_point(name, row) for name, row in zip(names, ordered, strict=True)]
@@ -112,25 +112,25 @@ def _depth(names: Sequence[str], named: bool) -> Any:
 
 
 def curve_chart(rows: Sequence[Row]) -> Chart | None:
-    """Accuracy (training dashed, validation solid) and NC1 by epoch, one colour for each method."""
+    """Accuracy (training dashed, validation solid) and NC1 by epoch, one color for each method."""
     measured = [row for row in rows if not failed(row)]
     methods = list(dict.fromkeys(text(row.get("method")) for row in measured))
-    colour = alt.Color(
+    color = alt.Color(
         field="method",
         type="nominal",
-        scale=alt.Scale(domain=methods, range=_colours(len(methods))),
+        scale=alt.Scale(domain=methods, range=_colors(len(methods))),
         legend=alt.Legend(),
     )
     accuracies = [point for row in measured for point in _accuracy_points(row)]
     collapses = [point for row in measured for point in _collapse_points(row)]
-    panels = [_accuracy_panel(accuracies, colour)] if accuracies else []
-    panels += [_collapse_panel(collapses, colour)] if collapses else []
+    panels = [_accuracy_panel(accuracies, color)] if accuracies else []
+    panels += [_collapse_panel(collapses, color)] if collapses else []
     splits = {point["split"] for point in accuracies}
-    subtitle = "Solid: validation. Dashed: training." if VALIDATION in splits else "On the training pictures."
+    subtitle = "Solid: validation. Dashed: training." if VALIDATION in splits else "On the training images."
     return finish(alt.concat(*panels, columns=2, spacing=40), "While training", subtitle) if panels else None
 
 
-def _colours(amount: int) -> list[str]:
+def _colors(amount: int) -> list[str]:
     return [PALETTE[index % len(PALETTE)] for index in range(amount)]
 
 
@@ -168,7 +168,7 @@ def _lines(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"point": {"filled": True, "size": 36}} if len(epochs) <= MOST_POINTS else {}
 
 
-def _accuracy_panel(points: Sequence[dict[str, Any]], colour: Any) -> Any:
+def _accuracy_panel(points: Sequence[dict[str, Any]], color: Any) -> Any:
     scale = accuracy_scale(point["accuracy"] for point in points)
     y = alt.Y(field="accuracy", type="quantitative", scale=scale, title="Accuracy (%)")
     compared = any(point["split"] == VALIDATION for point in points)
@@ -179,15 +179,15 @@ def _accuracy_panel(points: Sequence[dict[str, Any]], colour: Any) -> Any:
     tips = tooltips(
         method="Method", split="Measured on", epoch_text="Epoch", accuracy_text="Accuracy", loss_text="Loss"
     )
-    return _panel(points, colour, tips, y).encode(strokeDash=stroke, opacity=opacity)
+    return _panel(points, color, tips, y).encode(strokeDash=stroke, opacity=opacity)
 
 
-def _collapse_panel(points: Sequence[dict[str, Any]], colour: Any) -> Any:
+def _collapse_panel(points: Sequence[dict[str, Any]], color: Any) -> Any:
     y = log_axis("nc1", alt.Y, [point["nc1"] for point in points], "NC1 (log scale)")
     tips = tooltips(method="Method", epoch_text="Epoch", nc1_text="NC1", train_loss_text="Training loss")
-    return _panel(points, colour, tips, y)
+    return _panel(points, color, tips, y)
 
 
-def _panel(points: Sequence[dict[str, Any]], colour: Any, tips: list[Any], y: Any) -> Any:
+def _panel(points: Sequence[dict[str, Any]], color: Any, tips: list[Any], y: Any) -> Any:
     lines = alt.Chart(data(points)).mark_line(**_lines(points))
-    return lines.encode(x=_epochs(), y=y, color=colour, tooltip=tips).properties(width=300, height=260)
+    return lines.encode(x=_epochs(), y=y, color=color, tooltip=tips).properties(width=300, height=260)

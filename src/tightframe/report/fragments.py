@@ -74,15 +74,15 @@ def _listed(value: Any) -> str:
 
 
 def gallery(rows: Sequence[Row]) -> str:
-    """Thumbnails; right and wrong differ by symbol, border and words as well as by colour."""
+    """Thumbnails; right and wrong differ by symbol, border and words as well as by color."""
     return f'<ul class="samples">{"".join(map(_sample, rows))}</ul>' if rows else ""
 
 
 def _sample(row: Row) -> str:
     actual, predicted, path = row.get("actual"), breakable(row.get("predicted")), row.get("path")
     verdict, mark, says = _verdict(row)
-    coarse = ' class="coarse"' if max(row["picture"].size) <= COARSE else ""
-    image = f'<img{coarse} src="{_data_uri(row["picture"])}" alt="{escape(path)}">'
+    coarse = ' class="coarse"' if max(row["image"].size) <= COARSE else ""
+    image = f'<img{coarse} src="{_data_uri(row["image"])}" alt="{escape(path)}">'
     frame = f'<div class="frame">{image}<span class="mark" role="img" aria-label="{says}">{mark}</span></div>'
     truth = f'<br><span class="muted">is</span> <b>{breakable(actual)}</b>' if verdict == "wrong" else ""
     words = f'<b>{predicted}</b> <span class="share">{percent(row.get("probability"))}</span>{truth}'
@@ -95,9 +95,9 @@ def _verdict(row: Row) -> tuple[str, str, str]:
     return ("right", "✓", "right") if row["actual"] == row.get("predicted") else ("wrong", "✗", "wrong")
 
 
-def _data_uri(picture: Image.Image) -> str:
+def _data_uri(image: Image.Image) -> str:
     """A thumbnail on white as a data: URI; lossless where it is so small that it is shown enlarged."""
-    small = picture.convert("RGBA") if picture.has_transparency_data else picture.convert("RGB")
+    small = image.convert("RGBA") if image.has_transparency_data else image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")

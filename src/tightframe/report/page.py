@@ -4,7 +4,7 @@ Charts, tables and thumbnails are inside the file, and so is the program that dr
 policy forbids the page to load or send anything and to run any script but its own two, which it names by their hashes:
 should a class name ever slip through as markup, it still could not run. ::
 
-    page = [Section("Networks", "Which separates the classes best.", [ranking_chart(rows), Grid(columns, rows)])]
+    page = [Section("Models", "Which separates the classes best.", [ranking_chart(rows), Grid(columns, rows)])]
     write_report(Path("report.html"), title="Flowers", summary=["..."], sections=page, settings={}, versions={})
 """
 
@@ -40,7 +40,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Samples:
-    """A gallery of rows with ``picture`` (PIL), ``path``, ``actual`` (or None), ``predicted`` and ``probability``."""
+    """A gallery of rows with ``image`` (PIL), ``path``, ``actual`` (or None), ``predicted`` and ``probability``."""
 
     rows: Sequence[Row]
 

@@ -58,11 +58,11 @@ def relation_chart(
     title: str,
     subtitle: str,
     panel: str | None = None,
-    colour: str | None = None,
+    color: str | None = None,
     joined: str | None = None,
     tips: Sequence[Column] = (),
 ) -> Chart | None:
-    """``y`` against ``x``, a panel for each value of a column, colour and shape by another.
+    """``y`` against ``x``, a panel for each value of a column, color and shape by another.
 
     Where rows have the ends of an interval (``…_low``, ``…_high``) of ``y``, it is drawn. Every panel has its own axes.
 
@@ -73,14 +73,14 @@ def relation_chart(
         title: of the chart.
         subtitle: how to read it.
         panel: a column; one panel without it.
-        colour: a column of eight values at most that differ in colour and shape; blue without it.
-        joined: a column in whose order lines join the marks of each colour.
+        color: a column of eight values at most that differ in color and shape; blue without it.
+        joined: a column in whose order lines join the marks of each color.
         tips: what is said of a mark on hover, beside both measurements.
     """
-    marks = [mark for row in rows if (mark := _mark(row, x, y, panel, colour, joined, tips)) is not None]
+    marks = [mark for row in rows if (mark := _mark(row, x, y, panel, color, joined, tips)) is not None]
     if not marks:
         return None
-    shades = list(dict.fromkeys(mark["colour"] for mark in marks))
+    shades = list(dict.fromkeys(mark["color"] for mark in marks))
     panels = list(dict.fromkeys(mark["panel"] for mark in marks))
     drawn = [
         _panel([mark for mark in marks if mark["panel"] == name], x, y, shades, joined is not None, tips).properties(
@@ -96,14 +96,14 @@ def _heading(name: str) -> Any:
 
 
 def _mark(
-    row: Row, x: Axis, y: Axis, panel: str | None, colour: str | None, joined: str | None, tips: Sequence[Column]
+    row: Row, x: Axis, y: Axis, panel: str | None, color: str | None, joined: str | None, tips: Sequence[Column]
 ) -> dict[str, Any] | None:
     measured = {"x": x.of(row), "y": y.of(row)}
     if failed(row) or None in measured.values():
         return None
     where = {
         "panel": "" if panel is None else text(row.get(panel)),
-        "colour": "" if colour is None else text(row.get(colour)),
+        "color": "" if color is None else text(row.get(color)),
     }
     order = {"order": None if joined is None else finite(row[joined])}
     ends = {"low": y.of(row, "_low"), "high": y.of(row, "_high")}
@@ -139,4 +139,4 @@ def _channel(channel: Any, field: str, axis: Axis, values: Sequence[float | None
 
 def _shades(channel: Any, names: Sequence[str], look: Sequence[str]) -> Any:
     given = [look[place % len(look)] for place in range(len(names))]
-    return channel(field="colour", type="nominal", scale=alt.Scale(domain=names, range=given), legend=alt.Legend())
+    return channel(field="color", type="nominal", scale=alt.Scale(domain=names, range=given), legend=alt.Legend())

@@ -2,8 +2,8 @@
 
 A table is plain rows (dicts) read through columns::
 
-    columns = [Column("network", "Network"), Column("nc1", "NC1", number), Column("test_accuracy", "Test", percent)]
-    console.print(table("Networks", columns, rows))
+    columns = [Column("model", "Model"), Column("nc1", "NC1", number), Column("test_accuracy", "Test", percent)]
+    console.print(table("Models", columns, rows))
 
 A format turns one value into what a person reads: ``percent``, ``number``, ``rough``, ``exact``, ``count``,
 ``millions``, ``seconds``, ``size``, ``text``. ``None`` and missing are "–"; infinities and NaN are shown as they are.

@@ -1,6 +1,6 @@
-"""What all charts share: colours, type, axes, and the numbers a chart can draw.
+"""What all charts share: colors, type, axes, and the numbers a chart can draw.
 
-The palette is Okabe and Ito's (2008), which people with any common colour blindness can tell apart. Axis titles lie
+The palette is Okabe and Ito's (2008), which people with any common color blindness can tell apart. Axis titles lie
 flat above their axis, where they can be read. Charts are given numbers that can be drawn: ``finite`` turns NaN,
 infinities and missing values to ``None``, and ``log_axis`` leaves room even around a single value.
 """

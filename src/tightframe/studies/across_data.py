@@ -1,4 +1,4 @@
-"""For one network, does collapse say which picture sets it will do well on?"""
+"""For one model, does collapse say which datasets it will do well on?"""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Any
 
 import numpy as np
 
+from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.features.extract import Features, extract
-from tightframe.jobs.run import Row
-from tightframe.protocols import PENULTIMATE, Backbone
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.row import Row
 from tightframe.studies.evidence import Evidence, correlation, minus
 from tightframe.studies.probing import probed
 from tightframe.studies.study import Lab, Point, Scale, Study
 
-WHOLE, EQUAL = "as it is", "as many classes and pictures"
+WHOLE, EQUAL = "as it is", "as many classes and images"
 
 
 def _points(lab: Lab) -> Iterator[Point]:
     for backbone in lab.models:
-        yield Point({"network": backbone.name}, partial(_rows, lab, backbone))
+        yield Point({"model": backbone.name}, partial(_rows, lab, backbone))
 
 
 def _rows(lab: Lab, backbone: Backbone) -> list[Row]:
     made: list[Row] = []
     classes = min(len(data.classes) for data in lab.data)
-    pictures = min(int(np.bincount(data.train.labels).min()) for data in lab.data)
+    images = min(int(np.bincount(data.train.labels).min()) for data in lab.data)
     for data in lab.data:
         parts = [
             extract(backbone, part, layers=[PENULTIMATE], **lab.running) for part in (data.train, data.test) if part
         ]
         whole = _of(parts, range(len(data.classes)))
-        counted = {"classes": len(data.classes), "pictures": len(data.train)}
+        counted = {"classes": len(data.classes), "images": len(data.train)}
         made.append({"data": data.name, "sample": WHOLE, "draw": 0, **counted, **probed(*whole, len(data.classes))})
         for draw in lab.seeds:
             chosen = np.random.default_rng(draw).permutation(len(data.classes))[:classes]
-            sample = _of(parts, chosen.tolist(), pictures, draw)
-            counted = {"classes": classes, "pictures": len(sample[1])}
+            sample = _of(parts, chosen.tolist(), images, draw)
+            counted = {"classes": classes, "images": len(sample[1])}
             made.append({"data": data.name, "sample": EQUAL, "draw": draw, **counted, **probed(*sample, classes)})
     return made
 
@@ -47,11 +47,11 @@ def _rows(lab: Lab, backbone: Backbone) -> list[Row]:
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _of(parts: Sequence[Features], classes: Sequence[int], pictures: int | None = None, seed: int = 0) -> Sample:
-    """Features and labels (0 … K − 1) of some classes: of at most so many training pictures each, and of test ones."""
+def _of(parts: Sequence[Features], classes: Sequence[int], images: int | None = None, seed: int = 0) -> Sample:
+    """Features and labels (0 … K − 1) of some classes: of at most so many training images each, and of test ones."""
     train, test = parts
     luck = np.random.default_rng(seed)
-    rows = [luck.permutation(np.flatnonzero(train.labels == label))[:pictures] for label in classes]
+    rows = [luck.permutation(np.flatnonzero(train.labels == label))[:images] for label in classes]
     unseen = [np.flatnonzero(test.labels == label) for label in classes]
     found = []
     for part, chosen in ((train, rows), (test, unseen)):
@@ -63,27 +63,27 @@ def _of(parts: Sequence[Features], classes: Sequence[int], pictures: int | None 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
     def across(question: str, sample: str) -> Evidence:
         chosen, of = [row for row in rows if row.get("sample") == sample], "test_accuracy"
-        within = ["network", "draw"]
-        return correlation(question, chosen, minus("nc1"), of, within=within, over=["data"], unit="picture sets")
+        within = ["model", "draw"]
+        return correlation(question, chosen, minus("nc1"), of, within=within, over=["data"], unit="datasets")
 
     return [
-        across("for one network, the more collapsed a picture set, the more accurate a probe", WHOLE),
-        across("the same, with as many classes and pictures a class of each set", EQUAL),
+        across("for one model, the more collapsed a dataset, the more accurate a probe", WHOLE),
+        across("the same, with as many classes and images a class of each set", EQUAL),
     ]
 
 
-def _picture(rows: Sequence[Row]) -> Any:
+def _plot(rows: Sequence[Row]) -> Any:
     return relation_chart(
         [row for row in rows if not row.get("draw")],
         Axis("nc1", "NC1 (log scale; lower: more collapsed)", log=True),
-        Axis("test_accuracy", "Probe accuracy on test pictures (%)", share=True),
-        title="Collapse and accuracy, from picture set to picture set",
-        subtitle="Each mark is a network on a picture set; on the right sets are cut down to the same size.",
+        Axis("test_accuracy", "Probe accuracy on test images (%)", share=True),
+        title="Collapse and accuracy, from dataset to dataset",
+        subtitle="Each mark is a model on a dataset; on the right sets are cut down to the same size.",
         panel="sample",
-        colour="data",
+        color="data",
         tips=(
-            Column("network", "Network", text),
-            Column("data", "Pictures", text),
+            Column("model", "Model", text),
+            Column("data", "Images", text),
             Column("nc1", "NC1", number),
             Column("test_accuracy", "Probe accuracy", percent),
         ),
@@ -92,24 +92,24 @@ def _picture(rows: Sequence[Row]) -> Any:
 
 STUDY = Study(
     name="across-data",
-    claim="for one network, the more collapsed its features are on a picture set, the more accurate a linear probe is",
+    claim="for one model, the more collapsed its features are on a dataset, the more accurate a linear probe is",
     paper="CLIP's image encoder on CIFAR, DTD, FGVC-Aircraft, Flowers-102 and SUN397.",
-    small="The networks and picture sets that are given. NC1 grows with the number of classes, and accuracy falls, "
-    "whatever the network: so sets are also cut down to the same number of classes and pictures a class, drawn five "
+    small="The models and datasets that are given. NC1 grows with the number of classes, and accuracy falls, "
+    "whatever the model: so sets are also cut down to the same number of classes and images a class, drawn five "
     "times.",
     minutes=11,
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("network", "Network", text),
-        Column("data", "Pictures", text),
+        Column("model", "Model", text),
+        Column("data", "Images", text),
         Column("sample", "Sample", text),
         Column("classes", "Classes", count),
-        Column("pictures", "Training pictures", count),
+        Column("images", "Training images", count),
         Column("nc1", "NC1", number),
         Column("test_accuracy", "Probe, test", percent),
     ),
-    picture=_picture,
+    plot=_plot,
     scales={"small": Scale(seeds=5), "paper": Scale(seeds=5, models=("open_clip/ViT-B-32/openai",))},
     built_in=("digits:0-4", "digits:5-9", "digits:1,3,5,7,9", "digits:0,2,4,6,8"),
 )

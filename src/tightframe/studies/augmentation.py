@@ -5,11 +5,11 @@ from tightframe.studies.graded import graded_study
 
 STUDY = graded_study(
     name="augmentation",
-    claim="augmentation during pre-training keeps features from collapsing on the source pictures, and they transfer "
+    claim="augmentation during pre-training keeps features from collapsing on the source images, and they transfer "
     "better",
-    paper="Networks were pre-trained with augmentations of different strength and judged on other picture sets.",
-    small="A ResNet-8 is pre-trained with cross-entropy from scratch on the first of the picture sets, with crops, "
-    "flips and colours changed at strengths 0 to 1, for the same epochs each, and judged on the others by a ridge "
+    paper="Models were pre-trained with augmentations of different strength and judged on other datasets.",
+    small="A ResNet-8 is pre-trained with cross-entropy from scratch on the first of the datasets, with crops, "
+    "flips and colors changed at strengths 0 to 1, for the same epochs each, and judged on the others by a ridge "
     "probe and 5-shot episodes.",
     minutes=20,
     what="augmentation",

@@ -1,4 +1,4 @@
-"""Do networks that are more collapsed on the downstream pictures classify them better?"""
+"""Do models that are more collapsed on the downstream images classify them better?"""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from tightframe.backbone import Backbone
+from tightframe.images import ImageSplits
 from tightframe.jobs.rank import rank
-from tightframe.jobs.run import Row
-from tightframe.protocols import Backbone, ImageSplits
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, millions, number, percent, text
+from tightframe.row import Row
 from tightframe.studies.evidence import Evidence, Score, correlation, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
 
-KEPT = ("test_accuracy", "nc1", "logme", "h_score", "knn_accuracy", "source_accuracy", "parameters", "multiply_adds")
+KEPT = ("test_accuracy", "nc1", "logme", "h_score", "knn_accuracy", "source_accuracy", "parameters", "macs")
 BASELINES = {
-    "the accuracy of nearest neighbours": "knn_accuracy",
+    "the accuracy of nearest neighbors": "knn_accuracy",
     "accuracy on the source": "source_accuracy",
-    "arithmetic": "multiply_adds",
+    "arithmetic": "macs",
     "size": "parameters",
     "LogME": "logme",
 }
@@ -36,8 +37,8 @@ def _points(lab: Lab) -> Iterator[Point]:
 
 
 def labels_of(data: ImageSplits, backbone: Backbone) -> Row:
-    """Which pictures and network, and the side of the pictures that the network is given, which tells kinds apart."""
-    return {"data": data.name, "network": backbone.name, "side": backbone.preprocessing.input_size[0]}
+    """Which images and model, and the side of the images that the model is given, which tells kinds apart."""
+    return {"data": data.name, "model": backbone.name, "side": backbone.preprocessing.input_size[0]}
 
 
 def _row(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
@@ -47,27 +48,27 @@ def _row(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
     def over(question: str, than: Score | str | None = None, within: Sequence[str] = ("data",)) -> Evidence:
-        ours, of, unit = minus("nc1"), "test_accuracy", "networks"
-        return correlation(question, rows, ours, of, within=within, over=["network"], unit=unit, than=than)
+        ours, of, unit = minus("nc1"), "test_accuracy", "models"
+        return correlation(question, rows, ours, of, within=within, over=["model"], unit=unit, than=than)
 
-    compared = [over(f"NC1 ranks networks better than {what}", column) for what, column in BASELINES.items()]
+    compared = [over(f"NC1 ranks models better than {what}", column) for what, column in BASELINES.items()]
     return [
         over("the more collapsed downstream, the more accurate a probe"),
-        over("the same, among networks for pictures of one size only", within=("data", "side")),
+        over("the same, among models for images of one size only", within=("data", "side")),
         *(one for one in compared if one.value is not None),
     ]
 
 
-def _picture(rows: Sequence[Row]) -> Any:
+def _plot(rows: Sequence[Row]) -> Any:
     return relation_chart(
         rows,
         Axis("nc1", "Downstream NC1 (log scale; lower: more collapsed)", log=True),
-        Axis("test_accuracy", "Probe accuracy on test pictures (%)", share=True),
+        Axis("test_accuracy", "Probe accuracy on test images (%)", share=True),
         title="Downstream collapse and accuracy",
-        subtitle="Each mark is a pretrained network, as it came.",
+        subtitle="Each mark is a pretrained model, as it came.",
         panel="data",
         tips=(
-            Column("network", "Network", text),
+            Column("model", "Model", text),
             Column("nc1", "NC1", number),
             Column("test_accuracy", "Probe accuracy", percent),
             Column("parameters", "Param. (M)", millions),
@@ -77,20 +78,20 @@ def _picture(rows: Sequence[Row]) -> Any:
 
 STUDY = Study(
     name="downstream-collapse",
-    claim="across pretrained networks, the more collapsed their features are on the downstream training pictures, the "
+    claim="across pretrained models, the more collapsed their features are on the downstream training images, the "
     "more accurate a linear probe",
     paper="ResNets, DenseNets and MobileNetV2, pretrained on ImageNet, on CIFAR-10, FGVC-Aircraft, DTD and "
     "Oxford-IIIT-Pet; a linear probe for each.",
-    small="The networks and picture sets that are given, each network as it came; the probe is ridge regression, its "
+    small="The models and datasets that are given, each model as it came; the probe is ridge regression, its "
     "strength chosen by cross-validation. NC1 has to beat what is known without it: k-NN accuracy (leave-one-out), "
-    "source accuracy, arithmetic and size; and LogME. Networks for pictures of one size are also compared among "
-    "themselves, for networks of ImageNet and of small pictures differ in more than collapse.",
+    "source accuracy, arithmetic and size; and LogME. Models for images of one size are also compared among "
+    "themselves, for models of ImageNet and of small images differ in more than collapse.",
     minutes=8,
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Pictures", text),
-        Column("network", "Network", text),
+        Column("data", "Images", text),
+        Column("model", "Model", text),
         Column("side", "Side (px)", count),
         Column("nc1", "NC1", number),
         Column("test_accuracy", "Probe, test", percent),
@@ -98,8 +99,8 @@ STUDY = Study(
         Column("source_accuracy", "Source", percent),
         Column("logme", "LogME", number),
         Column("parameters", "Param. (M)", millions),
-        Column("multiply_adds", "Mult-adds (M)", millions),
+        Column("macs", "Mult-adds (M)", millions),
     ),
-    picture=_picture,
+    plot=_plot,
     scales={"small": Scale(), "paper": Scale(models=PAPER)},
 )

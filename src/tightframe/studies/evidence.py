@@ -2,8 +2,8 @@
 
 A claim is *supported* where the 95 % interval of its statistic lies wholly above 0, *not supported* where it ends below
 the least effect that would matter, and else we *can't tell from this*. Statistics are written so that the claim says
-they are above 0. What is resampled or averaged over are units that could have been others: networks, picture sets,
-seeds; never pictures alone, of which there are always enough to find something.
+they are above 0. What is resampled or averaged over are units that could have been others: models, datasets,
+seeds; never images alone, of which there are always enough to find something.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from tightframe.jobs.run import Row
+from tightframe.row import Row
 
 Score = Callable[[Row], float | None]
 
@@ -26,7 +26,7 @@ LEAST_RHO, LEAST_SHARE = 0.3, 0.005
 """Least effects that would matter: of a rank correlation, and of an accuracy (half a point)."""
 FEWEST, FEWEST_RANKED = 4, 3
 """Units below which a bootstrap, and below which ranks or a standard deviation, say nothing."""
-CROSSED = ("networks", "picture sets")
+CROSSED = ("models", "datasets")
 DRAWS = 1000
 VALUES = "values"
 RULE = (
@@ -195,10 +195,10 @@ def over_units(
 def crossed(
     question: str, told: str, cells: Mapping[Any, float], least: float, share: bool = False, most: float = math.inf
 ) -> Evidence:
-    """The mean of values of (network, picture set, …), with an interval for other networks and for other sets.
+    """The mean of values of (model, dataset, …), with an interval for other models and for other sets.
 
-    Every network meets every set, so cells are not independent: the interval is the wider one of Student's t over the
-    means of networks and over the means of sets. Of which there are fewer than three, the interval is not over those,
+    Every model meets every set, so cells are not independent: the interval is the wider one of Student's t over the
+    means of models and over the means of sets. Of which there are fewer than three, the interval is not over those,
     but for just those; ``most`` is as far as it can reach.
     """
     sides = [_averaged_by(cells, at) for at in (0, 1)]
@@ -213,11 +213,11 @@ def crossed(
 
 def _averaged_by(cells: Mapping[Any, float], at: int) -> list[float]:
     """Means of the cells that share the part ``at`` of their key, each other part counting the same."""
-    network_and_set: dict[tuple[Any, Any], list[float]] = defaultdict(list)
+    model_and_set: dict[tuple[Any, Any], list[float]] = defaultdict(list)
     for key, value in cells.items():
-        network_and_set[key[0], key[1]].append(value)
+        model_and_set[key[0], key[1]].append(value)
     by_side: dict[Any, list[float]] = defaultdict(list)
-    for pair, values in network_and_set.items():
+    for pair, values in model_and_set.items():
         by_side[pair[at]].append(_mean(values))
     return [_mean(values) for values in by_side.values()]
 

@@ -1,4 +1,4 @@
-"""Do networks that are more collapsed on new classes learn those from a few pictures better?"""
+"""Do models that are more collapsed on new classes learn those from a few images better?"""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from tightframe.backbone import Backbone
+from tightframe.data.class_lists import class_list
+from tightframe.images import ImageSplits
 from tightframe.jobs.fewshot import fewshot
-from tightframe.jobs.run import Row
-from tightframe.protocols import Backbone, ImageSplits
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
-from tightframe.sources.class_lists import class_list
+from tightframe.row import Row
 from tightframe.studies.downstream_collapse import PAPER, labels_of
 from tightframe.studies.evidence import Evidence, correlation, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
@@ -41,7 +42,7 @@ def _rows(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
 
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
-    known, within, over = [row for row in rows if "error" not in row], ["data", "shots"], ["network"]
+    known, within, over = [row for row in rows if "error" not in row], ["data", "shots"], ["model"]
     plain, better = minus("nc1"), minus("nc1_corrected")
     by_shots = [
         correlation(
@@ -51,36 +52,36 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
             "accuracy",
             within=within,
             over=over,
-            unit="networks",
+            unit="models",
         )
         for shots in SHOTS
     ]
     alike = correlation(
-        "the same, among networks for pictures of one size only",
+        "the same, among models for images of one size only",
         known,
         plain,
         "accuracy",
         within=[*within, "side"],
         over=over,
-        unit="networks",
+        unit="models",
     )
-    question = "NC1 corrected for few pictures says more than NC1 as it is"
-    corrected = correlation(question, known, better, "accuracy", within=within, over=over, unit="networks", than=plain)
+    question = "NC1 corrected for few images says more than NC1 as it is"
+    corrected = correlation(question, known, better, "accuracy", within=within, over=over, unit="models", than=plain)
     return [*by_shots, alike, corrected]
 
 
-def _picture(rows: Sequence[Row]) -> Any:
+def _plot(rows: Sequence[Row]) -> Any:
     told = [row | {"shots_told": f"{row['shots']}-shot"} for row in rows if "error" not in row]
     return relation_chart(
         told,
         Axis("nc1", "NC1 of the new classes (log scale; lower: more collapsed)", log=True),
         Axis("accuracy", "Accuracy over episodes (%)", share=True),
         title="Collapse on new classes and few-shot accuracy",
-        subtitle="Each mark is a network. Bars: 95 % intervals over episodes.",
+        subtitle="Each mark is a model. Bars: 95 % intervals over episodes.",
         panel="data",
-        colour="shots_told",
+        color="shots_told",
         tips=(
-            Column("network", "Network", text),
+            Column("model", "Model", text),
             Column("nc1", "NC1", number),
             Column("nc1_corrected", "NC1, corrected", number),
             Column("accuracy", "Accuracy", percent),
@@ -91,18 +92,18 @@ def _picture(rows: Sequence[Row]) -> Any:
 
 STUDY = Study(
     name="few-shot",
-    claim="the more collapsed a network's features are on classes it has not seen, the better few-shot classifiers do",
-    paper="Networks were pre-trained on the merged meta-training classes of miniImageNet and CIFAR-FS and frozen; "
+    claim="the more collapsed a model's features are on classes it has not seen, the better few-shot classifiers do",
+    paper="Models were pre-trained on the merged meta-training classes of miniImageNet and CIFAR-FS and frozen; "
     "logistic regression in 5-way episodes of 1 and 5 shots.",
-    small="The networks that are given, as they came, on the picture sets that are given: the test classes of CIFAR-FS "
-    "of a set that has them, else all classes; logistic regression in 300 episodes of 5 classes. Networks for pictures "
+    small="The models that are given, as they came, on the datasets that are given: the test classes of CIFAR-FS "
+    "of a set that has them, else all classes; logistic regression in 300 episodes of 5 classes. Models for images "
     "of one size are also compared among themselves.",
     minutes=2,
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Pictures", text),
-        Column("network", "Network", text),
+        Column("data", "Images", text),
+        Column("model", "Model", text),
         Column("classes", "Classes", count),
         Column("shots", "Shots", count),
         Column("accuracy", "Accuracy", percent),
@@ -110,6 +111,6 @@ STUDY = Study(
         Column("nc1", "NC1", number),
         Column("nc1_corrected", "corrected", number),
     ),
-    picture=_picture,
+    plot=_plot,
     scales={"small": Scale(), "paper": Scale(models=PAPER, episodes=600)},
 )

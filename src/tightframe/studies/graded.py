@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tightframe.jobs.run import Row
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent
+from tightframe.row import Row
 from tightframe.studies.evidence import (
     LEAST_RHO,
     LEAST_SHARE,
@@ -33,7 +33,7 @@ def graded_study(
     knob: Column,
     levels: Sequence[int] | Sequence[float],
 ) -> Study:
-    """A study that compares networks pre-trained at every one of ``levels``, the first of which is none of it.
+    """A study that compares models pre-trained at every one of ``levels``, the first of which is none of it.
 
     Args:
         name: and others: see ``Study``.
@@ -67,11 +67,11 @@ def graded_study(
                 "test_accuracy",
                 within=["data"],
                 over=[knob.key, "seed"],
-                unit="pre-trained networks",
+                unit="pre-trained models",
             ),
         ]
 
-    def picture(rows: Sequence[Row]) -> Any:
+    def image(rows: Sequence[Row]) -> Any:
         return relation_chart(
             averaged(rows, ("data", knob.key), ("source_nc1", "test_accuracy", "nc1")),
             Axis(knob.key, f"{knob.header} ({what})"),
@@ -98,7 +98,7 @@ def graded_study(
         points,
         evidence,
         (knob, *COLUMNS),
-        picture,
+        image,
         {"small": SMALL, "medium": MEDIUM, "paper": PAPER},
         pretrains=True,
         built_in=BUILT_IN,

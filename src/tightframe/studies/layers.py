@@ -1,4 +1,4 @@
-"""Within a network, is the layer that is the most collapsed also the one that classifies best?"""
+"""Within a model, is the layer that is the most collapsed also the one that classifies best?"""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from tightframe.backbone import Backbone
+from tightframe.images import ImageSplits
 from tightframe.jobs.layers import layers
-from tightframe.jobs.run import Row
-from tightframe.protocols import Backbone, ImageSplits
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_RHO, LEAST_SHARE, Evidence, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
 
-KEPT = ("layer", "dimension", "nc1", "ridge_test", "logistic_test", "centre_test", "knn_test")
-UNIT = ("network", "data")
+KEPT = ("layer", "dimension", "nc1", "ridge_test", "logistic_test", "center_test", "knn_test")
+UNIT = ("model", "data")
 
 
 def _points(lab: Lab) -> Iterator[Point]:
     for data, backbone in product(lab.data, lab.models):
-        yield Point({"data": data.name, "network": backbone.name}, partial(_rows, lab, data, backbone))
+        yield Point({"data": data.name, "model": backbone.name}, partial(_rows, lab, data, backbone))
 
 
 def _rows(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
@@ -38,9 +39,9 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
         return crossed(question, "Spearman's ρ", correlations(apart, minus("nc1"), truth, UNIT), LEAST_RHO, most=1.0)
 
     return [
-        across("across the layers of a network, the more collapsed, the better logistic regression", "logistic_test"),
+        across("across the layers of a model, the more collapsed, the better logistic regression", "logistic_test"),
         across("the same, of a ridge probe", "ridge_test"),
-        across("the same, of nearest neighbours", "knn_test"),
+        across("the same, of nearest neighbors", "knn_test"),
         _reading(apart),
     ]
 
@@ -62,7 +63,7 @@ def _reading(rows: Sequence[Row]) -> Evidence:
     units = defaultdict[tuple[str, str], list[Row]](list)
     for row in rows:
         if row["nc1"] is not None and math.isfinite(row["nc1"]):
-            units[row["network"], row["data"]].append(row)
+            units[row["model"], row["data"]].append(row)
     ahead = {
         key: min(unit, key=lambda row: row["nc1"])["logistic_test"] - unit[-1]["logistic_test"]
         for key, unit in units.items()
@@ -71,18 +72,18 @@ def _reading(rows: Sequence[Row]) -> Evidence:
     return crossed(question, "difference", ahead, LEAST_SHARE, share=True)
 
 
-def _picture(rows: Sequence[Row]) -> Any:
+def _plot(rows: Sequence[Row]) -> Any:
     return relation_chart(
         rows,
         Axis("nc1", "NC1 of the layer (log scale; lower: more collapsed)", log=True),
-        Axis("logistic_test", "Logistic regression, test pictures (%)", share=True),
+        Axis("logistic_test", "Logistic regression, test images (%)", share=True),
         title="Collapse and accuracy, layer by layer",
         subtitle="Each mark is a layer; lines go from the first to the last.",
         panel="data",
-        colour="network",
+        color="model",
         joined="depth",
         tips=(
-            Column("network", "Network", text),
+            Column("model", "Model", text),
             Column("layer", "Layer", text),
             Column("nc1", "NC1", number),
             Column("logistic_test", "Accuracy", percent),
@@ -93,24 +94,24 @@ def _picture(rows: Sequence[Row]) -> Any:
 STUDY = Study(
     name="layers",
     claim="from layer to layer NC1 falls and probe accuracy rises, and the two go together",
-    paper="NC1 and linear-probe accuracy at the output of every block of residual networks and a vision transformer.",
-    small="The same for the networks and picture sets that are given: four probes at every block and at the last "
-    "features, NC1 of training pictures, accuracy on test pictures.",
+    paper="NC1 and linear-probe accuracy at the output of every block of residual models and a vision transformer.",
+    small="The same for the models and datasets that are given: four probes at every block and at the last "
+    "features, NC1 of training images, accuracy on test images.",
     minutes=3,
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Pictures", text),
-        Column("network", "Network", text),
+        Column("data", "Images", text),
+        Column("model", "Model", text),
         Column("layer", "Layer", text),
         Column("dimension", "Features", count),
         Column("nc1", "NC1", number),
         Column("logistic_test", "Logistic", percent),
         Column("ridge_test", "Ridge", percent),
-        Column("centre_test", "Nearest centre", percent),
+        Column("center_test", "Nearest center", percent),
         Column("knn_test", "k-NN", percent),
     ),
-    picture=_picture,
+    plot=_plot,
     scales={
         "small": Scale(),
         "paper": Scale(

@@ -1,4 +1,4 @@
-"""Does tuning one block with a skip connection beat the linear probe, the block alone, and all of the network?"""
+"""Does tuning one block with a skip connection beat the linear probe, the block alone, and all of the model?"""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from tightframe.jobs.run import Row
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, percent, text
+from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_RHO, Evidence, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
 from tightframe.studies.tunings import ALL_METHODS, COLUMNS, ahead, by_methods, not_behind, others, sampled
 
-UNIT = ("network", "data", "seed")
+UNIT = ("model", "data", "seed")
 
 
 def _points(lab: Lab) -> Iterator[Point]:
     for seed in lab.seeds:
         for data in lab.data:
-            pictures = sampled(lab, data, seed)
+            images = sampled(lab, data, seed)
             for place, backbone in enumerate(lab.models):
-                labels = {"data": data.name, "network": backbone.name, "seed": seed}
+                labels = {"data": data.name, "model": backbone.name, "seed": seed}
                 out = lab.folder / "tuned" / f"{lab.data.index(data)}-{place}-{seed}"
-                yield Point(labels, partial(by_methods, lab, pictures, backbone, lab.scale.methods, seed, out))
+                yield Point(labels, partial(by_methods, lab, images, backbone, lab.scale.methods, seed, out))
 
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
@@ -36,17 +36,17 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
     ]
 
 
-def _picture(rows: Sequence[Row]) -> Any:
+def _plot(rows: Sequence[Row]) -> Any:
     return relation_chart(
         rows,
         Axis("parameters", "Parameters trained (log scale)", log=True),
         Axis("test_accuracy", "Test accuracy (%)", share=True),
         title="Accuracy and the parameters it takes",
-        subtitle="Each mark is a network tuned by a method.",
+        subtitle="Each mark is a model tuned by a method.",
         panel="data",
-        colour="method",
+        color="method",
         tips=(
-            Column("network", "Network", text),
+            Column("model", "Model", text),
             Column("method", "Method", text),
             Column("layer", "Block", text),
             Column("parameters", "Trained", count),
@@ -60,20 +60,20 @@ STUDY = Study(
     name="methods",
     claim="tuning one block with a skip connection to the last features (SCL) is as accurate as full fine-tuning or "
     "better, with a fraction of the parameters, and better than the linear probe and Layer FT",
-    paper="Linear probe, Layer FT, SCL FT and full FT of ResNets and vision transformers on several picture sets: "
+    paper="Linear probe, Layer FT, SCL FT and full FT of ResNets and vision transformers on several datasets: "
     "accuracy, NC1, parameters, time and memory.",
-    small="The networks and picture sets that are given, 20 pictures a class; block, rate and decay are chosen on "
-    "training pictures held out, each method with the same block, split and epochs.",
+    small="The models and datasets that are given, 20 images a class; block, rate and decay are chosen on "
+    "training images held out, each method with the same block, split and epochs.",
     minutes=24,
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Pictures", text),
-        Column("network", "Network", text),
+        Column("data", "Images", text),
+        Column("model", "Model", text),
         Column("seed", "Seed", count),
         *COLUMNS,
     ),
-    picture=_picture,
+    plot=_plot,
     scales={
         "small": Scale(epochs=20, seeds=1, shots=(20,)),
         "paper": Scale(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tightframe.jobs.run import Row
 from tightframe.metrics.collapse import nc1
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.ridge import cross_validated_ridge
+from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.row import Row
 
 
 def probed(
@@ -16,9 +16,9 @@ def probed(
     """``nc1`` and cross-validated ``probe_accuracy`` of features (n, d), and ``test_accuracy`` of the ridge probe.
 
     Args:
-        features: of training pictures.
+        features: of training images.
         labels: integers (n,) in 0 … ``classes`` − 1.
-        unseen: features (m, d) of test pictures.
+        unseen: features (m, d) of test images.
         unseen_labels: likewise (m,).
         classes: K.
     """

@@ -1,4 +1,4 @@
-"""With few pictures, who overfits: SCL fine-tuning, or full fine-tuning?"""
+"""With few images, who overfits: SCL fine-tuning, or full fine-tuning?"""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from tightframe.jobs.run import Row
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_SHARE, Evidence, averaged, crossed, differences
 from tightframe.studies.study import Lab, Point, Scale, Study
 from tightframe.studies.tunings import ALL_METHODS, COLUMNS, ahead, by_methods, few, others
 
 FEW_CLASSES, MANY_CLASSES = (3, 10, 32, 100, 316), (7, 17, 38, 87, 200)
-"""Pictures a class: the paper's, of CIFAR-10 and of CIFAR-100."""
+"""Images a class: the paper's, of CIFAR-10 and of CIFAR-100."""
 MANY = 20
-UNIT = ("network", "data", "shots", "seed")
+UNIT = ("model", "data", "shots", "seed")
 
 
 def _points(lab: Lab) -> Iterator[Point]:
@@ -24,37 +24,37 @@ def _points(lab: Lab) -> Iterator[Point]:
         for at, data in enumerate(lab.data):
             for place, backbone in enumerate(lab.models):
                 for shots in FEW_CLASSES if len(data.classes) <= MANY else MANY_CLASSES:
-                    pictures = few(data, shots, seed)
-                    if pictures is None or len(pictures.train) > lab.scale.pictures:
+                    images = few(data, shots, seed)
+                    if images is None or len(images.train) > lab.scale.images:
                         continue
-                    labels = {"data": data.name, "network": backbone.name, "shots": shots, "seed": seed}
+                    labels = {"data": data.name, "model": backbone.name, "shots": shots, "seed": seed}
                     out = lab.folder / "tuned" / f"{at}-{place}-{shots}-{seed}"
-                    yield Point(labels, partial(by_methods, lab, pictures, backbone, lab.scale.methods, seed, out))
+                    yield Point(labels, partial(by_methods, lab, images, backbone, lab.scale.methods, seed, out))
 
 
 def _evidence(rows: Sequence[Row]) -> list[Evidence]:
     gaps = [row | {"gap": row["train_accuracy"] - row["test_accuracy"]} for row in rows if "error" not in row]
     falls = differences(gaps, "gap", "method", ["full"], ["scl"], UNIT)
-    question = "full fine-tuning falls further from training to test pictures than SCL"
+    question = "full fine-tuning falls further from training to test images than SCL"
     overfits = crossed(question, "paired difference", falls, LEAST_SHARE, share=True)
     first, *rest = (ahead(gaps, name, UNIT) for name in others(gaps))
     return [first, overfits, *rest]
 
 
-def _picture(rows: Sequence[Row]) -> Any:
-    marks = averaged(rows, ("data", "network", "method", "shots"), ("test_accuracy", "train_accuracy", "nc1"))
+def _plot(rows: Sequence[Row]) -> Any:
+    marks = averaged(rows, ("data", "model", "method", "shots"), ("test_accuracy", "train_accuracy", "nc1"))
     return relation_chart(
-        [mark | {"where": f"{mark['data']}, {mark['network']}"} for mark in marks],
-        Axis("shots", "Training pictures a class (log scale)", log=True),
+        [mark | {"where": f"{mark['data']}, {mark['model']}"} for mark in marks],
+        Axis("shots", "Training images a class (log scale)", log=True),
         Axis("test_accuracy", "Test accuracy (%)", share=True),
-        title="Accuracy with few pictures",
+        title="Accuracy with few images",
         subtitle="Mean over seeds; bars, from three seeds on: 95 % intervals.",
         panel="where",
-        colour="method",
+        color="method",
         joined="shots",
         tips=(
             Column("method", "Method", text),
-            Column("shots", "Pictures a class", count),
+            Column("shots", "Images a class", count),
             Column("test_accuracy", "Test accuracy", percent),
             Column("train_accuracy", "Training", percent),
             Column("nc1", "NC1", number),
@@ -65,30 +65,30 @@ def _picture(rows: Sequence[Row]) -> Any:
 
 STUDY = Study(
     name="scarce-data",
-    claim="with few pictures full fine-tuning overfits, and tuning one block with a skip connection (SCL) is more "
+    claim="with few images full fine-tuning overfits, and tuning one block with a skip connection (SCL) is more "
     "accurate",
-    paper="CIFAR-10 subsets of 3, 10, 32, 100 and 316 pictures a class (ResNet-18), CIFAR-100 subsets of 7, 17, 38, 87 "
+    paper="CIFAR-10 subsets of 3, 10, 32, 100 and 316 images a class (ResNet-18), CIFAR-100 subsets of 7, 17, 38, 87 "
     "and 200 (CLIP); training and test accuracy.",
-    small="The networks and picture sets that are given, the paper's numbers of pictures a class, as far as there "
-    "are so many and as they are 2,000 or fewer in all; rate, decay and block chosen on training pictures held out.",
+    small="The models and datasets that are given, the paper's numbers of images a class, as far as there "
+    "are so many and as they are 2,000 or fewer in all; rate, decay and block chosen on training images held out.",
     minutes=22,
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Pictures", text),
-        Column("network", "Network", text),
+        Column("data", "Images", text),
+        Column("model", "Model", text),
         Column("shots", "A class", count),
         Column("seed", "Seed", count),
         *COLUMNS,
     ),
-    picture=_picture,
+    plot=_plot,
     scales={
-        "small": Scale(epochs=12, seeds=1, pictures=2000),
-        "medium": Scale(epochs=12, seeds=2, pictures=6000, methods=ALL_METHODS),
+        "small": Scale(epochs=12, seeds=1, images=2000),
+        "medium": Scale(epochs=12, seeds=2, images=6000, methods=ALL_METHODS),
         "paper": Scale(
             epochs=100,
             seeds=3,
-            pictures=1_000_000,
+            images=1_000_000,
             models=("timm/resnet18.tv_in1k", "open_clip/ViT-B-32/openai"),
             methods=ALL_METHODS,
         ),

@@ -1,4 +1,4 @@
-"""Does a network that is less collapsed on what it was trained on transfer better, and up to where?"""
+"""Does a model that is less collapsed on what it was trained on transfer better, and up to where?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tightframe.jobs.run import Row
 from tightframe.pretraining.losses import LOSSES, MANY
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_SHARE, Evidence, Score, averaged, bootstrap, correlation, minus
 from tightframe.studies.study import Lab, Point, Study
 from tightframe.studies.variants import BUILT_IN, COLUMNS, MEDIUM, PAPER, SMALL, variants
@@ -47,15 +47,15 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
     return [
         over(f"trained to the end, {less} a probe", longest, "source_nc1", "test_accuracy", loss),
         over("the same, of few-shot accuracy", longest, "source_nc1", "fewshot_accuracy", loss),
-        over("the same, of NC1 on source test pictures", longest, "source_test_nc1", "test_accuracy", loss),
-        over(f"of all trained networks, {less}", trained, "source_nc1", "test_accuracy", WAYS),
+        over("the same, of NC1 on source test images", longest, "source_test_nc1", "test_accuracy", loss),
+        over(f"of all trained models, {less}", trained, "source_nc1", "test_accuracy", WAYS),
         over("of these, the more collapse downstream, the better", trained, minus("nc1"), "test_accuracy", WAYS),
         *_threshold(rows),
     ]
 
 
 def _threshold(rows: Sequence[Row]) -> list[Evidence]:
-    """Whether accuracy rises from the most collapsed network on, and falls towards the least one."""
+    """Whether accuracy rises from the most collapsed model on, and falls towards the least one."""
     known = [row for row in rows if "error" not in row and 0 < (row["source_nc1"] or 0) < math.inf]
     places = [turn for group in by_set(known) if (turn := turning_point(group)) is not None]
     where = f" (the curve turns at {min(places):.2g} to {max(places):.2g})" if places else ""
@@ -69,8 +69,8 @@ def _threshold(rows: Sequence[Row]) -> list[Evidence]:
         return bootstrap(question, told, known, statistic, over=WAYS, unit=UNIT, least=LEAST_SHARE, share=True)
 
     return [
-        slope(f"among the most collapsed networks, less source collapse is better{where}", 0, 1.0),
-        slope("among the least collapsed networks, more source collapse is better", 1, -1.0),
+        slope(f"among the most collapsed models, less source collapse is better{where}", 0, 1.0),
+        slope("among the least collapsed models, more source collapse is better", 1, -1.0),
     ]
 
 
@@ -92,7 +92,7 @@ def turning_point(rows: Sequence[Row]) -> float | None:
 
 
 def _slopes(rows: Sequence[Row]) -> tuple[float, float] | None:
-    """Slopes of the parabola at the most and at the least collapsed network, per tenfold NC1."""
+    """Slopes of the parabola at the most and at the least collapsed model, per tenfold NC1."""
     curve = _curve(rows)
     if curve is None:
         return None
@@ -106,7 +106,7 @@ def _curve(rows: Sequence[Row]) -> np.ndarray | None:
     return np.polyfit(logs, [row["test_accuracy"] for row in rows], 2) if len(set(logs)) >= 4 else None
 
 
-def _picture(rows: Sequence[Row]) -> Any:
+def _plot(rows: Sequence[Row]) -> Any:
     marks = averaged(rows, ("data", "loss", "epochs"), ("source_nc1", "test_accuracy", "nc1"))
     return relation_chart(
         marks,
@@ -115,7 +115,7 @@ def _picture(rows: Sequence[Row]) -> Any:
         title="Source collapse and transfer",
         subtitle="Each mark is a way of pre-training, averaged over seeds. Lines join training short and long.",
         panel="data",
-        colour="loss",
+        color="loss",
         joined="epochs",
         tips=(
             Column("loss", "Loss", text),
@@ -129,19 +129,19 @@ def _picture(rows: Sequence[Row]) -> Any:
 
 STUDY = Study(
     name="source-collapse",
-    claim="the less a network is collapsed on its source pictures, the better it transfers, up to a threshold: "
-    "networks that have learnt nothing are the least collapsed of all",
-    paper="Networks were pre-trained on CIFAR-100 and miniImageNet under different losses, and NC1 of the source "
-    "pictures set against accuracy on other picture sets.",
-    small="A ResNet-8 is pre-trained from scratch on the first of the picture sets under five losses, at three "
+    claim="the less a model is collapsed on its source images, the better it transfers, up to a threshold: "
+    "models that have learned nothing are the least collapsed of all",
+    paper="Models were pre-trained on CIFAR-100 and miniImageNet under different losses, and NC1 of the source "
+    "images set against accuracy on other datasets.",
+    small="A ResNet-8 is pre-trained from scratch on the first of the datasets under five losses, at three "
     "lengths (MSE at twice the rate of the other losses), and judged on the other sets by a ridge probe and "
-    "5-shot episodes; an untrained one stands beside. Source NC1 is measured in the finished network. A "
+    "5-shot episodes; an untrained one stands beside. Source NC1 is measured in the finished model. A "
     "threshold shows where a parabola through accuracy over log NC1 turns: its slopes at both ends are tested.",
     minutes=26,
     points=_points,
     evidence=_evidence,
     columns=(Column("loss", "Loss", text), Column("epochs", "Epochs", count), *COLUMNS),
-    picture=_picture,
+    plot=_plot,
     scales={"small": replace(SMALL, seeds=2), "medium": MEDIUM, "paper": PAPER},
     pretrains=True,
     built_in=BUILT_IN,

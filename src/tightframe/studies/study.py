@@ -12,18 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+from tightframe.backbone import Backbone
+from tightframe.data.loading import load_images
 from tightframe.errors import DataError, ModelError, SettingsError, TightframeError
 from tightframe.features.extract import Running
 from tightframe.files import write_bytes, write_text
+from tightframe.images import ImageSplits
 from tightframe.jobs import demo
-from tightframe.jobs.run import Result, Row, Run, claim
-from tightframe.protocols import Backbone, ImageSplits, Progress, silent
+from tightframe.jobs.run import Run, claim
+from tightframe.models.backbones import load_backbone
+from tightframe.progress import Progress, silent
 from tightframe.report.columns import EVIDENCE
 from tightframe.report.page import Grid, Section, write_report
+from tightframe.report.result import Result
 from tightframe.report.tables import Column, number
 from tightframe.report.theme import apart
-from tightframe.sources.backbones import load_backbone
-from tightframe.sources.images import load_images
+from tightframe.row import Row
 from tightframe.studies.evidence import RULE, Evidence
 
 
@@ -33,21 +37,21 @@ class Scale:
 
     Attributes:
         epochs: of pre-training or tuning; 0 in studies that do neither.
-        seeds: how many; each draws other weights, orders and, where few are taken, other pictures. 0 where nothing is
+        seeds: how many; each draws other weights, orders and, where few are taken, other images. 0 where nothing is
             drawn.
-        shots: pictures a class, one after the other, where a study takes few.
-        pictures: most for training at a point of a study of few pictures.
-        models: networks, where the user names none; the built-in ones if empty.
+        shots: images a class, one after the other, where a study takes few.
+        images: most for training at a point of a study of few images.
+        models: models, where the user names none; the built-in ones if empty.
         arch: what is pre-trained, with ``augment`` and ``batch_size`` (see ``jobs.pretrain``).
         episodes: of few-shot evaluation.
-        blocks: most blocks of a network that are tuned, one after the other.
+        blocks: most blocks of a model that are tuned, one after the other.
         methods: to tune by.
     """
 
     epochs: int = 0
     seeds: int = 0
     shots: tuple[int, ...] = ()
-    pictures: int = 0
+    images: int = 0
     models: tuple[str, ...] = ()
     arch: str = "cifar_resnet8"
     augment: float = 0.1
@@ -59,7 +63,7 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Lab:
-    """What a study is run with: pictures, networks, how large, where to write, and how networks run."""
+    """What a study is run with: images, models, how large, where to write, and how models run."""
 
     scale: Scale
     data: tuple[ImageSplits, ...]
@@ -99,10 +103,10 @@ class Study:
         points: what is computed.
         evidence: what the rows say of the claim; the claim itself comes first.
         columns: of the table.
-        picture: a chart of the rows.
+        plot: a chart of the rows.
         scales: by name.
-        pretrains: whether networks are made from the first of the picture sets and judged on the others.
-        built_in: picture sets where the user names none.
+        pretrains: whether models are made from the first of the datasets and judged on the others.
+        built_in: datasets where the user names none.
     """
 
     name: str
@@ -113,7 +117,7 @@ class Study:
     points: Callable[[Lab], Iterator[Point]]
     evidence: Callable[[Sequence[Row]], list[Evidence]]
     columns: tuple[Column, ...]
-    picture: Callable[[Sequence[Row]], Any]
+    plot: Callable[[Sequence[Row]], Any]
     scales: Mapping[str, Scale] = field(default_factory=dict)
     pretrains: bool = False
     built_in: tuple[str, ...] = (demo.DOWNSTREAM,)
@@ -135,34 +139,34 @@ def run_study(
     """Run every point of ``study`` and say what came of it; points that ``out`` already holds are not run again.
 
     Several such calls at once, in processes of their own, share the work. ``out`` is given ``rows.csv``,
-    ``result.json``, ``report.html`` and ``picture.png``.
+    ``result.json``, ``report.html`` and ``plot.png``.
 
     Args:
         study: an entry of ``studies.STUDIES``.
         out: a folder; the same call goes on with what an earlier one left in it.
         scale: ``"paper"`` is the paper's own and needs a GPU, and ``data``; between it and ``"small"``, some have
             ``"medium"``.
-        data: picture sets, as for ``load_images``; the built-in digits if empty. Where the study pre-trains, the first
+        data: datasets, as for ``load_images``; the built-in digits if empty. Where the study pre-trains, the first
             is the source and the others are transferred to.
-        models: networks, or their names as for ``load_backbone``; not for studies that pre-train.
+        models: models, or their names as for ``load_backbone``; not for studies that pre-train.
         seeds, epochs: in place of those of the scale.
-        shots: at most so many training pictures a class of each set (a study of few pictures has its own numbers).
+        shots: at most so many training images a class of each set (a study of few images has its own numbers).
         model_options: further arguments of ``load_backbone``.
-        running: how networks run, see ``extract``.
+        running: how models run, see ``extract``.
 
     Raises:
         SettingsError: a value out of range, or ``out`` holds something else.
-        DataError, ModelError: pictures or networks that can't be loaded. What fails later is a row with its ``error``.
+        DataError, ModelError: images or models that can't be loaded. What fails later is a row with its ``error``.
     """
     chosen = _scaled(study, scale, seeds, epochs)
     if study.pretrains and models:
-        raise SettingsError(f"{study.name} makes its own networks: leave out --models")
+        raise SettingsError(f"{study.name} makes its own models: leave out --models")
     if scale == "paper" and not data:
-        raise SettingsError("the paper's scale needs pictures; name some with --data")
+        raise SettingsError("the paper's scale needs images; name some with --data")
     if study.pretrains and model_options:
-        raise SettingsError(f"{study.name} makes its own networks: leave out {', '.join(model_options)}")
+        raise SettingsError(f"{study.name} makes its own models: leave out {', '.join(model_options)}")
     folder, progress = Path(out).absolute(), running.get("progress", silent)
-    splits = _pictures(study, data or study.built_in, shots, progress)
+    splits = _images(study, data or study.built_in, shots, progress)
     wanted = () if study.pretrains else models or chosen.models
     given = _named([load_backbone(one, **(model_options or {})) if isinstance(one, str) else one for one in wanted])
     settings = {
@@ -170,17 +174,17 @@ def run_study(
         "scale": scale,
         **_used(study, chosen),
         "data": [one.name for one in splits],
-        "pictures": [len(one.train) for one in splits],
+        "images": [len(one.train) for one in splits],
         "shots_at_most": shots,
         "models": [one.name for one in given],
         "pool": running.get("pool", "auto"),
         "precision": running.get("precision", "auto"),
     }
-    pictures = [part.fingerprint for one in splits for part in (one.train, one.test) if part is not None]
-    claim(folder, [settings, pictures, [[one.fingerprint, [layer.name for layer in one.layers]] for one in given]])
+    images = [part.fingerprint for one in splits for part in (one.train, one.test) if part is not None]
+    claim(folder, [settings, images, [[one.fingerprint, [layer.name for layer in one.layers]] for one in given]])
     if not given and not study.pretrains:
-        with Run(folder).held("networks"):
-            made = demo.candidates(folder / "networks", progress)
+        with Run(folder).held("models"):
+            made = demo.candidates(folder / "models", progress)
         given = _named([load_backbone(one) if isinstance(one, str) else one for one in made])
     rows = _rows(study, Lab(chosen, splits, given, folder, running))
     settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
@@ -189,22 +193,22 @@ def run_study(
     return result
 
 
-def _pictures(study: Study, names: Sequence[str], shots: int | None, progress: Progress) -> tuple[ImageSplits, ...]:
-    """Picture sets with test pictures, their names made different."""
+def _images(study: Study, names: Sequence[str], shots: int | None, progress: Progress) -> tuple[ImageSplits, ...]:
+    """Datasets with test images, their names made different."""
     if study.pretrains and len(names) < 2:
-        raise SettingsError(f"{study.name} needs two picture sets or more: where to train, and where to transfer to")
+        raise SettingsError(f"{study.name} needs two datasets or more: where to train, and where to transfer to")
     found = [load_images(name, shots=shots, progress=progress) for name in names]
     for one in found:
         if one.test is None:
-            raise DataError(f"{one.name} has no test pictures; give it a test folder")
+            raise DataError(f"{one.name} has no test images; give it a test folder")
     different = apart(one.name for one in found)
     return tuple(replace(one, name=name) for one, name in zip(found, different, strict=True))
 
 
-def _named(networks: Sequence[Backbone]) -> tuple[Backbone, ...]:
-    """The networks, their names made different."""
-    different = apart(one.name for one in networks)
-    return tuple(replace(one, name=name) for one, name in zip(networks, different, strict=True))
+def _named(models: Sequence[Backbone]) -> tuple[Backbone, ...]:
+    """The models, their names made different."""
+    different = apart(one.name for one in models)
+    return tuple(replace(one, name=name) for one, name in zip(models, different, strict=True))
 
 
 def _scaled(study: Study, scale: str, seeds: int | None, epochs: int | None) -> Scale:
@@ -303,15 +307,15 @@ def _told(row: Row) -> str:
 
 
 def _write(study: Study, result: Result, folder: Path) -> None:
-    evidence, chart = result.further["evidence"], study.picture(result.rows)
+    evidence, chart = result.further["evidence"], study.plot(result.rows)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in result.rows for key in row)))
     writer.writeheader()
     writer.writerows(result.rows)
     write_text(folder / "rows.csv", stream.getvalue())
-    (folder / "picture.png").unlink(missing_ok=True)
+    (folder / "plot.png").unlink(missing_ok=True)
     if chart is not None:
-        write_bytes(folder / "picture.png", png(chart))
+        write_bytes(folder / "plot.png", png(chart))
     write_report(
         folder / "report.html",
         title=f"Study: {study.name}",
@@ -329,7 +333,7 @@ def _write(study: Study, result: Result, folder: Path) -> None:
 
 
 def png(chart: Any) -> bytes:
-    """The chart as a picture, two dots a pixel."""
+    """The chart as an image, two dots a pixel."""
     stream = io.BytesIO()
     chart.save(stream, format="png", scale_factor=2)
     return stream.getvalue()

@@ -8,26 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from tightframe.jobs.run import Row
+from tightframe.backbone import Backbone
+from tightframe.images import ImageSplits
 from tightframe.jobs.tune import tune
-from tightframe.protocols import Backbone, ImageSplits
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_RHO, Evidence, Score, averaged, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
 from tightframe.studies.tunings import penultimate_nc1, plan, sampled
 
-UNIT = ("network", "data", "seed")
+UNIT = ("model", "data", "seed")
 
 
 def _points(lab: Lab) -> Iterator[Point]:
     for seed in lab.seeds:
         for data in lab.data:
-            pictures = sampled(lab, data, seed)
+            images = sampled(lab, data, seed)
             for backbone in lab.models:
                 for index in _spread(len(backbone.layers), lab.scale.blocks):
-                    labels = {"data": data.name, "network": backbone.name, "seed": seed, "index": index + 1}
-                    yield Point(labels, partial(_rows, lab, pictures, backbone, index, seed))
+                    labels = {"data": data.name, "model": backbone.name, "seed": seed, "index": index + 1}
+                    yield Point(labels, partial(_rows, lab, images, backbone, index, seed))
 
 
 def _spread(blocks: int, most: int) -> list[int]:
@@ -54,18 +55,18 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
     ]
 
 
-def _picture(rows: Sequence[Row]) -> Any:
+def _plot(rows: Sequence[Row]) -> Any:
     return relation_chart(
-        averaged(rows, ("data", "network", "block", "depth"), ("test_accuracy", "train_accuracy", "nc1")),
+        averaged(rows, ("data", "model", "block", "depth"), ("test_accuracy", "train_accuracy", "nc1")),
         Axis("depth", "Depth of the tuned block (share of all blocks, %)", share=True),
         Axis("test_accuracy", "Test accuracy (%)", share=True),
         title="Accuracy by the block that is tuned",
-        subtitle="Each mark is a network tuned anew, one block and the head only; mean over seeds.",
+        subtitle="Each mark is a model tuned anew, one block and the head only; mean over seeds.",
         panel="data",
-        colour="network",
+        color="model",
         joined="depth",
         tips=(
-            Column("network", "Network", text),
+            Column("model", "Model", text),
             Column("block", "Block", text),
             Column("nc1", "NC1 after", number),
             Column("test_accuracy", "Test accuracy", percent),
@@ -80,14 +81,14 @@ STUDY = Study(
     "seldom the last",
     paper="One block after the other of a ResNet was tuned with the head, and penultimate NC1 and accuracy set against "
     "its index.",
-    small="At most six blocks of each network, evenly over its depth, each tuned anew with the head (Layer FT) on 20 "
-    "pictures a class; rate and decay chosen for each on training pictures held out.",
+    small="At most six blocks of each model, evenly over its depth, each tuned anew with the head (Layer FT) on 20 "
+    "images a class; rate and decay chosen for each on training images held out.",
     minutes=12,
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Pictures", text),
-        Column("network", "Network", text),
+        Column("data", "Images", text),
+        Column("model", "Model", text),
         Column("index", "Block no.", count),
         Column("block", "Block", text),
         Column("test_accuracy", "Test", percent),
@@ -95,7 +96,7 @@ STUDY = Study(
         Column("nc1", "NC1 after", number),
         Column("share", "Share trained", percent),
     ),
-    picture=_picture,
+    plot=_plot,
     scales={
         "small": Scale(epochs=20, seeds=1, shots=(20,)),
         "paper": Scale(epochs=100, seeds=3, blocks=100, models=("timm/resnet18.tv_in1k", "timm/resnet50.tv_in1k")),

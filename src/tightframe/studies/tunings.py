@@ -1,4 +1,4 @@
-"""Networks tuned on few pictures of a set, and what became of their collapse."""
+"""Models tuned on few images of a set, and what became of their collapse."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tightframe.backbone import Backbone
+from tightframe.data import selection
+from tightframe.deploy.tuned import Tuned
 from tightframe.features.pixels import Pixels
+from tightframe.images import ImageData, ImageSplits
 from tightframe.jobs.compare import compare
 from tightframe.jobs.plan import Plan
-from tightframe.jobs.run import Row
-from tightframe.jobs.tuned import Tuned
-from tightframe.protocols import Backbone, ImageData, ImageSplits
 from tightframe.report.tables import Column, count, number, percent, seconds, text
-from tightframe.sources import selection
+from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_SHARE, Evidence, crossed, differences
 from tightframe.studies.study import Lab
 from tightframe.tuning.inputs import PixelInputs
@@ -50,17 +51,17 @@ COLUMNS = (
 
 
 def plan(lab: Lab, seed: int) -> Plan:
-    """How to tune: rate and decay are chosen on training pictures held out."""
+    """How to tune: rate and decay are chosen on training images held out."""
     return Plan(epochs=lab.scale.epochs, seed=seed)
 
 
 def sampled(lab: Lab, data: ImageSplits, seed: int) -> ImageSplits:
-    """As many training pictures a class as the scale says; all where it says nothing, or there are not so many."""
+    """As many training images a class as the scale says; all where it says nothing, or there are not so many."""
     return few(data, lab.scale.shots[0], seed) or data if lab.scale.shots else data
 
 
 def few(data: ImageSplits, shots: int, seed: int) -> ImageSplits | None:
-    """So many training pictures a class; ``None`` where a class has fewer."""
+    """So many training images a class; ``None`` where a class has fewer."""
     if int(np.bincount(data.train.labels, minlength=len(data.classes)).min()) < shots:
         return None
     return replace(data, train=selection.shots(data.train, shots, seed))
@@ -78,15 +79,15 @@ def by_methods(
     ]
 
 
-def penultimate_nc1(tuned: Tuned, pictures: ImageData) -> float | None:
-    """Of pictures at the layer before the head, whatever else the head sees."""
-    device = next(tuned.network.parameters()).device
-    inputs = PixelInputs(Pixels(pictures, tuned.backbone.preprocessing, keep_bytes=0), device=device)
-    tuned.network.train(False)
+def penultimate_nc1(tuned: Tuned, images: ImageData) -> float | None:
+    """Of images at the layer before the head, whatever else the head sees."""
+    device = next(tuned.model.parameters()).device
+    inputs = PixelInputs(Pixels(images, tuned.backbone.preprocessing, keep_bytes=0), device=device)
+    tuned.model.train(False)
     with torch.inference_mode():
-        batches = inputs.batches(range(len(pictures)), 64)
-        found = [tuned.network.parts(batch)[0].float().cpu() for _, batch in batches]
-    return collapse_of(torch.cat(found), pictures.labels)
+        batches = inputs.batches(range(len(images)), 64)
+        found = [tuned.model.parts(batch)[0].float().cpu() for _, batch in batches]
+    return collapse_of(torch.cat(found), images.labels)
 
 
 def others(rows: Sequence[Row]) -> list[str]:
@@ -96,7 +97,7 @@ def others(rows: Sequence[Row]) -> list[str]:
 
 
 def ahead(rows: Sequence[Row], other: str, pairs: Sequence[str]) -> Evidence:
-    """By how much SCL is ahead of another method in test accuracy, on what agrees in ``pairs``: network, set, …"""
+    """By how much SCL is ahead of another method in test accuracy, on what agrees in ``pairs``: model, set, …"""
     gaps = differences(rows, "test_accuracy", "method", ["scl"], [other], pairs)
     question = f"SCL is more accurate than {CALLED.get(other, other)}"
     return crossed(question, "paired difference", gaps, LEAST_SHARE, share=True)

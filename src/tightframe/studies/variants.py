@@ -1,4 +1,4 @@
-"""Networks pre-trained in different ways on one picture set, and what each is worth on others."""
+"""Models pre-trained in different ways on one dataset, and what each is worth on others."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import DataError
 from tightframe.features.extract import extract
+from tightframe.images import ImageSplits
 from tightframe.jobs import demo
 from tightframe.jobs.pretrain import Pretraining, pretrain
-from tightframe.jobs.run import Row
 from tightframe.metrics.collapse import nc1
-from tightframe.metrics.episodes import Episodes, accuracies, draw
-from tightframe.protocols import PENULTIMATE, Backbone, ImageSplits
+from tightframe.models.backbones import load_backbone
+from tightframe.probes.episodes import Episodes, accuracies, draw
 from tightframe.report.tables import Column, count, number, percent, text
-from tightframe.sources.backbones import load_backbone
+from tightframe.row import Row
 from tightframe.studies.probing import probed
 from tightframe.studies.study import Lab, Point, Scale, tried
 
@@ -26,9 +27,9 @@ WAYS, SHOTS, QUERIES = 5, 5, 15
 UNTRAINED = "untrained"
 BUILT_IN = (demo.SOURCE, demo.DOWNSTREAM)
 SMALL = Scale(epochs=40, seeds=3, augment=0.0, batch_size=32)
-"""Long enough for the terminal phase, in which training pictures are told apart and go on collapsing."""
+"""Long enough for the terminal phase, in which training images are told apart and go on collapsing."""
 MEDIUM = Scale(epochs=60, seeds=3, arch="cifar_resnet18", augment=0.0, batch_size=128, episodes=600)
-"""The same for the paper's network: minutes of a GPU, shared by several processes."""
+"""The same for the paper's model: minutes of a GPU, shared by several processes."""
 PAPER = Scale(epochs=200, seeds=3, arch="cifar_resnet18", augment=0.25, batch_size=128, episodes=600)
 COLUMNS = (
     Column("data", "Transferred to", text),
@@ -47,8 +48,8 @@ def variants(lab: Lab, choices: Sequence[Mapping[str, Any]], names: Sequence[str
     """A point for every seed and way of pre-training, with a row for every set that is transferred to.
 
     Args:
-        lab: whose first picture set is the source.
-        choices: fields of ``Pretraining`` that differ; a network of 0 epochs is as it was drawn, once for all seeds.
+        lab: whose first dataset is the source.
+        choices: fields of ``Pretraining`` that differ; a model of 0 epochs is as it was drawn, once for all seeds.
         names: the fields that tell points apart.
     """
     scale = lab.scale
@@ -64,14 +65,14 @@ def variants(lab: Lab, choices: Sequence[Mapping[str, Any]], names: Sequence[str
 
 
 def _episodes(data: ImageSplits, count: int) -> Episodes:
-    """Few-shot tasks on all pictures of a set, training pictures first; with fewer queries where there are few."""
+    """Few-shot tasks on all images of a set, training images first; with fewer queries where there are few."""
     assert data.test is not None  # `run_study` saw to it
     labels = np.concatenate([data.train.labels, data.test.labels])
     sizes = np.sort(np.bincount(labels, minlength=len(data.classes)))[::-1]
     ways = min(WAYS, len(data.classes))
     queries = min(QUERIES, int(sizes[ways - 1]) - SHOTS)
     if queries < 1:
-        raise DataError(f"{data.name}: {SHOTS}-shot episodes need {ways} classes of {SHOTS + 1} pictures; give more")
+        raise DataError(f"{data.name}: {SHOTS}-shot episodes need {ways} classes of {SHOTS + 1} images; give more")
     return draw(labels, ways, SHOTS, queries, count)
 
 
@@ -90,9 +91,9 @@ def _rows(lab: Lab, how: Pretraining, episodes: Sequence[Episodes]) -> list[Row]
 
 
 def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Row]:
-    """The network, and its accuracy on the source."""
+    """The model, and its accuracy on the source."""
     name = f"{how.loss}-projector{how.projector}-augment{how.augment:g}-epochs{how.epochs}-seed{how.seed}"
-    folder = lab.folder / "networks" / name
+    folder = lab.folder / "models" / name
     device, precision = lab.running.get("device", "auto"), lab.running.get("precision", "auto")
     found = pretrain(source, folder, how, resume=True, device=device, precision=precision)
     last = found.rows[-1]
@@ -101,7 +102,7 @@ def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Ro
 
 
 def _transferred(lab: Lab, backbone: Backbone, data: ImageSplits, episodes: Episodes) -> Row:
-    """What the network is worth on ``data``: NC1, a probe, few-shot episodes of logistic regression."""
+    """What the model is worth on ``data``: NC1, a probe, few-shot episodes of logistic regression."""
     assert data.test is not None  # `run_study` saw to it
     train, test = (extract(backbone, part, layers=[PENULTIMATE], **lab.running) for part in (data.train, data.test))
     seen, unseen = train[PENULTIMATE], test[PENULTIMATE]

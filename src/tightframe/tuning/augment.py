@@ -1,6 +1,6 @@
-"""Views: the same picture changed as a photograph might be, the same way again for the same number.
+"""Views: the same image changed as a photograph might be, the same way again for the same number.
 
-View 0 is the picture as it is. Any other is drawn from (seed, picture, view), so that views can be kept, and training
+View 0 is the image as it is. Any other is drawn from (seed, image, view), so that views can be kept, and training
 that was stopped sees the same ones.
 """
 
@@ -27,17 +27,17 @@ SMALLEST_CROP = 0.35
 
 @runtime_checkable
 class Views(Protocol):
-    """What makes views of pictures."""
+    """What makes views of images."""
 
-    def of(self, pictures: Tensor, indices: Sequence[int], views: np.ndarray, /) -> Tensor:
-        """Of pictures (b, 3, h, w) in bytes, known by their ``indices``, the views (b,) asked for."""
+    def of(self, images: Tensor, indices: Sequence[int], views: np.ndarray, /) -> Tensor:
+        """Of images (b, 3, h, w) in bytes, known by their ``indices``, the views (b,) asked for."""
         ...
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Changes pictures of bytes: ``flip`` left and right; ``crop`` also 35 to 100 % of the area; ``randaugment`` also
-    two changes of colour or shape at random (Cubuk et al., NeurIPS 2020).
+    """Changes images of bytes: ``flip`` left and right; ``crop`` also 35 to 100 % of the area; ``randaugment`` also
+    two changes of color or shape at random (Cubuk et al., NeurIPS 2020).
     """
 
     kind: str
@@ -47,18 +47,18 @@ class Augment:
         if self.kind not in get_args(Augmentation):
             raise SettingsError(f'no augmentation "{self.kind}"; choose {", ".join(get_args(Augmentation))}')
 
-    def __call__(self, picture: UInt8[Tensor, "3 h w"], index: int, view: int) -> UInt8[Tensor, "3 h w"]:
-        """View ``view`` of picture ``index``."""
+    def __call__(self, image: UInt8[Tensor, "3 h w"], index: int, view: int) -> UInt8[Tensor, "3 h w"]:
+        """View ``view`` of image ``index``."""
         if view == 0 or self.kind == "none":
-            return picture
+            return image
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.default_rng((self.seed, index, view)).integers(2**62)))
-            return _steps(self.kind, tuple(picture.shape[1:]))(picture)
+            return _steps(self.kind, tuple(image.shape[1:]))(image)
 
-    def of(self, pictures: UInt8[Tensor, "b 3 h w"], indices: Sequence[int], views: np.ndarray) -> Tensor:
+    def of(self, images: UInt8[Tensor, "b 3 h w"], indices: Sequence[int], views: np.ndarray) -> Tensor:
         """Views of a batch."""
-        seen = zip(pictures, indices, views.tolist(), strict=True)
-        return torch.stack([self(picture, index, view) for picture, index, view in seen])
+        seen = zip(images, indices, views.tolist(), strict=True)
+        return torch.stack([self(image, index, view) for image, index, view in seen])
 
 
 def _steps(kind: str, size: tuple[int, ...]) -> v2.Compose:
@@ -72,10 +72,10 @@ def _steps(kind: str, size: tuple[int, ...]) -> v2.Compose:
 
 @dataclass(frozen=True)
 class Distort:
-    """Crop, flip and colour changed as contrastive learning does (Chen et al., ICML 2020), all scaled by one number.
+    """Crop, flip and color changed as contrastive learning does (Chen et al., ICML 2020), all scaled by one number.
 
     At ``strength`` 1 a crop keeps 8 to 100 % of the area at 3 : 4 to 4 : 3 of its shape, brightness, contrast and
-    saturation change by up to 80 %, and a fifth of the pictures turn grey; at 0 nothing happens, at ½ half of that. A
+    saturation change by up to 80 %, and a fifth of the images turn gray; at 0 nothing happens, at ½ half of that. A
     flip is one half of the time at any strength above 0. Whole batches are changed at once.
     """
 
@@ -86,17 +86,17 @@ class Distort:
         if not 0 <= self.strength <= 1:
             raise SettingsError(f"augmentation of strength {self.strength:g}: choose a number from 0 to 1")
 
-    def of(self, pictures: UInt8[Tensor, "b 3 h w"], indices: Sequence[int], views: np.ndarray) -> Tensor:
-        """Views of a batch; view 0 is the picture as it is."""
+    def of(self, images: UInt8[Tensor, "b 3 h w"], indices: Sequence[int], views: np.ndarray) -> Tensor:
+        """Views of a batch; view 0 is the image as it is."""
         changed = views != 0
         if not self.strength or not changed.any():
-            return pictures
+            return images
         luck = _luck(self.seed, np.asarray(indices), views, 9)
-        seen = self._coloured(self._cropped(pictures.float() / 255, luck[:, :5]), luck[:, 5:])
+        seen = self._colored(self._cropped(images.float() / 255, luck[:, :5]), luck[:, 5:])
         seen = (seen * 255).round().clamp(0, 255).to(torch.uint8)
-        return torch.where(torch.from_numpy(changed).to(seen.device).view(-1, 1, 1, 1), seen, pictures)
+        return torch.where(torch.from_numpy(changed).to(seen.device).view(-1, 1, 1, 1), seen, images)
 
-    def _cropped(self, pictures: Float[Tensor, "b 3 h w"], luck: Float64[Tensor, "b 5"]) -> Float[Tensor, "b 3 h w"]:
+    def _cropped(self, images: Float[Tensor, "b 3 h w"], luck: Float64[Tensor, "b 5"]) -> Float[Tensor, "b 3 h w"]:
         """Part of each, back at full size, and flipped or not."""
         area = 1 - 0.92 * self.strength * luck[:, 0]
         aspect = torch.exp(math.log(4 / 3) * self.strength * (2 * luck[:, 1] - 1))
@@ -105,17 +105,17 @@ class Distort:
         down, right = ((1 - side) * (2 * where - 1) for side, where in ((height, luck[:, 2]), (width, luck[:, 3])))
         still = torch.zeros_like(area)
         maps = torch.stack([torch.stack([width * flip, still, right], 1), torch.stack([still, height, down], 1)], 1)
-        grid = functional.affine_grid(maps.float().to(pictures.device), list(pictures.shape), align_corners=False)
-        return functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+        grid = functional.affine_grid(maps.float().to(images.device), list(images.shape), align_corners=False)
+        return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
-    def _coloured(self, pictures: Float[Tensor, "b 3 h w"], luck: Float64[Tensor, "b 4"]) -> Float[Tensor, "b 3 h w"]:
-        luck = luck.float().to(pictures.device).view(-1, 4, 1, 1, 1)
+    def _colored(self, images: Float[Tensor, "b 3 h w"], luck: Float64[Tensor, "b 4"]) -> Float[Tensor, "b 3 h w"]:
+        luck = luck.float().to(images.device).view(-1, 4, 1, 1, 1)
         brightness, contrast, saturation = (1 + 0.8 * self.strength * (2 * luck[:, i] - 1) for i in range(3))
         saturation = torch.where(luck[:, 3] < 0.2 * self.strength, 0.0, saturation)
-        pictures = (pictures * brightness).clamp(0, 1)
-        grey = v2.functional.rgb_to_grayscale(pictures)
-        pictures = (grey.mean((2, 3), keepdim=True).lerp(pictures, contrast)).clamp(0, 1)
-        return v2.functional.rgb_to_grayscale(pictures).lerp(pictures, saturation).clamp(0, 1)
+        images = (images * brightness).clamp(0, 1)
+        gray = v2.functional.rgb_to_grayscale(images)
+        images = (gray.mean((2, 3), keepdim=True).lerp(images, contrast)).clamp(0, 1)
+        return v2.functional.rgb_to_grayscale(images).lerp(images, saturation).clamp(0, 1)
 
 
 def _luck(seed: int, indices: np.ndarray, views: np.ndarray, count: int) -> Float64[Tensor, "b n"]:

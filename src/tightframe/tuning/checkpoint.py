@@ -1,10 +1,10 @@
 """The saved folder: ``tightframe.json`` and ``tuned.safetensors``, holding what was trained and nothing else.
 
-The base network is not inside. Its hash is, and loading onto other weights is refused. Nothing read here can run
-code: JSON and safetensors only, every name, shape and type compared with what the network expects before use.
+The base model is not inside. Its hash is, and loading onto other weights is refused. Nothing read here can run
+code: JSON and safetensors only, every name, shape and type compared with what the model expects before use.
 
 For LoRA peft's ``adapter_config.json`` and ``adapter_model.safetensors`` take the place of ``tuned.safetensors``. With
-them peft makes the same of a plain network, where that could say the same (see ``jobs.merge``). The configuration is
+them peft makes the same of a plain model, where that could say the same (see ``jobs.merge``). The configuration is
 for peft: it is written here and never read.
 """
 
@@ -19,13 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tightframe.backbone import Backbone
 from tightframe.errors import SavedError, SettingsError
 from tightframe.features.taps import Pool
 from tightframe.files import write_tensors, write_text
-from tightframe.protocols import Backbone
 from tightframe.tuning import lora
 from tightframe.tuning.methods import method_named
-from tightframe.tuning.surgery import Align, Scale, TunableNetwork
+from tightframe.tuning.surgery import Align, Scale, TunableModel
 
 FORMAT = 2
 DESCRIPTION, TENSORS = "tightframe.json", "tuned.safetensors"
@@ -36,14 +36,14 @@ class Description:
     """What ``tightframe.json`` says.
 
     Attributes:
-        backbone: the arguments of ``load_backbone`` that made the base network.
+        backbone: the arguments of ``load_backbone`` that made the base model.
         weights: a hash of its weights.
         method: name of the tuning method.
         layer: name of the tuned block, ``None`` for methods without.
         pool: how tokens are pooled.
         align, scale: how features of the penultimate layer and of the block come together (see ``surgery.Neck``).
         classes: class names, in the order of the logits.
-        preprocessing: what is done to a picture; the base network has to agree.
+        preprocessing: what is done to an image; the base model has to agree.
         metrics: measured when it was saved.
         versions: of the packages that made it.
     """
@@ -66,19 +66,19 @@ def files(method: str) -> tuple[str, ...]:
     return (lora.CONFIG, lora.WEIGHTS) if method_named(method).adapt else (TENSORS,)
 
 
-def write(folder: Path, network: TunableNetwork, description: Description) -> None:
-    """Save ``network`` into ``folder``, made if need be; the description last, since nothing counts without it."""
+def write(folder: Path, model: TunableModel, description: Description) -> None:
+    """Save ``model`` into ``folder``, made if need be; the description last, since nothing counts without it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    if network.method.adapt:
-        write_text(folder / lora.CONFIG, lora.config_text(network.base, network.backbone))
-    write_tensors(folder / files(network.method.name)[-1], _kept(network))
+    if model.method.adapt:
+        write_text(folder / lora.CONFIG, lora.config_text(model.base, model.backbone))
+    write_tensors(folder / files(model.method.name)[-1], _kept(model))
     text = json.dumps({"format": FORMAT, **asdict(description)}, indent=1, ensure_ascii=False)
     write_text(folder / DESCRIPTION, text)
 
 
 def read(folder: Path) -> Description:
-    """What was saved in ``folder``. Raises ``SavedError`` if that is not a tuned network."""
+    """What was saved in ``folder``. Raises ``SavedError`` if that is not a tuned model."""
     path = folder / DESCRIPTION
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -98,11 +98,11 @@ def read(folder: Path) -> Description:
     return description
 
 
-def restore(folder: Path, description: Description, backbone: Backbone) -> TunableNetwork:
-    """The tuned network in ``folder`` on its base network.
+def restore(folder: Path, description: Description, backbone: Backbone) -> TunableModel:
+    """The tuned model in ``folder`` on its base model.
 
     Raises:
-        SavedError: the base network has other weights, or the tensors are not those of this network.
+        SavedError: the base model has other weights, or the tensors are not those of this model.
     """
     if backbone.weights != description.weights:
         raise SavedError(
@@ -111,10 +111,10 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
         )
     if json.loads(json.dumps(asdict(backbone.preprocessing))) != description.preprocessing:
         raise SavedError(
-            f"{folder} was tuned on pictures prepared as {description.preprocessing}, but {backbone.name} now asks for "
+            f"{folder} was tuned on images prepared as {description.preprocessing}, but {backbone.name} now asks for "
             f"{asdict(backbone.preprocessing)}: put its configuration back"
         )
-    network = TunableNetwork(
+    model = TunableModel(
         backbone,
         method_named(description.method),
         description.layer,
@@ -123,7 +123,7 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
         description.align,  # type: ignore[arg-type]
         description.scale,  # type: ignore[arg-type]
     )
-    expected = _kept(network)
+    expected = _kept(model)
     path = folder / files(description.method)[-1]
     try:
         with safe_open(str(path), "pt") as file, torch.no_grad():
@@ -131,30 +131,30 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
                 expected[name].copy_(tensor)
     except (SafetensorError, OSError) as error:
         raise SavedError(f"{path} can't be read ({error}); it is missing or damaged") from error
-    network.train(False)
-    return network
+    model.train(False)
+    return model
 
 
-def _kept(network: TunableNetwork) -> dict[str, Tensor]:
-    """What is kept of the network, by the names in its file: the network's own memory."""
-    changed = network.changed_state()
-    return lora.as_peft(changed, network.backbone) if network.method.adapt else changed
+def _kept(model: TunableModel) -> dict[str, Tensor]:
+    """What is kept of the model, by the names in its file: the model's own memory."""
+    changed = model.changed_state()
+    return lora.as_peft(changed, model.backbone) if model.method.adapt else changed
 
 
 def _tensors(path: Path, file: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the file holds, after seeing that it is what the network needs."""
+    """What the file holds, after seeing that it is what the model needs."""
     names = set(file.keys())
     if names != set(expected):
         wrong = sorted(names ^ set(expected))
-        raise SavedError(f"{path} does not hold the tensors of this network (first difference: {wrong[0]!r})")
+        raise SavedError(f"{path} does not hold the tensors of this model (first difference: {wrong[0]!r})")
     found = {}
     for name, tensor in expected.items():
         shape = tuple(file.get_slice(name).get_shape())
         if shape != tuple(tensor.shape):
-            raise SavedError(f"{path}: {name!r} has shape {shape}, the network needs {tuple(tensor.shape)}")
+            raise SavedError(f"{path}: {name!r} has shape {shape}, the model needs {tuple(tensor.shape)}")
         found[name] = file.get_tensor(name)
         if found[name].dtype != tensor.dtype:
-            raise SavedError(f"{path}: {name!r} holds {found[name].dtype}, the network needs {tensor.dtype}")
+            raise SavedError(f"{path}: {name!r} holds {found[name].dtype}, the model needs {tensor.dtype}")
         if not torch.isfinite(found[name]).all():
             raise SavedError(f"{path}: {name!r} holds values that are not finite; it is damaged")
     return found

@@ -1,6 +1,6 @@
-"""Where training batches come from: pictures, made ready as they are needed, or what was computed from them before.
+"""Where training batches come from: images, made ready as they are needed, or what was computed from them before.
 
-Either way a batch is asked for by indices of pictures and, for each, which view of it; view 0 is the picture as it is.
+Either way a batch is asked for by indices of images and, for each, which view of it; view 0 is the image as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ANY_NUMBER = 2**31
 
 @dataclass(frozen=True)
 class PixelInputs:
-    """Pictures as normalised float inputs (b, 3, height, width), made of their bytes where the network runs."""
+    """Images as normalized float inputs (b, 3, height, width), made of their bytes where the model runs."""
 
     pixels: Pixels
     augment: Views | None = None
@@ -30,7 +30,7 @@ class PixelInputs:
 
     @property
     def views(self) -> int:
-        """How many there are of each picture."""
+        """How many there are of each image."""
         return ANY_NUMBER if self.augment else 1
 
     def batches(
@@ -38,23 +38,23 @@ class PixelInputs:
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Indices and inputs in the order given, of the views given for each."""
         at = 0
-        for indices, pictures in self.pixels.batches(order, size):
-            batch = sent(pictures, self.device)
+        for indices, images in self.pixels.batches(order, size):
+            batch = sent(images, self.device)
             if self.augment is not None and views is not None:
                 batch = self.augment.of(batch, indices, views[at : at + len(indices)])
             at += len(indices)
-            inputs = self.pixels.preprocessing.normalise(batch)
+            inputs = self.pixels.preprocessing.normalize(batch)
             yield indices, inputs.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
 class KeptInputs:
-    """What goes into a part of the network for each of n pictures in each of its views: batches to train that part on.
+    """What goes into a part of the model for each of n images in each of its views: batches to train that part on.
 
     Attributes:
         values: shape (views · n, …), view by view, with channels last for maps.
-        maps: whether they are maps, which the network wants as (b, d, height, width).
-        views: of each picture.
+        maps: whether they are maps, which the model wants as (b, d, height, width).
+        views: of each image.
     """
 
     values: Tensor

@@ -36,7 +36,7 @@ class Diverged(TightframeError):
 
 @runtime_checkable
 class Goal(Protocol):
-    """What is minimised: ``total`` over ``weight``."""
+    """What is minimized: ``total`` over ``weight``."""
 
     def total(self, features: Tensor, logits: Tensor, target: Tensor, /) -> Tensor:
         """Sum of the losses, of features (n, d), what the head makes of them (n, K), and classes (n,)."""
@@ -62,11 +62,11 @@ class Watch:
 
 @runtime_checkable
 class Inputs(Protocol):
-    """Where batches come from: pictures made ready, or what was computed from them before."""
+    """Where batches come from: images made ready, or what was computed from them before."""
 
     @property
     def views(self) -> int:
-        """How many views there are of each picture."""
+        """How many views there are of each image."""
         ...
 
     def batches(
@@ -77,7 +77,7 @@ class Inputs(Protocol):
 
 
 def fit(
-    network: Trainable,
+    model: Trainable,
     inputs: Inputs,
     split: Split,
     recipe: Recipe,
@@ -90,7 +90,7 @@ def fit(
     goal: Goal | None = None,
     watch: Watch | None = None,
 ) -> list[Row]:
-    """Train ``network`` in place and return a row an epoch.
+    """Train ``model`` in place and return a row an epoch.
 
     Rows hold ``epoch``, ``rate``, ``train_loss``, ``train_accuracy`` and ``nc1`` of the features that the head sees,
     all as seen by the training batches of that epoch, ``seconds`` that they took, and ``validation_loss`` and
@@ -98,19 +98,19 @@ def fit(
     place of ``nc1``, and ``goal`` another loss in the place of the recipe's.
 
     With ``checkpoint``, training goes on from that file if it was written under the same recipe, split and ``scope``
-    (whatever else decides the result: network, method, pictures). ``on_epoch`` is given every row, those of epochs
+    (whatever else decides the result: model, method, images). ``on_epoch`` is given every row, those of epochs
     done before included.
 
     Raises:
         Diverged: the loss is no longer finite; a lower rate is needed.
     """
     optimizer = torch.optim.SGD(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=recipe.rate,
         momentum=recipe.momentum,
         weight_decay=recipe.decay,
     )
-    state = State(network, optimizer, recipe.average, checkpoint, _identity(recipe, split, scope))
+    state = State(model, optimizer, recipe.average, checkpoint, _identity(recipe, split, scope))
     team = together()
     state.load()
     team.wait()  # what is loaded must not be written over by one that is ahead
@@ -118,7 +118,7 @@ def fit(
         on_epoch(row)
     goal = goal or Objective.of(recipe, split, device)
     watch = watch or Watch(lambda seen, labels, head: {"nc1": collapse_of(seen, labels)})
-    run = _Run(network, inputs, split, recipe, goal, watch, state, device, precision, team)
+    run = _Run(model, inputs, split, recipe, goal, watch, state, device, precision, team)
     while not run.finished:
         state.epoch_done(run.epoch(len(state.rows) + 1), keep_best=recipe.patience is not None)
         on_epoch(state.rows[-1])
@@ -128,7 +128,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Run:
-    network: Trainable
+    model: Trainable
     inputs: Inputs
     split: Split
     recipe: Recipe
@@ -160,18 +160,18 @@ class _Run:
             "rate": self.state.optimizer.param_groups[0]["lr"],
             "train_loss": underway.loss / underway.weight,
             "train_accuracy": underway.right / len(seen),
-            **self.watch.training(seen, self.split.labels[order[: len(seen)]], self.network.head),
+            **self.watch.training(seen, self.split.labels[order[: len(seen)]], self.model.head),
             "seconds": underway.seconds,
         }
         held_out = self.split.validation
         labels = self.split.labels[held_out]
         with self.state.averaged():
             features = predict_features(
-                self.network, self.inputs, held_out, recipe.batch_size, self.device, self.precision
+                self.model, self.inputs, held_out, recipe.batch_size, self.device, self.precision
             )
-            watched = self.watch.held_out(features, labels, self.network.head) if len(labels) else {}
+            watched = self.watch.held_out(features, labels, self.model.head) if len(labels) else {}
             row |= {f"validation_{name}": value for name, value in watched.items()}
-            return row | judged(logits_of(self.network, features), labels)
+            return row | judged(logits_of(self.model, features), labels)
 
     def _train(self, epoch: int, order: np.ndarray) -> None:
         recipe, underway = self.recipe, self.state.underway
@@ -180,10 +180,10 @@ class _Run:
         mine, size = self.team.share(order, recipe.batch_size)
         mine = mine[underway.step * size :]
         batches = self.inputs.batches(order[mine], size, None if views is None else views[mine])
-        self.network.train(True)
+        self.model.train(True)
         with (
             torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
-            self.team.batch_norms_of(self.network),
+            self.team.batch_norms_of(self.model),
         ):
             started = time.perf_counter()
             for indices, batch in batches:
@@ -210,25 +210,25 @@ class _Run:
         self.state.optimizer.zero_grad()
         for inputs, own, others in zip(*(each.tensor_split(parts) for each in (mixed, target, partners)), strict=True):
             with autocast(self.device, self.precision):
-                features = self.network.features(inputs)
-                logits = self.network.head(features).float()
+                features = self.model.features(inputs)
+                logits = self.model.head(features).float()
             loss = mix.of(partial(self.goal.total, features, logits), own, others)
             (loss / weight).backward()
             found += torch.stack([loss.detach(), (logits.argmax(1) == own).sum()])
             seen.append(features.detach().float())
-        self.team.add_up([parameter.grad for parameter in self.network.parameters() if parameter.grad is not None])
+        self.team.add_up([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
         self.state.optimizer.step()
         self.team.add_up([found])
         self.state.underway.stepped(torch.stack([found[0], weight, found[1]]), self.team.gather(torch.cat(seen)))
 
 
-def logits_of(network: Trainable, features: Tensor) -> Tensor:
+def logits_of(model: Trainable, features: Tensor) -> Tensor:
     """What the head makes of features (n, d) that are on the CPU: logits (n, K), there too."""
-    return functional.linear(features, network.head.weight.detach().cpu(), network.head.bias.detach().cpu())
+    return functional.linear(features, model.head.weight.detach().cpu(), model.head.bias.detach().cpu())
 
 
 def predict_features(
-    network: Trainable,
+    model: Trainable,
     inputs: Inputs,
     order: np.ndarray | Sequence[int],
     batch_size: int,
@@ -236,11 +236,11 @@ def predict_features(
     precision: str,
 ) -> Tensor:
     """Features (n, d) that the head sees, in eval mode, on the CPU."""
-    network.train(False)
+    model.train(False)
     with torch.inference_mode(), autocast(device, precision):
         batches = inputs.batches(order, batch_size)
-        parts = [network.features(sent(batch, device)).float().cpu() for _, batch in batches]
-    return torch.cat(parts) if parts else torch.zeros(0, network.head.in_features)
+        parts = [model.features(sent(batch, device)).float().cpu() for _, batch in batches]
+    return torch.cat(parts) if parts else torch.zeros(0, model.head.in_features)
 
 
 def collapse_of(features: Tensor, labels: np.ndarray) -> float | None:

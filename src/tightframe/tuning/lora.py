@@ -1,8 +1,8 @@
 """LoRA (Hu et al., ICLR 2022) through peft: a trained map of low rank beside each frozen one, saved in peft's format.
 
-Which maps: the ``nn.Linear`` of a network that has some, and layer norm and no batch norm (transformers, ConvNeXt); of
+Which maps: the ``nn.Linear`` of a model that has some, and layer norm and no batch norm (transformers, ConvNeXt); of
 any other its ``nn.Linear`` and its ``nn.Conv2d`` that are not grouped. Only modules of exactly these types, since what
-derives from them computes something else, and only those that the network calls: one whose weight it reads by itself
+derives from them computes something else, and only those that the model calls: one whose weight it reads by itself
 would be adapted without effect. The head is none of them.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tightframe.backbone import Backbone
 from tightframe.errors import SettingsError, TightframeError
-from tightframe.protocols import Backbone
 from tightframe.tuning.places import Place, place_of_head, put
 
 RANK, ALPHA = 8, 16
@@ -27,7 +27,7 @@ RANK, ALPHA = 8, 16
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What peft calls its files."""
 PREFIX = "base_model.model."
-"""What peft puts before the names of a network's modules."""
+"""What peft puts before the names of a model's modules."""
 
 
 class LoraMissing(TightframeError, ModuleNotFoundError):
@@ -87,9 +87,9 @@ def config_text(base: nn.Module, backbone: Backbone) -> str:
 
 
 def as_peft(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """``changed_state`` of an adapted network by the names that peft gives it, sharing memory.
+    """``changed_state`` of an adapted model by the names that peft gives it, sharing memory.
 
-    The head goes where the plain network has it. Where peft can't put it there, it keeps its name and is passed over.
+    The head goes where the plain model has it. Where peft can't put it there, it keeps its name and is passed over.
     """
     place = _place(backbone)
     return dict(_as_peft(name, tensor, place) for name, tensor in tensors.items())
@@ -133,7 +133,7 @@ def _plain_convolution(module: nn.Module) -> bool:
 
 
 def _called(base: nn.Module, backbone: Backbone) -> list[tuple[str, nn.Module]]:
-    """Modules that run for a blank picture, in the order of their names."""
+    """Modules that run for a blank image, in the order of their names."""
     device = next((parameter.device for parameter in base.parameters()), None)
     ran = set[nn.Module]()
     handles = [module.register_forward_pre_hook(lambda m, _: ran.add(m)) for module in base.modules()]

@@ -12,19 +12,19 @@ from typing import NamedTuple
 
 from torch import nn
 
+from tightframe.backbone import Backbone
 from tightframe.errors import SettingsError
 from tightframe.features.taps import submodule
-from tightframe.protocols import Backbone
 from tightframe.tuning import lora
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 class Owned(NamedTuple):
-    """What a method trains of a network, besides the new head.
+    """What a method trains of a model, besides the new head.
 
     Attributes:
-        modules: trained whole, in training mode: batch norms in them follow the new pictures.
+        modules: trained whole, in training mode: batch norms in them follow the new images.
         parameters: trained one by one, in modules that stay in eval mode.
     """
 
@@ -38,7 +38,7 @@ class Method:
 
     Attributes:
         name: as given to ``--method``.
-        owns: what it trains of a network whose tuned block has the name given, once that is adapted.
+        owns: what it trains of a model whose tuned block has the name given, once that is adapted.
         needs_layer: whether a block has to be named or chosen.
         skip: whether the head sees the tuned block's pooled output beside the penultimate features.
         warm: whether training starts, unless told otherwise, from a fitted probe in place of a head of zeros.
@@ -88,7 +88,7 @@ METHODS = {
         Method("scl", _block, True, True, False, "SCL FT: one block, skip-connected to the features of the new head"),
         Method("full", _everything, False, False, False, "full fine-tuning: every parameter and a new head"),
         Method("bitfit", _biases, False, False, False, "BitFit: all biases and a new head"),
-        Method("norm", _norms, False, False, False, "all normalisation layers and a new head"),
+        Method("norm", _norms, False, False, False, "all normalization layers and a new head"),
         Method("lp-ft", _everything, False, False, True, "LP-FT: a probe first, then every parameter"),
         Method("lora", _adapters, False, False, False, "LoRA: maps of low rank and a new head", lora.adapt),
     )

@@ -1,4 +1,4 @@
-"""Putting modules in the place of others: where a network has its head, and what stands there."""
+"""Putting modules in the place of others: where a model has its head, and what stands there."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 from torch import nn
 
+from tightframe.backbone import Backbone
 from tightframe.features.taps import submodule
-from tightframe.protocols import Backbone
 
 
 class Place(NamedTuple):
-    """A module and its dotted name in a network."""
+    """A module and its dotted name in a model."""
 
     name: str
     module: nn.Module
 
 
-def put(network: nn.Module, name: str, module: nn.Module) -> None:
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
     """Set ``module`` in the place called ``name``."""
     parent, _, last = name.rpartition(".")
-    setattr(submodule(network, parent), last, module)
+    setattr(submodule(model, parent), last, module)
 
 
 def place_of_head(backbone: Backbone) -> Place | None:
-    """Where a plain network has its head: one of timm's that came without, where timm would put one.
+    """Where a plain model has its head: one of timm's that came without, where timm would put one.
 
     ``None`` where there is no place for a head.
     """

@@ -1,12 +1,12 @@
-"""The prefix cache: what stands before the tuned block is a constant, so pictures run through it only once.
+"""The prefix cache: what stands before the tuned block is a constant, so images run through it only once.
 
-``Suffix`` is a network from one block on. It is found by symbolic tracing (torch.fx) that steps into no module but the
-ones around the block, so that hardly any network resists: the trace says which values cross from before the block to
-after it, and where that is the block's own input alone, the rest can be run from it. ``inputs_of`` runs the pictures
+``Suffix`` is a model from one block on. It is found by symbolic tracing (torch.fx) that steps into no module but the
+ones around the block, so that hardly any model resists: the trace says which values cross from before the block to
+after it, and where that is the block's own input alone, the rest can be run from it. ``inputs_of`` runs the images
 and keeps what goes into one block, or into several at once, in half precision, memory-mapped.
 
-What is left out is only ever a repeated computation: the suffix runs the very modules of the network, so training it is
-training the network, up to the rounding of what was kept.
+What is left out is only ever a repeated computation: the suffix runs the very modules of the model, so training it is
+training the model, up to the rounding of what was kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from tightframe.errors import TightframeError
 from tightframe.features.precision import autocast
 from tightframe.features.taps import submodule
-from tightframe.protocols import Progress, silent
+from tightframe.progress import Progress, silent
 from tightframe.tuning.inputs import KeptInputs, PixelInputs
 
 GIGABYTE = 2**30
@@ -37,16 +37,16 @@ LARGEST_HALF = 6e4
 
 
 class CannotCut(TightframeError):
-    """The network can't be run from this block on; it can be trained whole."""
+    """The model can't be run from this block on; it can be trained whole."""
 
 
 class Suffix(nn.Module):
-    """A network from one block on: takes what goes into the block, gives what the network gives.
+    """A model from one block on: takes what goes into the block, gives what the model gives.
 
     It owns no module: ``base`` does, and hooks on its modules see what they always see.
 
     Raises:
-        CannotCut: the network does something between blocks that tracing can't follow, or more than the block's input
+        CannotCut: the model does something between blocks that tracing can't follow, or more than the block's input
             is needed after it.
     """
 
@@ -56,7 +56,7 @@ class Suffix(nn.Module):
         self._run = [fx.GraphModule(base, _from_block(graph, block))]  # in a list: not a submodule
 
     def forward(self, inputs: Shaped[Tensor, "n ..."]) -> Any:
-        """What the network gives for pictures whose way into the block is ``inputs``."""
+        """What the model gives for images whose way into the block is ``inputs``."""
         return self._run[0](inputs)
 
 
@@ -76,25 +76,25 @@ def _traced(base: nn.Module, block: str) -> fx.Graph:
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     try:
         return _Around(block).trace(base, concrete_args=defaults)
-    except Exception as error:  # whatever the network's own code does with values that are not there yet
+    except Exception as error:  # whatever the model's own code does with values that are not there yet
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CannotCut(f"what the network does around {block} can't be followed ({why})") from error
+        raise CannotCut(f"what the model does around {block} can't be followed ({why})") from error
 
 
 def _from_block(graph: fx.Graph, block: str) -> fx.Graph:
-    """The part of ``graph`` that depends on the block, with the block's input in place of the network's."""
+    """The part of ``graph`` that depends on the block, with the block's input in place of the model's."""
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == block]
     if len(calls) != 1 or not calls[0].args or not isinstance(calls[0].args[0], fx.Node):
         raise CannotCut(f"{block} is not called once with one input")
     call, entry = calls[0], calls[0].args[0]
     after = _dependent(graph, {call})
-    of_pictures = _dependent(graph, {node for node in graph.nodes if node.op == "placeholder"})
+    of_images = _dependent(graph, {node for node in graph.nodes if node.op == "placeholder"})
     needed = set(after)
     for node in reversed(graph.nodes):
         if node in needed and node is not entry:
             needed.update(node.all_input_nodes)
-    if any(node in of_pictures and node not in after for node in needed - {entry}):
-        raise CannotCut(f"after {block} the network goes back to what came before it")
+    if any(node in of_images and node not in after for node in needed - {entry}):
+        raise CannotCut(f"after {block} the model goes back to what came before it")
     found, made = fx.Graph(), dict[fx.Node, fx.Node]()
     made[entry] = found.placeholder("inputs")
     for node in graph.nodes:
@@ -114,7 +114,7 @@ def _dependent(graph: fx.Graph, start: set[fx.Node]) -> set[fx.Node]:
 def inputs_of(
     base: nn.Module,
     blocks: Sequence[str],
-    pictures: PixelInputs,
+    images: PixelInputs,
     count: int,
     *,
     device: torch.device,
@@ -124,12 +124,12 @@ def inputs_of(
     batch_size: int = 64,
     progress: Progress = silent,
 ) -> dict[str, KeptInputs]:
-    """What goes into each of ``blocks`` for ``count`` pictures, from one pass a view in eval mode.
+    """What goes into each of ``blocks`` for ``count`` images, from one pass a view in eval mode.
 
     Args:
-        base: the network.
+        base: the model.
         budget: gigabytes that all of it may take on disk.
-        views: of each picture, the picture as it is among them.
+        views: of each image, the image as it is among them.
 
     Raises:
         CannotCut: it would take more.
@@ -137,7 +137,7 @@ def inputs_of(
     kept: dict[str, tuple[Tensor, bool]] = {}
     base.train(False)
     batches = progress(
-        _each_view(pictures, count, views, batch_size),
+        _each_view(images, count, views, batch_size),
         f"keeping what goes into {', '.join(blocks)}",
         views * -(-count // batch_size),
     )
@@ -155,7 +155,7 @@ def inputs_of(
 
 def features_of_views(
     features: Callable[[Tensor], Tensor],
-    pictures: PixelInputs,
+    images: PixelInputs,
     count: int,
     views: int,
     *,
@@ -164,8 +164,8 @@ def features_of_views(
     batch_size: int = 64,
     progress: Progress = silent,
 ) -> KeptInputs:
-    """What ``features`` gives, (b, d), for ``count`` pictures in each of their views."""
-    batches = _each_view(pictures, count, views, batch_size)
+    """What ``features`` gives, (b, d), for ``count`` images in each of their views."""
+    batches = _each_view(images, count, views, batch_size)
     found = []
     with torch.inference_mode(), autocast(device, precision):
         for _, batch in progress(batches, "features of all views", views * -(-count // batch_size)):
@@ -173,10 +173,10 @@ def features_of_views(
     return KeptInputs(torch.cat(found), views=views)
 
 
-def _each_view(pictures: PixelInputs, count: int, views: int, size: int) -> Iterator[tuple[list[int], Tensor]]:
+def _each_view(images: PixelInputs, count: int, views: int, size: int) -> Iterator[tuple[list[int], Tensor]]:
     """Rows of what is kept, and inputs, view by view."""
     for view in range(views):
-        for indices, batch in pictures.batches(range(count), size, np.full(count, view)):
+        for indices, batch in images.batches(range(count), size, np.full(count, view)):
             yield [view * count + index for index in indices], batch
 
 

@@ -1,7 +1,7 @@
 """Several processes that train as one: each runs its part of every batch, and what they find is added up.
 
 They are started by ``accelerate launch`` or ``torchrun`` and found by Hugging Face Accelerate. All do the same from the
-same seeds, so that they agree on everything but the pictures at hand; the first alone writes (see ``files``). Batch
+same seeds, so that they agree on everything but the images at hand; the first alone writes (see ``files``). Batch
 norms see the whole batch, so that the result is that of one process, to rounding; but for mixup, whose partners come
 from a process's own part, and dropout.
 """
@@ -35,7 +35,7 @@ class Team:
         self.rank, self.size = rank, size
 
     def check(self, batch_size: int) -> None:
-        """Raise ``SettingsError`` for batches in which there is not a picture for each."""
+        """Raise ``SettingsError`` for batches in which there is not an image for each."""
         if batch_size < self.size:
             raise SettingsError(f"a batch of {batch_size} does not go round {self.size} processes: raise --batch-size")
 
@@ -81,12 +81,12 @@ class Team:
             torch.distributed.barrier()
 
     @contextmanager
-    def batch_norms_of(self, network: nn.Module | object) -> Iterator[None]:
+    def batch_norms_of(self, model: nn.Module | object) -> Iterator[None]:
         """Batch norms in training mode take their statistics from the whole batch."""
-        modules = network.modules() if isinstance(network, nn.Module) and self.size > 1 else ()
+        modules = model.modules() if isinstance(model, nn.Module) and self.size > 1 else ()
         norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
-            norm.forward = partial(_normalised, norm)  # type: ignore[method-assign]
+            norm.forward = partial(_normalized, norm)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -126,7 +126,7 @@ class _Sum(torch.autograd.Function):
         return _Sum.forward(ctx, gradient)
 
 
-def _normalised(norm: nn.modules.batchnorm._BatchNorm, inputs: Tensor) -> Tensor:
+def _normalized(norm: nn.modules.batchnorm._BatchNorm, inputs: Tensor) -> Tensor:
     """What a batch norm makes of its part of a batch, by the mean and variance of all of it."""
     if not norm.training:
         return type(norm).forward(norm, inputs)
@@ -134,15 +134,15 @@ def _normalised(norm: nn.modules.batchnorm._BatchNorm, inputs: Tensor) -> Tensor
     along, shape = [0, *range(2, values.ndim)], [1, -1, *[1] * (values.ndim - 2)]
     count = _Sum.apply(torch.tensor(float(values.numel() // values.shape[1]), device=values.device))
     mean = _Sum.apply(values.sum(along)) / count
-    centred = values - mean.view(shape)
-    variance = _Sum.apply(centred.square().sum(along)) / count
+    centerd = values - mean.view(shape)
+    variance = _Sum.apply(centerd.square().sum(along)) / count
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum  # type: ignore
             norm.running_mean.lerp_(mean.detach(), momentum)
             norm.running_var.lerp_(variance.detach() * count / (count - 1), momentum)
-    scaled = centred * (variance + norm.eps).rsqrt().view(shape)
+    scaled = centerd * (variance + norm.eps).rsqrt().view(shape)
     if norm.affine:
         scaled = scaled * norm.weight.view(shape) + norm.bias.view(shape)
     return scaled.to(inputs.dtype)

@@ -1,7 +1,7 @@
-"""How to train, as numbers: the recipe, who trains and who validates, and what is minimised.
+"""How to train, as numbers: the recipe, who trains and who validates, and what is minimized.
 
 The schedule is the paper's (Li et al., TMLR 2024): momentum 0.9, cosine from the start rate to 1e-4. Label smoothing is
-Szegedy et al.'s (CVPR 2016), mixup Zhang et al.'s (ICLR 2018), of whatever the network is fed: where that is what goes
+Szegedy et al.'s (CVPR 2016), mixup Zhang et al.'s (ICLR 2018), of whatever the model is fed: where that is what goes
 into a block, it is manifold mixup (Verma et al., ICML 2019).
 """
 
@@ -25,18 +25,18 @@ class Recipe:
     Attributes:
         rate: learning rate at the start of the cosine.
         decay: weight decay.
-        epochs: passes over the training pictures.
-        batch_size: pictures a step.
+        epochs: passes over the training images.
+        batch_size: images a step.
         momentum: of SGD.
         final_rate: at the end of the cosine.
         seed: of order, views, dropout and mixup.
         smoothing: share of the target that goes to all classes alike.
-        mixup: α of the Beta(α, α) that pictures are mixed by; 0 to mix none.
+        mixup: α of the Beta(α, α) that images are mixed by; 0 to mix none.
         balance: whether rare classes weigh more: every class as much as any other in all.
         accumulate: parts that a batch is run in, one after the other, to save memory; batch norms see a part.
         average: decay of the exponential moving average of the weights, which is what is judged and kept; 0 for none.
         patience: epochs without a lower validation loss after which training ends and goes back to the best epoch.
-        copies: rows of a batch that each picture takes, one after the other, each a view of its own.
+        copies: rows of a batch that each image takes, one after the other, each a view of its own.
     """
 
     rate: float = 0.1
@@ -60,14 +60,14 @@ class Recipe:
         return final + (self.rate - final) * (1 + math.cos(math.pi * step / steps)) / 2
 
     def order(self, epoch: int, training: np.ndarray) -> np.ndarray:
-        """Indices of training pictures in the order in which ``epoch`` takes them."""
+        """Indices of training images in the order in which ``epoch`` takes them."""
         order = np.random.default_rng((self.seed, epoch)).permutation(training).repeat(self.copies)
         if len(order) % self.batch_size == 1 and len(order) > 1:
-            order = order[:-1]  # batch norm can't train on one picture; another one sits out next epoch
+            order = order[:-1]  # batch norm can't train on one image; another one sits out next epoch
         return order
 
     def draws(self, epoch: int, count: int, views: int) -> tuple[int, np.ndarray | None]:
-        """What else an epoch of ``count`` pictures is drawn by: a seed for its steps, and a view (n,) of each."""
+        """What else an epoch of ``count`` images is drawn by: a seed for its steps, and a view (n,) of each."""
         random = np.random.default_rng((self.seed, epoch, 1))
         return int(random.integers(2**62)), random.integers(views, size=count) if views > 1 else None
 
@@ -84,14 +84,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: cross-entropy, with the weights of classes (K,) and the smoothing of the recipe."""
+    """What is minimized: cross-entropy, with the weights of classes (K,) and the smoothing of the recipe."""
 
     weights: Float[Tensor, " k"]
     smoothing: float
 
     @classmethod
     def of(cls, recipe: Recipe, split: Split, device: torch.device) -> Objective:
-        """For these training pictures; weights are 1 on average over them."""
+        """For these training images; weights are 1 on average over them."""
         counts = np.bincount(split.labels[split.training], minlength=split.classes)
         shares = (
             len(split.training) / ((counts > 0).sum() * np.maximum(counts, 1)) if recipe.balance else counts * 0 + 1

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tightframe.backbone import hash_of
 from tightframe.files import write_tensors
-from tightframe.protocols import hash_of
 
 Row = dict[str, Any]
 SAVE_SECONDS = 10.0
@@ -33,7 +33,7 @@ UNREAD = 32
 
 
 class Trainable(nn.Module, ABC):
-    """A network with a linear head, and what of it training changes: parameters that have gradients, and buffers."""
+    """A model with a linear head, and what of it training changes: parameters that have gradients, and buffers."""
 
     head: nn.Linear
 
@@ -104,13 +104,13 @@ class State:
     """
 
     def __init__(
-        self, network: Trainable, optimizer: torch.optim.Optimizer, average: float, path: Path | None, identity: str
+        self, model: Trainable, optimizer: torch.optim.Optimizer, average: float, path: Path | None, identity: str
     ):
-        self.network, self.optimizer, self.decay = network, optimizer, average
+        self.model, self.optimizer, self.decay = model, optimizer, average
         self.path, self.identity = path, identity
         self.rows: list[Row] = []
         self.underway = Underway()
-        self._average = _copy(network) if average else {}
+        self._average = _copy(model) if average else {}
         self._best: dict[str, Tensor] = {}
         self._steps = 0
         self._saved = time.monotonic()
@@ -126,7 +126,7 @@ class State:
         """Note that a step was made: follow with the running average, save now and then."""
         self._steps += 1
         share = min(self.decay, self._steps / (self._steps + 9))  # young averages follow faster
-        for name, tensor in self.network.changed_state().items() if self._average else ():
+        for name, tensor in self.model.changed_state().items() if self._average else ():
             if tensor.is_floating_point():
                 self._average[name].lerp_(tensor.detach(), 1 - share)
             else:
@@ -138,24 +138,24 @@ class State:
         self.rows.append(row)
         self.underway = Underway()
         if keep_best and self.best_epoch == row["epoch"]:
-            self._best = _copy(self.network) if not self._average else {k: t.clone() for k, t in self._average.items()}
+            self._best = _copy(self.model) if not self._average else {k: t.clone() for k, t in self._average.items()}
         self.save()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The running average in the network's place, if there is one."""
-        own = _copy(self.network) if self._average else {}
+        """The running average in the model's place, if there is one."""
+        own = _copy(self.model) if self._average else {}
         if own:
-            self.network.load_changed_state(self._average)
+            self.model.load_changed_state(self._average)
         yield
         if own:
-            self.network.load_changed_state(own)
+            self.model.load_changed_state(own)
 
     def finish(self) -> None:
-        """Save, and leave in the network what is to be kept: the best weights, the average, or the last ones."""
+        """Save, and leave in the model what is to be kept: the best weights, the average, or the last ones."""
         self.save(now=True)
         if self._best or self._average:
-            self.network.load_changed_state(self._best or self._average)
+            self.model.load_changed_state(self._best or self._average)
 
     def save(self, now: bool = False) -> None:
         """Write the file if there is one and the last time is long enough ago, or ``now``."""
@@ -175,7 +175,7 @@ class State:
         if kept is None or kept[0].get("identity") != self.identity:
             return
         metadata, tensors = kept
-        own = self.network.changed_state()
+        own = self.model.changed_state()
         shapes = {name: tensor.shape for name, tensor in _under("state", tensors).items()}
         if shapes != {name: tensor.shape for name, tensor in own.items()}:
             return
@@ -183,7 +183,7 @@ class State:
         self.rows, self._steps = told["rows"], told["steps"]
         seen = list(_under("seen", tensors).values())
         self.underway = Underway(**told["underway"], seen=seen)
-        self.network.load_changed_state(_under("state", tensors))
+        self.model.load_changed_state(_under("state", tensors))
         for name, tensor in self._average.items():
             tensor.copy_(tensors[f"average.{name}"])
         self._best = {name: tensor.to(own[name].device) for name, tensor in _under("best", tensors).items()}
@@ -193,7 +193,7 @@ class State:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
 
     def _tensors(self) -> dict[str, Tensor]:
-        parts = {"state": self.network.changed_state(), "average": self._average, "best": self._best}
+        parts = {"state": self.model.changed_state(), "average": self._average, "best": self._best}
         tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
         for index, parameter in enumerate(self._parameters()):
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
@@ -207,8 +207,8 @@ class State:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
-def _copy(network: Trainable) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in network.changed_state().items()}
+def _copy(model: Trainable) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.changed_state().items()}
 
 
 def _under(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The network that is tuned: a copy of the backbone without its head, a new head, and a neck between them.
+"""The model that is tuned: a copy of the backbone without its head, a new head, and a neck between them.
 
 With a skip connection (SCL) the neck brings together φ, the penultimate features, and z, the pooled output of the tuned
 block. ``align="pad"`` without scaling is the paper's parameter-free sum, φ + P z with P zero-padding of the shorter.
@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import SettingsError
 from tightframe.features.taps import Pool, pooled, pooling_of, tapped
-from tightframe.protocols import PENULTIMATE, Backbone
 from tightframe.tuning import lora
 from tightframe.tuning.methods import Method
 from tightframe.tuning.places import put
@@ -29,7 +29,7 @@ Scale = Literal["none", "spread"]
 
 
 class Neck(nn.Module):
-    """What the head sees: features (n, d_i) of one or two places in the network as one vector (n, width).
+    """What the head sees: features (n, d_i) of one or two places in the model as one vector (n, width).
 
     Args:
         widths: d of φ and, with a skip connection, of z.
@@ -75,7 +75,7 @@ class Neck(nn.Module):
         return sum_padded([features, skipped], self.width)
 
 
-class TunableNetwork(Trainable):
+class TunableModel(Trainable):
     """A backbone under one method: ``features`` (n, d) that the head sees, and logits (n, K) from ``forward``.
 
     Only what the method owns has gradients, and only modules that it trains whole are in training mode: BatchNorm of
@@ -128,11 +128,11 @@ class TunableNetwork(Trainable):
 
     @property
     def all_parameters(self) -> int:
-        """Number of parameters of the whole tuned network, the new head included and the old one gone."""
+        """Number of parameters of the whole tuned model, the new head included and the old one gone."""
         return sum(p.numel() for p in self.parameters())
 
     def parts(self, inputs: Float[Tensor, "n ..."], run: Callable[[Tensor], Any] | None = None) -> list[Tensor]:
-        """Pooled features (n, d_i) that the neck is given, from pictures; or from what ``run`` takes in their place."""
+        """Pooled features (n, d_i) that the neck is given, from images; or from what ``run`` takes in their place."""
         with tapped(self.backbone, self.read, self.pool, module=self.base) as read:
             output = (run or self.base)(inputs)
         if run is not None and self.backbone.head is None:  # no module of the base put these features out
@@ -145,17 +145,17 @@ class TunableNetwork(Trainable):
         return self.neck(self.parts(inputs))
 
     def from_block(self) -> FromBlock:
-        """The same network, to be run on what goes into its tuned block. Raises ``CannotCut`` where that can't be."""
+        """The same model, to be run on what goes into its tuned block. Raises ``CannotCut`` where that can't be."""
         return FromBlock(self)
 
     def plain_head(self) -> nn.Linear:
-        """The head, where penultimate features are all that it sees: such a network is a plain one.
+        """The head, where penultimate features are all that it sees: such a model is a plain one.
 
         Raises:
             SettingsError: the head sees more than the penultimate features.
         """
         if len(self.read) > 1:
-            raise SettingsError(f"the head of method {self.method.name} sees more than a plain network's head could")
+            raise SettingsError(f"the head of method {self.method.name} sees more than a plain model's head could")
         return self.head
 
     def plain_base(self) -> nn.Module:
@@ -165,7 +165,7 @@ class TunableNetwork(Trainable):
             lora.merge(plain)
         return plain.to(memory_format=torch.contiguous_format)  # which safetensors wants
 
-    def train(self, mode: bool = True) -> TunableNetwork:
+    def train(self, mode: bool = True) -> TunableModel:
         """Training mode for modules that are trained whole, eval mode for the rest."""
         super().train(False)
         for module in self._modules_trained:
@@ -199,35 +199,35 @@ class TunableNetwork(Trainable):
 
 
 class FromBlock(Trainable):
-    """A tunable network on what goes into its tuned block in place of pictures: same modules, same state."""
+    """A tunable model on what goes into its tuned block in place of images: same modules, same state."""
 
-    def __init__(self, network: TunableNetwork):
+    def __init__(self, model: TunableModel):
         super().__init__()
-        assert network.layer is not None
-        self.network, self.head = network, network.head
-        self._suffix = Suffix(network.base, network.layer)
+        assert model.layer is not None
+        self.model, self.head = model, model.head
+        self._suffix = Suffix(model.base, model.layer)
 
     def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
         """What the head sees."""
-        return self.network.neck(self.network.parts(inputs, self._suffix))
+        return self.model.neck(self.model.parts(inputs, self._suffix))
 
     def train(self, mode: bool = True) -> FromBlock:
-        """As the whole network's."""
-        self.network.train(mode)
+        """As the whole model's."""
+        self.model.train(mode)
         self.training = mode
         return self
 
     def changed_state(self) -> dict[str, Tensor]:
-        """As the whole network's."""
-        return self.network.changed_state()
+        """As the whole model's."""
+        return self.model.changed_state()
 
     def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
-        """As the whole network's."""
-        self.network.load_changed_state(tensors)
+        """As the whole model's."""
+        self.model.load_changed_state(tensors)
 
 
 class HeadOnly(Trainable):
-    """A new head on features already computed: how a linear probe trains without running the network again."""
+    """A new head on features already computed: how a linear probe trains without running the model again."""
 
     def __init__(self, head: nn.Linear):
         super().__init__()

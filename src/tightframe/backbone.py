@@ -1,0 +1,165 @@
+"""A pretrained model without regard to where it came from: its layers, its preprocessing, its identity.
+
+``models`` makes it; everything else uses it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import nn
+
+from tightframe.errors import LayerNotFound
+
+PENULTIMATE = "penultimate"
+"""The name under which the features that a model's own head sees are reported, beside its blocks."""
+OUTPUT = "output"
+"""The name under which what a model's own head says can be read: logits of the classes it was trained on."""
+
+LARGEST_SIDE = 4096
+"""Pixels. No model is made for more; a damaged config that asks for it would fill the memory."""
+
+Layout = Literal["map", "map_last", "tokens", "vector"]
+"""What a layer puts out: (n, d, h, w), (n, h, w, d), (n, tokens, d) or (n, d)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One place in a model where features can be read.
+
+    Attributes:
+        name: dotted module name, or ``"penultimate"`` for what the head sees.
+        layout: how its output is laid out.
+        dimension: number of values, d, once pooled.
+        parameters: how many parameters the module owns.
+        prefix_tokens: tokens before the patch tokens (class, distillation and register tokens).
+    """
+
+    name: str
+    layout: Layout
+    dimension: int
+    parameters: int
+    prefix_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model expects of an image, under timm's names: resize by ``crop_pct``, crop, scale to mean and std."""
+
+    input_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+    crop_mode: str = "center"
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """The image resized and cropped: bytes of shape (3, height, width)."""
+        return self._transform(image)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Bytes (n, 3, height, width) as the float32 input of the model."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
+        return (pixels.float() / 255 - mean) / std
+
+    @cached_property
+    def _transform(self) -> Any:
+        from timm.data import create_transform
+
+        return create_transform(
+            (3, *self.input_size),
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            normalize=False,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A pretrained model, ready to be measured or tuned.
+
+    Attributes:
+        name: what to call it in a table.
+        module: the model in eval mode, taking normalized (n, 3, height, width) floats.
+        preprocessing: from image to pixels to input.
+        layers: its blocks, in the order in which they run.
+        penultimate: the features its head sees (or its output, for a model without a head).
+        head: dotted name of the classifier, ``None`` if there is none.
+        token_pool: how its own head turns tokens into one vector.
+        origin: the arguments of ``load_backbone`` that make it again.
+        source: a hash of the user's own file that built it, if one did.
+        source_accuracy: top-1 accuracy in 0 … 1 on the data it was trained on, where its weights say so.
+    """
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    layers: tuple[Layer, ...]
+    penultimate: Layer
+    head: str | None
+    token_pool: Literal["cls", "mean"] = "mean"
+    origin: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    source_accuracy: float | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, its head included."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiplications and additions for one image, as torch's FLOP counter sees them (two FLOPs each)."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        device = next((parameter.device for parameter in self.module.parameters()), None)
+        blank = torch.zeros(1, 3, *self.preprocessing.input_size, device=device)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.module(blank)
+        return int(counter.get_total_flops()) // 2
+
+    @cached_property
+    def weights(self) -> str:
+        """A hash of all that is saved of the model, which is the same on any machine and under any version."""
+        return hash_of(self.module.state_dict())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that decides features: what is kept of a model is kept under it.
+
+        That is weights, all buffers, structure, head, preprocessing, and the user's own file that built it; not the
+        code that such a file imports, nor that of the libraries.
+        """
+        buffers = hash_of(dict(self.module.named_buffers()))
+        parts = (self.weights, buffers, repr(self.module), str(self.head), repr(self.preprocessing), self.source)
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    def layer(self, name: str) -> Layer:
+        """The layer called ``name``. Raises ``LayerNotFound``, with the nearest name there is."""
+        if name == OUTPUT and self.head is not None:
+            return Layer(OUTPUT, "vector", 0, 0)
+        known = {layer.name: layer for layer in (*self.layers, self.penultimate)}
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise LayerNotFound(
+                f'no layer "{name}" in {self.name} ({len(self.layers)} blocks); nearest: "{near[0]}"; '
+                "`tightframe measure` lists them all"
+            )
+        return known[name]
+
+
+def hash_of(tensors: dict[str, torch.Tensor]) -> str:
+    """A hash of names, types, shapes and contents."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,189 @@
+"""One image file in, one upright RGB image out; or ``BadImage`` with a reason in plain words.
+
+Read are JPEG (and MPO), PNG, GIF, BMP, WebP, TIFF and PPM, told by content and not by suffix. No other format is tried:
+some start programs (EPS starts Ghostscript), and few eyes have been on the rarer decoders.
+
+What is in the file becomes what a person would see:
+
+- turned upright as EXIF says; the first frame of an animation, the first page of a TIFF
+- transparent parts laid over white; palettes, grays and CMYK converted
+- 16-bit gray scaled to 8 bits (65535 becomes 255), not clipped
+
+Floating-point gray, and whole numbers outside 0 to 65535, have no agreed white and are refused.
+
+Safe to call from several threads: no setting of Pillow and no warning filter is touched. Where the caller has made
+warnings errors (``python -W error``), a file that Pillow warns of (odd metadata, say) is a bad image too.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import (  # noqa: F401  Importing a format's plugin registers it; else the first open imports all forty.
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from tightframe.errors import BadImage
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+"""Suffixes, in lower case, of the files that folders are searched for."""
+
+MAX_PIXELS = 89_478_485
+"""Most pixels an image may declare: a quarter of a gigabyte as RGB. The same number from which Pillow warns."""
+
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # JPEG opens MPO as well
+_READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, PPM"
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+_FOREIGN = {b"%!PS": "PostScript (EPS)", b"\xc5\xd0\xd3\xc6": "PostScript (EPS)", b"%PDF": "PDF", b"<svg": "SVG"}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class _Refused(Exception):
+    """The file is sound, but not an image we can show; carries the reason."""
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image in the file ``path``: mode RGB, upright, decoded to the last row, the file closed again.
+
+    Raises:
+        BadImage: the file is missing, empty, cut short, damaged, too large, or in a format that is not read. The
+            exception that Pillow or the system raised is its ``__cause__``.
+
+    """
+    path = Path(path)
+    try:
+        kind = path.stat()
+        if not stat.S_ISREG(kind.st_mode):  # Opening a named pipe would wait for ever.
+            raise _Refused("not a file" if not stat.S_ISDIR(kind.st_mode) else "a folder, not an image")
+        if kind.st_size == 0:
+            raise _Refused("the file is empty (0 bytes)")
+        with path.open("rb") as stream:
+            return _decode(stream)
+    except UnidentifiedImageError as error:
+        raise BadImage(path, _unidentified(path)) from error
+    except Exception as error:  # Damaged files make Pillow raise nearly anything.
+        raise BadImage(path, _plain(error)) from error
+
+
+def as_opened(image: Image.Image, name: str) -> Image.Image:
+    """An image that is open already, as ``open_image`` would give it: a new one, mode RGB, upright.
+
+    Raises:
+        BadImage: as ``open_image``, under ``name``.
+
+    """
+    try:
+        return _upright(image)
+    except Exception as error:
+        raise BadImage(name, _plain(error)) from error
+
+
+def _decode(stream: IO[bytes]) -> Image.Image:
+    # A stream and not a path: given a path, Pillow may memory-map the file, and pixels would change if the file does.
+    with Image.open(stream, formats=_FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise _Refused(f"it declares {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))  # After load: TIFFs are turned, and forget their tag, on loading.
+    seen = _as_rgb(image)
+    if turn is not None:
+        seen = seen.transpose(turn)
+    seen.info.clear()  # What remained of EXIF would let a later reader turn the image again.
+    return seen
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where it can't be made out, for damaged metadata is no reason to lose an image."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise _Refused("its pixels are floating-point numbers, whose white is unknown; save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_deep_gray(image)
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep_gray(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise _Refused(f"its grays run from {values.min()} to {values.max()}; at most 16 bits (0 to 65535) are read")
+    gray = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        gray[values == clear] = 255
+    return Image.fromarray(gray).convert("RGB")
+
+
+def _unidentified(path: Path) -> str:
+    """Why no decoder took the file: known but damaged, known but not read, or no image at all."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(16)
+    except OSError as error:
+        return _plain(error)
+    for signature, name in _SIGNATURES.items():
+        if start.startswith(signature):
+            return f"it starts like a {name} file, but its header is damaged, cut short or of a kind that is not read"
+    for signature, name in _FOREIGN.items():
+        if start.startswith(signature):
+            return f"it is {name}, which is not read (read are {_READ})"
+    return f"it is not an image in a format that is read ({_READ})"
+
+
+def _plain(error: Exception) -> str:
+    if isinstance(error, _Refused):
+        return str(error)
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"it declares more pixels than are read (at most {MAX_PIXELS:,}): {error}"
+    if isinstance(error, MemoryError):
+        return "too little memory to decode it"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"it can't be read ({error.strerror})"
+    if "truncated" in str(error).lower():
+        return f"it is cut short ({error})"
+    return f"it is damaged ({error or type(error).__name__})"

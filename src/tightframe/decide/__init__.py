@@ -1,0 +1,1 @@
+"""Choosing layers and models from evidence."""

@@ -1,0 +1,178 @@
+"""How good a tuned model is on labeled images: accuracy, calibration, each class, and what it confuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tightframe.deploy.tuned import Tuned
+from tightframe.errors import DataError
+from tightframe.images import ImageData, ImageSplits
+from tightframe.probes.calibration import calibration_error
+from tightframe.probes.results import interval
+from tightframe.report.result import Result
+from tightframe.row import Row
+
+MISTAKES = 10
+NAMED = 5
+"""Most class names to put into one message."""
+
+
+def evaluate(tuned: Tuned, data: ImageData | ImageSplits, *, batch_size: int = 64, device: str = "auto") -> Result:
+    """Judge ``tuned`` on the images in ``data``.
+
+    The one row holds ``images``, ``classes`` (those that occur), ``accuracy`` with its exact 95 % interval
+    (``accuracy_low``, ``accuracy_high``), ``balanced_accuracy`` (mean over classes), ``calibration_error`` (expected,
+    in 0 … 1) and ``log_loss`` (mean, in nats). ``further`` holds
+
+    - ``classes``: a row a class that occurs: ``images``, ``right``, ``accuracy`` with interval, and how often it was
+      ``predicted``
+    - ``confusion``: for each actual class, the classes that it was taken for: ``count`` and ``share`` of the class
+    - ``mistakes``: the ``MISTAKES`` surest wrong answers
+
+    Args:
+        tuned: the model.
+        data: labeled images; of splits, the test images, or all where there are none.
+        batch_size: images at a time.
+        device: where to run.
+
+    Raises:
+        DataError: no images, or classes that the model does not know.
+        BadImage: an image can't be decoded.
+    """
+    judged, notes = _judged_part(data)
+    labels = _labels_of(tuned, judged)
+    logits, _ = tuned.logits_and_features(judged, batch_size, device)
+    answers = _Answers(judged, tuned.classes, labels, logits)
+    settings = {
+        "model": tuned.backbone.name,
+        "method": tuned.model.method.name,
+        "data": judged.name,
+        "images": judged.fingerprint,
+        "classes": list(tuned.classes),
+    }
+    further = {"classes": answers.by_class(), "confusion": answers.confusion(), "mistakes": answers.mistakes()}
+    return Result("evaluate", [answers.overall()], settings, notes, further=further)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Labels (n,) in the model's own numbering, and logits (n, K)."""
+
+    data: ImageData
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    logits: Tensor
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """Probabilities (n, K), in float64."""
+        return self.logits.double().softmax(1)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """Classes (n,) as numbers."""
+        return self.shares.argmax(1).numpy()
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Images of each class, right answers and predictions of it, (3, K)."""
+        lists = (self.labels, self.labels[self.predicted == self.labels], self.predicted)
+        return np.stack([np.bincount(entries, minlength=len(self.classes)) for entries in lists])
+
+    def overall(self) -> Row:
+        """The row about all images together."""
+        images, right, _ = self.counts
+        present = images > 0
+        return {
+            "images": len(self.labels),
+            "classes": int(present.sum()),
+            **_rated(int(right.sum()), len(self.labels)),
+            "balanced_accuracy": float((right[present] / images[present]).mean()),
+            "calibration_error": calibration_error(self.shares, self.labels),
+            "log_loss": float(functional.cross_entropy(self.logits.double(), torch.from_numpy(self.labels))),
+        }
+
+    def by_class(self) -> list[Row]:
+        """A row a class that occurs."""
+        return [
+            {"class": self.classes[index], "images": images, "right": right}
+            | _rated(right, images)
+            | {"predicted": predicted}
+            for index, (images, right, predicted) in enumerate(self.counts.T.tolist())
+            if images
+        ]
+
+    def confusion(self) -> list[Row]:
+        """What each class was taken for, right answers included; what never happened has no row."""
+        pairs, counts = np.unique(np.stack([self.labels, self.predicted], 1), axis=0, return_counts=True)
+        return [
+            {
+                "actual": self.classes[actual],
+                "predicted": self.classes[predicted],
+                "count": count,
+                "share": count / int(self.counts[0, actual]),
+            }
+            for (actual, predicted), count in zip(pairs.tolist(), counts.tolist(), strict=True)
+        ]
+
+    def mistakes(self) -> list[Row]:
+        """The surest wrong answers, surest first."""
+        confidence = self.shares.amax(1).numpy()
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return [
+            {
+                "path": self.data.identifiers[index],
+                "actual": self.classes[self.labels[index]],
+                "predicted": self.classes[self.predicted[index]],
+                "probability": float(confidence[index]),
+            }
+            for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+        ]
+
+
+def mistaken(confusion: Sequence[Row]) -> list[Row]:
+    """The rows of ``confusion`` that are mistakes, most frequent first."""
+    return sorted((row for row in confusion if row["actual"] != row["predicted"]), key=lambda row: -row["count"])
+
+
+def _rated(right: int, total: int) -> Row:
+    low, high = interval(right, total)
+    return {"accuracy": right / total, "accuracy_low": low, "accuracy_high": high}
+
+
+def _judged_part(data: ImageData | ImageSplits) -> tuple[ImageData, list[str]]:
+    """The images to judge on, and what to know about them."""
+    if not isinstance(data, ImageSplits):
+        return data, []
+    if data.test is not None:
+        return data.test, data.notes
+    told = f"all {len(data.train)} images of {data.name} were judged: on those it was trained on it looks too good"
+    return data.train, [*data.notes, told]
+
+
+def _labels_of(tuned: Tuned, data: ImageData) -> np.ndarray:
+    """Labels (n,) of ``data`` in the numbering of ``tuned``."""
+    if not len(data):
+        raise DataError(f"{data.name} has no images to judge on; hold some out with --test-share, or give others")
+    places = {name: index for index, name in enumerate(tuned.classes)}
+    present = np.unique(data.labels).tolist()
+    strange = [data.classes[label] for label in present if data.classes[label] not in places]
+    if strange:
+        raise DataError(
+            f"{data.name} has images of {_listed(strange)}, but the model was tuned on {_listed(tuned.classes)}: "
+            "rename those folders as the model's classes, take them out, or tune on all these classes"
+        )
+    return np.array([places.get(name, -1) for name in data.classes], dtype=np.int64)[data.labels]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    shown = ", ".join(f'"{name}"' for name in names[:NAMED])
+    return f"{shown} and {more} more" if more > 0 else shown

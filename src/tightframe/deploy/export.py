@@ -1,0 +1,230 @@
+"""A tuned model as one ONNX file: normalization, base, what was trained, and softmax, for any ONNX runtime.
+
+The graph takes ``pixels`` (n, 3, height, width), n free, either bytes (``uint8``, 0 … 255) or ``float32`` in 0 … 1,
+chosen when it is made: an input of ONNX has one type. It gives ``probabilities`` and ``logits``, (n, K) each. Scaling
+to the model's mean and deviation is inside. Resizing and cropping to height × width is not: the metadata say how it
+is done, in timm's terms.
+
+Metadata of the file: ``classes`` (a JSON list, in the order of the probabilities), ``preprocessing`` and ``model``
+(JSON objects), ``pixels`` (what the graph takes, in words).
+
+Nothing is written before ONNX Runtime has said the same as PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from PIL import Image
+from torch import Tensor, nn
+
+from tightframe.backbone import Preprocessing
+from tightframe.deploy.tuned import Tuned
+from tightframe.errors import SettingsError, TightframeError
+from tightframe.features.pixels import Pixels
+from tightframe.files import write_bytes
+from tightframe.images import ImageData, ImageSplits
+from tightframe.report.result import Result, versions
+from tightframe.row import Row
+
+TAKES = {"uint8": "bytes from 0 to 255", "float32": "numbers from 0 to 1"}
+TOLERANCE = 1e-4
+"""Largest difference of a probability between ONNX Runtime and PyTorch that a file may have."""
+IMAGES = 32
+"""Most images that a file is checked on."""
+
+
+class OnnxMissing(TightframeError, ModuleNotFoundError):
+    """An export was asked for, and a package that it needs is not there."""
+
+
+class ExportFailed(TightframeError):
+    """The model can't be exported, or the exported one says something else."""
+
+
+def export_onnx(
+    tuned: Tuned,
+    path: Path | str,
+    data: ImageData | ImageSplits | None = None,
+    *,
+    pixels: str = "uint8",
+    tolerance: float = TOLERANCE,
+) -> Result:
+    """Write ``tuned`` to ``path`` as ONNX, once ONNX Runtime has given the same probabilities as PyTorch.
+
+    The row holds ``model``, ``bytes`` of the file, ``images`` it was checked on, ``difference`` (largest, of a
+    probability), ``same`` (share of images for which both name the same class), ``opset`` and ``file``.
+
+    Args:
+        tuned: the model, by any method.
+        path: the file, replaced if it is there.
+        data: images to check on, at most ``IMAGES`` of them, spread over all; of splits, the test images where
+            there are any. Made-up ones if ``None``.
+        pixels: what the graph takes; see the module.
+        tolerance: largest difference of a probability that is let pass.
+
+    Raises:
+        OnnxMissing: ``pip install tightframe[onnx]`` is needed.
+        ExportFailed: PyTorch can't export the model, or the probabilities differ by more than ``tolerance``.
+    """
+    if pixels not in TAKES:
+        raise SettingsError(f'no pixels of type "{pixels}"; choose {" or ".join(TAKES)}')
+    packages = _packages()
+    proto = _exported(_Graph(tuned, pixels), pixels)
+    _describe(proto, tuned, pixels)
+    content = proto.SerializeToString()
+    shown = _shown(tuned, data)
+    wanted, found = _both(tuned, packages["onnxruntime"], content, shown, pixels)
+    apart = float(np.abs(wanted - found).max())
+    if not apart <= tolerance:
+        raise ExportFailed(
+            f"ONNX Runtime's probabilities differ from PyTorch's by up to {apart:.2g}, more than {tolerance:g}: "
+            f"{path} was not written. Update onnxruntime and torch, or allow more with --tolerance"
+        )
+    write_bytes(Path(path), content)
+    row: Row = {
+        "model": tuned.backbone.name,
+        "bytes": len(content),
+        "images": len(shown),
+        "difference": apart,
+        "same": float((wanted.argmax(1) == found.argmax(1)).mean()),
+        "opset": max(entry.version for entry in proto.opset_import),
+        "file": str(path),
+    }
+    settings = {"model": tuned.backbone.name, "classes": list(tuned.classes), "pixels": pixels}
+    of = data.name if data is not None else "made-up images; name yours with --data to check on them"
+    notes = [f"the same as PyTorch to {apart:.1g} in probability, on {len(shown)} images of {of}"]
+    told = versions() | {name: str(package.__version__) for name, package in packages.items()}
+    return Result("export", [row], settings, notes, versions=told)
+
+
+class _Graph(nn.Module):
+    """What is exported: pixels (n, 3, h, w) in, probabilities and logits (n, K) out."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tuned: Tuned, pixels: str):
+        super().__init__()
+        self.model = tuned.model.cpu()
+        self.model.train(False)
+        wants = tuned.backbone.preprocessing
+        self.size = wants.input_size
+        self.white = 255.0 if pixels == "uint8" else 1.0
+        self.register_buffer("mean", torch.tensor(wants.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(wants.std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Shaped[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
+        logits = self.model((pixels.float() / self.white - self.mean) / self.std)
+        return logits.softmax(1), logits
+
+
+def _packages() -> dict[str, Any]:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+    except ImportError as error:
+        raise OnnxMissing(
+            f"exporting needs onnx, onnxscript and onnxruntime, and they can't be imported ({error}): "
+            "pip install tightframe[onnx]",
+            name=error.name,
+        ) from error
+    return {"onnx": onnx, "onnxscript": onnxscript, "onnxruntime": onnxruntime}
+
+
+def _exported(graph: _Graph, pixels: str) -> Any:
+    """The graph as a proto of ONNX, without what the exporter tells about this machine's files."""
+    example = torch.zeros(2, 3, *graph.size, dtype=getattr(torch, pixels))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own parts, to each other
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                input_names=["pixels"],
+                output_names=["probabilities", "logits"],
+                dynamic_shapes=({0: torch.export.Dim("n")},),
+            )
+    except Exception as error:  # whatever of a model the exporter can't follow
+        why = " ".join(str(error).split())[:300]
+        raise ExportFailed(
+            f"PyTorch can't export this model to ONNX ({type(error).__name__}: {why}); "
+            "update torch and onnxscript, or use the saved folder with `tightframe predict`"
+        ) from error
+    assert program is not None, "with dynamo it always is one"
+    proto = program.model_proto
+    for node in (*proto.graph.node, *(node for function in proto.functions for node in function.node)):
+        node.doc_string = ""
+        del node.metadata_props[:]
+    return proto
+
+
+def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:
+    """Put into the file's metadata what its users have to know."""
+    height, width = tuned.backbone.preprocessing.input_size
+    model = {"name": tuned.backbone.name, "weights": tuned.backbone.weights, "method": tuned.model.method.name}
+    told = {
+        "classes": json.dumps(list(tuned.classes), ensure_ascii=False),
+        "preprocessing": json.dumps(asdict(tuned.backbone.preprocessing)),
+        "model": json.dumps(model | {"layer": tuned.model.layer}),
+        "pixels": f"RGB, shape (n, 3, {height}, {width}), {pixels}: {TAKES[pixels]}; mean and std are applied inside",
+    }
+    proto.producer_name, proto.producer_version = "tightframe", versions()["tightframe"]
+    del proto.metadata_props[:]
+    for key, value in told.items():
+        proto.metadata_props.add(key=key, value=value)
+
+
+def _shown(tuned: Tuned, data: ImageData | ImageSplits | None) -> Shaped[Tensor, "n 3 h w"]:
+    """Bytes (n, 3, h, w) to check on."""
+    wants = tuned.backbone.preprocessing
+    if data is None:
+        return _made_up(wants)
+    if isinstance(data, ImageSplits):
+        data = data.test if data.test is not None else data.train
+    chosen = np.unique(np.linspace(0, len(data) - 1, min(IMAGES, len(data))).astype(int))
+    batches = [batch for _, batch in Pixels(data, wants, keep_bytes=0).batches(chosen, IMAGES)]
+    if not batches:
+        raise SettingsError(f"{data.name} has no images to check the file on; give others with --data")
+    return torch.cat(batches)
+
+
+def _made_up(wants: Preprocessing) -> Shaped[Tensor, "n 3 h w"]:
+    """Noise of every coarseness, and black and white."""
+    luck = np.random.default_rng(0)
+    sides = [1 + 2 * step for step in range(IMAGES - 2)]
+    noise = [Image.fromarray(luck.integers(0, 256, (side, side, 3), dtype=np.uint8)) for side in sides]
+    plain = [Image.new("RGB", (8, 8), color) for color in ("black", "white")]
+    return torch.stack([wants.pixels(image.resize((64, 64))) for image in (*noise, *plain)])
+
+
+def _both(
+    tuned: Tuned, runtime: Any, content: bytes, shown: Shaped[Tensor, "n 3 h w"], pixels: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (n, K) of PyTorch, from images as they are always prepared, and of ONNX Runtime.
+
+    In batches of two sizes, since any is promised.
+    """
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    wanted, found = [], []
+    for batch in (shown[:1], shown[1:]):
+        if len(batch):
+            given = batch if pixels == "uint8" else batch.float() / 255
+            found.append(session.run(["probabilities"], {"pixels": given.numpy()})[0])
+            with torch.inference_mode():
+                wanted.append(tuned.model(tuned.backbone.preprocessing.normalize(batch)).softmax(1).numpy())
+    return np.concatenate(wanted), np.concatenate(found)

@@ -1,0 +1,1 @@
+"""Backbones, wherever they come from."""

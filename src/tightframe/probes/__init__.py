@@ -1,0 +1,1 @@
+"""Classifiers read off features: what they get right while held out."""

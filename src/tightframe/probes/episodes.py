@@ -1,0 +1,324 @@
+"""Few-shot episodes on features that are there already: drawing them, four classifiers, hundreds of episodes at once.
+
+An episode draws K classes, of each a few images to learn from (the support, n in all) and others to be judged on
+(queries). Every classifier here is linear with weights in the span of the support, so all that is solved is
+n-dimensional, batched over episodes, and starts from the Gram matrix G of the support:
+
+- logistic: scikit-learn's LogisticRegression at C = 1 on L2-normalized features (Tian et al., ECCV 2020): the
+  intercept free, and for two classes one row of a sigmoid, as in ``metrics.logistic``.
+- ridge: least squares on one-hot targets with penalty 1 and a free intercept, on L2-normalized features.
+- cosine: the class whose mean of L2-normalized features is nearest by angle.
+- center: the class whose mean is nearest, features as they are (prototypical models, Snell et al. 2017). On
+  L2-normalized features it would be the same as cosine where there is one shot.
+
+Logistic regression is solved by majorisation: ½ bounds the Hessian of softmax from above (Böhning 1992), so one
+n × n matrix, the same for all classes and steps, gives steps that can't overshoot. Nesterov's momentum, dropped
+wherever it points uphill (O'Donoghue, Candès 2015), takes what is left to about fifteen steps. At the optimum the
+coefficients are C times one-hot minus probabilities, which sum to 0 over the support; they do at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from tightframe.errors import MeasureError, SettingsError
+from tightframe.features.moments import as_tensor, check_samples
+from tightframe.progress import Progress, silent
+
+STRENGTH = 1.0
+"""scikit-learn's C, of the protocol."""
+PENALTY = 1.0
+"""Of ridge regression, on features of length 1."""
+TOLERANCE = 1e-5
+"""Change of any logit in one step at which logistic regression counts as solved."""
+ROUNDS = 5000
+"""Steps after which it is given up; a hundred are already unusual."""
+BATCH_BYTES = 2**25
+"""What the episodes that are solved at a time may take, about."""
+CACHED = 2**19
+"""Numbers of features that are read at a time: few enough to stay in the processor's cache."""
+USUAL = 1e12
+"""Size of features up to which, and from the inverse of which on, their products hold in single precision."""
+NORMAL = 1.96
+"""Standard errors within which 95 % of a normal distribution lies."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """Which features take part in each of e episodes of k classes: row numbers, class after class.
+
+    Attributes:
+        support: n a class, to learn from.
+        queries: q a class, to be judged on.
+    """
+
+    support: Int64[Tensor, "e k n"]
+    queries: Int64[Tensor, "e k q"]
+
+    def with_shots(self, shots: int) -> Episodes:
+        """The same classes and queries, and the first ``shots`` of the support."""
+        return Episodes(self.support[..., :shots], self.queries)
+
+    def split(self, size: int) -> Iterator[Episodes]:
+        """``size`` of them at a time."""
+        for support, queries in zip(self.support.split(size), self.queries.split(size), strict=True):
+            yield Episodes(support, queries)
+
+    def __len__(self) -> int:
+        return len(self.support)
+
+
+def draw(labels: np.ndarray, ways: int, shots: int, queries: int, episodes: int, seed: int = 0) -> Episodes:
+    """Episodes of ``ways`` classes, each from a generator of its own: asking for more changes none of the first.
+
+    Classes with fewer than ``shots`` + ``queries`` images take no part. Queries are drawn before the support, so
+    ``with_shots`` compares numbers of shots on the same classes and queries.
+
+    Args:
+        labels: class of each image, shape (n,).
+        ways: classes an episode, 2 or more.
+        shots: images a class to learn from.
+        queries: images a class to be judged on.
+        episodes: how many, 2 or more.
+        seed: 0 or more.
+
+    Raises:
+        SettingsError: a number is out of range.
+        MeasureError: fewer than ``ways`` classes have images enough.
+    """
+    for name, value, least in (
+        ("ways", ways, 2),
+        ("shots", shots, 1),
+        ("queries", queries, 1),
+        ("episodes", episodes, 2),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise SettingsError(f"{name} must be {least} or more, not {value}")
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    large = [rows for rows in members if len(rows) >= shots + queries]
+    if len(large) < ways:
+        raise MeasureError(
+            f"{len(large)} of {len(members)} classes have the {shots + queries} images that {shots} shots and "
+            f"{queries} queries take, and an episode needs {ways} such classes; ask for fewer ways, shots or queries, "
+            "or give more images"
+        )
+    drawn = torch.from_numpy(
+        np.stack([_one(large, ways, shots + queries, (seed, episode)) for episode in range(episodes)])
+    )
+    return Episodes(drawn[..., queries:], drawn[..., :queries])
+
+
+def _one(members: list[np.ndarray], ways: int, images: int, seed: tuple[int, int]) -> np.ndarray:
+    """Rows (ways, images) of one episode; classes in a random order, so that ties favor none."""
+    generator = np.random.default_rng(seed)
+    # Sorting plain uniform numbers, for how Generator.permutation draws may change between NumPy releases.
+    chosen = np.argsort(generator.random(len(members)), kind="stable")[:ways]
+    return np.stack(
+        [members[one][np.argsort(generator.random(len(members[one])), kind="stable")[:images]] for one in chosen]
+    )
+
+
+class Support(NamedTuple):
+    """What classifiers know of the support of e episodes: k classes, n images in all."""
+
+    gram: Float64[Tensor, "e n n"]
+    """Products of L2-normalized features."""
+    lengths: Float64[Tensor, "e n"]
+    """Of the features before that."""
+    targets: Float64[Tensor, "k n"]
+    """One-hot labels."""
+
+
+class Heads(NamedTuple):
+    """Linear classifiers of e episodes, written as sums over the support's L2-normalized features."""
+
+    weights: Float64[Tensor, "e k n"]
+    bias: Float64[Tensor, "e k"]
+    normalized: bool = True
+    """Whether queries are L2-normalized, too."""
+
+
+def logistic(support: Support, strength: float = STRENGTH) -> Heads:
+    """Multinomial logistic regression, the optimum of scikit-learn's objective at ``C = strength``.
+
+    Raises:
+        MeasureError: ``strength`` is so large that the optimum is not found.
+    """
+    gram, _, targets = support
+    if len(targets) == 2:
+        strength = strength / 2  # a sigmoid's row w is a softmax's ±w/2, with half the squared norm
+    step = 2 * _bordered(gram, 2 / strength)[0]
+    weights = torch.zeros(len(gram), *targets.shape).to(gram)
+    logits, moved, turned = weights, torch.zeros_like(weights), torch.zeros_like(weights)
+    age = torch.zeros(len(gram), 1, 1).to(gram)
+    for _ in range(ROUNDS):
+        momentum = age / (age + 3)
+        weights, logits = weights + momentum * moved, logits + momentum * turned
+        residual = targets - logits.softmax(1) - weights / strength
+        up = residual @ step
+        raised = 2 * (residual - up / strength)
+        weights, logits = weights + up, logits + raised
+        moved, turned = momentum * moved + up, momentum * turned + raised
+        if float(raised.abs().max()) < TOLERANCE:
+            return Heads(weights, (logits - weights @ gram).mean(2))
+        age = torch.where((residual * turned).sum((1, 2), keepdim=True) < 0, 0, age + 1)
+    raise MeasureError(f"logistic regression found no optimum in {ROUNDS} steps; give a strength below {strength:g}")
+
+
+def ridge(support: Support) -> Heads:
+    """Ridge regression on one-hot targets with a free intercept."""
+    inverse, intercept = _bordered(support.gram, PENALTY)
+    return Heads(support.targets @ inverse, intercept @ support.targets.T)
+
+
+def cosine(support: Support) -> Heads:
+    """The class mean at the smallest angle."""
+    lengths = _squared(support.targets.expand(len(support.gram), -1, -1), support.gram).sqrt()
+    weights = support.targets / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)[..., None]
+    return Heads(weights, torch.zeros_like(lengths))
+
+
+def center(support: Support) -> Heads:
+    """The nearest class mean, features as they are."""
+    weights = support.targets / support.targets.sum(1, keepdim=True) * support.lengths[:, None]
+    return Heads(weights, -_squared(weights, support.gram) / 2, normalized=False)
+
+
+CLASSIFIERS: dict[str, Callable[[Support], Heads]] = {
+    "logistic": logistic,
+    "ridge": ridge,
+    "center": center,
+    "cosine": cosine,
+}
+"""By the names under which they are reported."""
+
+
+def accuracies(
+    features: Any,
+    episodes: Episodes,
+    classifiers: Sequence[str] = tuple(CLASSIFIERS),
+    progress: Progress = silent,
+) -> dict[str, Float64[Tensor, " e"]]:
+    """Share of the queries that each classifier gets right, by episode.
+
+    Memory: about ``BATCH_BYTES`` beside the features, however many episodes there are.
+
+    Args:
+        features: shape (n, d), as the model gives them.
+        episodes: rows of ``features``, from ``draw``.
+        classifiers: names from ``CLASSIFIERS``.
+        progress: shown batch by batch.
+
+    Raises:
+        MeasureError: features are not of shape (n, d), or not finite.
+    """
+    pool, size = Pool.of(features), _batch(episodes)
+    parts = progress(episodes.split(size), f"{episodes.support.shape[2]}-shot episodes", -(-len(episodes) // size))
+    right = torch.cat([pool.right(part, classifiers) for part in parts], 1)
+    return dict(zip(classifiers, right, strict=True))
+
+
+def mean_and_margin(values: Float64[Tensor, " e"]) -> tuple[float, float]:
+    """Mean over episodes, and half the length of its 95 % interval, 1.96 s / √e, as few-shot results are reported."""
+    return float(values.mean()), NORMAL * float(values.std()) / len(values) ** 0.5
+
+
+def support_of(rows: Float[Tensor, "e n d"], lengths: Float64[Tensor, "e n"], ways: int) -> Support:
+    """The support whose features are ``rows``, class after class."""
+    safe = _safe(lengths)
+    gram = (rows @ rows.mT).double() / (safe[:, :, None] * safe[:, None])
+    return Support(gram, lengths, torch.eye(ways).to(gram).repeat_interleave(rows.shape[1] // ways, dim=1))
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The features that episodes draw from, and their lengths. A few episodes' are read at a time."""
+
+    features: Float[Tensor, "n d"]
+    lengths: Float64[Tensor, " n"]
+
+    @classmethod
+    def of(cls, features: Any) -> Pool:
+        """Features (n, d). Raises as ``accuracies``."""
+        rows = as_tensor(features, device="cpu")
+        check_samples(rows, torch.zeros(len(rows), dtype=torch.int64), 1)
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        largest = max(abs(float(end)) for end in torch.aminmax(rows))
+        if largest and not 1 / USUAL < largest < USUAL:
+            rows = rows / largest
+        return cls(rows, torch.linalg.vector_norm(rows, dim=1).double())
+
+    def rows(self, which: Int64[Tensor, "e m"]) -> Float[Tensor, "e m d"]:
+        """Features by row number."""
+        return self.features.index_select(0, which.flatten()).view(*which.shape, -1)
+
+    def support(self, episodes: Episodes) -> Support:
+        """What classifiers learn from."""
+        ways, learned = episodes.support.shape[1], episodes.support.flatten(1)
+        parts = [support_of(self.rows(part), self.lengths[part], ways) for part in learned.split(self._few(learned))]
+        grams, lengths, targets = zip(*parts, strict=True)
+        return Support(torch.cat(grams), torch.cat(lengths), targets[0])
+
+    def products(self, episodes: Episodes, weights: Float64[Tensor, "e k n"]) -> Float[Tensor, "e m k"]:
+        """Of the queries' features with sums over the support's, weighted."""
+        learned, asked = episodes.support.flatten(1), episodes.queries.flatten(1)
+        weights = weights.to(self.features.dtype)
+        found = weights.new_empty(*asked.shape, weights.shape[1])
+        pieces = [part.split(self._few(asked)) for part in (weights, learned, asked, found)]
+        for weight, seen, unseen, into in zip(*pieces, strict=True):
+            torch.bmm(self.rows(unseen), (weight @ self.rows(seen)).mT, out=into)
+        return found
+
+    def right(self, episodes: Episodes, classifiers: Sequence[str]) -> Float64[Tensor, "h e"]:
+        """Share of right queries, a row a classifier."""
+        ways, queries = episodes.queries.shape[1:]
+        support = self.support(episodes)
+        heads = [CLASSIFIERS[name](support) for name in classifiers]
+        weights = torch.cat([head.weights for head in heads], 1) / _safe(support.lengths)[:, None]
+        products = self.products(episodes, weights).split(ways, dim=2)
+        unit = _safe(self.lengths[episodes.queries.flatten(1)])[..., None]
+        labels = torch.arange(ways).repeat_interleave(queries)
+        said = [
+            ((found / unit if head.normalized else found) + head.bias[:, None]).argmax(2)
+            for found, head in zip(products, heads, strict=True)
+        ]
+        return torch.stack(said).eq(labels).double().mean(2)
+
+    def _few(self, rows: Int64[Tensor, "e m"]) -> int:
+        """How many episodes' ``rows`` are read at a time."""
+        return max(1, CACHED // (rows.shape[1] * self.features.shape[1]))
+
+
+def _bordered(
+    gram: Float64[Tensor, "e n n"], penalty: float
+) -> tuple[Float64[Tensor, "e n n"], Float64[Tensor, "e n"]]:
+    """What gives, of targets t, coefficients a and intercept b with (G + penalty) a + b = t and a summing to 0."""
+    inverse = torch.linalg.inv(gram + penalty * torch.eye(gram.shape[-1]).to(gram))
+    ones = inverse.sum(2)
+    intercept = ones / ones.sum(1, keepdim=True)
+    return inverse - intercept[:, :, None] * ones[:, None], intercept
+
+
+def _squared(weights: Float64[Tensor, "e k n"], gram: Float64[Tensor, "e n n"]) -> Float64[Tensor, "e k"]:
+    """Squared lengths of sums over the support, rounding taken off below 0."""
+    return (weights @ gram * weights).sum(2).clamp(min=0)
+
+
+def _safe(lengths: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    """Lengths to divide by: features that are 0 stay so."""
+    return torch.where(lengths > 0, lengths, 1.0)
+
+
+def _batch(episodes: Episodes) -> int:
+    """How many episodes are solved at a time in ``BATCH_BYTES``."""
+    ways, shots = episodes.support.shape[1:]
+    learned, asked = ways * shots, ways * episodes.queries.shape[2]
+    return max(1, BATCH_BYTES // (8 * (learned * (4 * learned + 10 * ways) + 6 * ways * asked)))

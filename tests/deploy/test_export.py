@@ -1,0 +1,154 @@
+"""Exporting: a file that ONNX Runtime reads to the same answers, alone, with what is needed to feed it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from tightframe import Plan, export_onnx, load_backbone, load_images, load_tuned, tune
+from tightframe.data.selection import Subset
+from tightframe.deploy import export
+from tightframe.deploy.export import ExportFailed, OnnxMissing
+from tightframe.errors import SettingsError
+
+PLAN = Plan(epochs=2, rates=(0.05,), decays=(1e-4,))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_images("digits:5-9", shots=6, test_share=0.1)
+
+
+@pytest.fixture(scope="module")
+def tuned(data, names, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    tune(data, load_backbone(names["wide"]), method="scl", layer="layer3.0", plan=PLAN, out=folder)
+    tuned = load_tuned(folder)
+    with torch.no_grad():
+        tuned.model.head.weight.mul_(6000)  # probabilities all alike would agree whatever the file says
+    return tuned
+
+
+@pytest.fixture(scope="module")
+def exported(tuned, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    return export_onnx(tuned, path, data), path
+
+
+def bytes_of(tuned, images):
+    return np.stack([tuned.backbone.preprocessing.pixels(image).numpy() for image in images])
+
+
+def run(path, pixels):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["probabilities", "logits"], {"pixels": pixels})
+
+
+def test_it_says_the_same_for_any_number_of_images(tuned, data, exported):
+    _, path = exported
+    wanted = tuned.probabilities(data.test)
+    pixels = bytes_of(tuned, [data.test[index] for index in range(7)])
+    for n in (1, 2, 7):
+        shares, logits = run(path, pixels[:n])
+        np.testing.assert_allclose(shares, wanted[:n], atol=1e-6)
+        np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), shares, atol=1e-6)
+    assert wanted.std(0).max() > 0.03, "images must be told apart, or the test shows nothing"
+
+
+def test_lora_is_exported(data, names, tmp_path):
+    tuned = tune(data, load_backbone(names["wide"]), method="lora", plan=PLAN)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in (*tuned.model.owned.parameters, tuned.model.head.weight):
+            parameter.normal_(std=0.3, generator=generator)
+        tuned.model.head.weight.div_(tuned.logits_and_features(data.test)[0].std(0).max() / 3)
+    (row,) = export_onnx(tuned, tmp_path / "net.onnx", data).rows
+    assert row["same"] == 1
+    assert tuned.probabilities(data.test).std(0).max() > 0.03, "images must be told apart, or the test shows nothing"
+
+
+def test_the_row_says_what_was_checked(exported):
+    found, path = exported
+    (row,) = found.rows
+    assert row["images"] == 32
+    assert row["difference"] < 1e-5
+    assert row["same"] == 1
+    assert row["bytes"] == path.stat().st_size
+    assert {"onnx", "onnxruntime", "torch"} <= set(found.versions)
+    assert "digits:5-9" in found.notes[0]
+
+
+def test_metadata_say_how_to_feed_it_and_name_no_file_of_this_machine(tuned, data, exported, model_folders):
+    _, path = exported
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(told["classes"]) == list(data.classes)
+    assert json.loads(told["preprocessing"])["mean"] == [0.5] * 3
+    assert json.loads(told["model"])["method"] == "scl"
+    assert "(n, 3, 32, 32), uint8" in told["pixels"]
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    content = path.read_bytes()
+    for place in (str(model_folders["wide"]), "site-packages", "tightframe/tuning"):
+        assert place.encode() not in content
+
+
+def test_floats_from_0_to_1_and_made_up_images(tuned, data, exported, tmp_path):
+    found = export_onnx(tuned, tmp_path / "float.onnx", pixels="float32")
+    assert "made-up" in found.notes[0]
+    pixels = bytes_of(tuned, [data.test[index] for index in range(5)])
+    shares, _ = run(tmp_path / "float.onnx", pixels.astype(np.float32) / np.float32(255))
+    np.testing.assert_allclose(shares, run(exported[1], pixels)[0], atol=1e-6)
+
+
+def test_one_that_says_something_else_is_not_written(tuned, exported, tmp_path, monkeypatch):
+    model = onnx.load(exported[1])
+    monkeypatch.setattr(export, "_exported", lambda graph, pixels: model)
+    export_onnx(tuned, tmp_path / "same.onnx")
+    assert (tmp_path / "same.onnx").is_file()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias"))
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.arange(5, dtype=np.float32), bias.name))
+    with pytest.raises(ExportFailed, match=r"differ from PyTorch's by up to 0\.\d+, more than 0\.0001"):
+        export_onnx(tuned, tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
+    export_onnx(tuned, tmp_path / "allowed.onnx", tolerance=1.0)
+    assert (tmp_path / "allowed.onnx").is_file()
+
+
+def test_what_the_exporter_can_not_follow_is_said_in_words(tuned, tmp_path, monkeypatch):
+    class Odd(nn.Module):
+        def train(self, mode=True):
+            return self
+
+        def forward(self, inputs):
+            return inputs.mean((2, 3)) if float(inputs.sum()) > 0 else inputs.std((2, 3))
+
+    monkeypatch.setattr(export._Graph, "forward", lambda self, pixels: (Odd()(pixels.float()),) * 2)
+    with pytest.raises(ExportFailed, match="can't export this model"):
+        export_onnx(tuned, tmp_path / "odd.onnx")
+    assert not (tmp_path / "odd.onnx").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_what_has_to_be_installed_is_named(tuned, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(OnnxMissing, match=r"pip install tightframe\[onnx\]"):
+        export_onnx(tuned, tmp_path / "net.onnx")
+
+
+def test_wrong_settings(tuned, data, tmp_path):
+    with pytest.raises(SettingsError, match="choose uint8 or float32"):
+        export_onnx(tuned, tmp_path / "x", pixels="int4")
+    with pytest.raises(SettingsError, match="no images"):
+        export._shown(tuned, Subset(data.test, np.array([], dtype=np.int64)))
+
+
+def test_the_tuned_model_predicts_as_before(tuned, data, exported):
+    assert torch.isfinite(tuned.logits_and_features(data.test)[0]).all()
