@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tightframe.errors import SettingsError
 from tightframe.files import write_text
 from tightframe.process import is_first
-from tightframe.tuning.processes import Team, _normalized, together
+from tightframe.processes import Team, _normalized, together
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {

@@ -38,7 +38,7 @@ from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.logs import check as check_logs
 from tightframe.tuning.logs import logging_to
 from tightframe.tuning.loop import Diverged, Watch, fit
-from tightframe.tuning.processes import together
+from tightframe.processes import together
 from tightframe.tuning.recipe import Recipe, Split
 
 WEIGHTS, CONFIG, CHECKPOINT = "model.safetensors", "config.json", "checkpoint.safetensors"
