@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from tightframe.errors import SettingsError
+from tightframe.processes import together
 from tightframe.tuning.augment import Augment, Augmentation
 from tightframe.tuning.lora import layer_norm_only
 from tightframe.tuning.methods import Method
-from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe
 from tightframe.tuning.surgery import Align, Scale
 

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from tightframe.errors import SettingsError
 from tightframe.files import write_text
-from tightframe.tuning.processes import together
+from tightframe.processes import together
 
 MARK = "run.txt"
 """By which a folder is known as that of a run."""

@@ -18,12 +18,12 @@ from tightframe.images import ImageData
 from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Run
 from tightframe.probes.results import interval
+from tightframe.processes import together
 from tightframe.progress import Progress
 from tightframe.row import Row
 from tightframe.tuning.heads import fit_heads
 from tightframe.tuning.logs import Tell
 from tightframe.tuning.loop import Diverged, Inputs, fit
-from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.state import Trainable
 from tightframe.tuning.surgery import HeadOnly

@@ -28,7 +28,7 @@ from tightframe.jobs.run import Run
 from tightframe.jobs.start import model_of, start_of
 from tightframe.jobs.training import Training
 from tightframe.probes.results import interval
-from tightframe.process import is_first
+from tightframe.processes import is_first, together
 from tightframe.progress import Progress, silent
 from tightframe.row import Row, plain
 from tightframe.tuning.checkpoint import DESCRIPTION
@@ -38,7 +38,6 @@ from tightframe.tuning.logs import check as check_logs
 from tightframe.tuning.loop import Diverged, collapse_of
 from tightframe.tuning.methods import Method, Owned, method_named
 from tightframe.tuning.prefix import CannotCut, features_of_views, inputs_of
-from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe
 from tightframe.tuning.state import Trainable
 from tightframe.tuning.surgery import HeadOnly, TunableModel

@@ -16,8 +16,9 @@ from tightframe.backbone import Backbone
 from tightframe.errors import SettingsError
 from tightframe.features.taps import submodule
 from tightframe.tuning import lora
+from tightframe.tuning.batch_norm import BatchNorm
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+NORMS = (BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 class Owned(NamedTuple):
