@@ -1,48 +1,56 @@
-"""Several processes that train as one: each runs its part of every batch, and what they find is added up.
+"""The processes that a launcher started together: which one this is, and how they share the work of training.
 
-They are started by ``accelerate launch`` or ``torchrun`` and found by Hugging Face Accelerate. All do the same from the
-same seeds, so that they agree on everything but the images at hand; the first alone writes (see ``files``). Batch
-norms see the whole batch, so that the result is that of one process, to rounding; but for mixup, whose partners come
-from a process's own part, and dropout.
+``accelerate launch`` or ``torchrun`` starts them, and Hugging Face Accelerate joins them. All make the same choices
+from the same seeds; each runs its part of every batch, sums are taken over all of them, and the first alone writes (see
+``files``). PyTorch is imported only where there is more than one process.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from tightframe.errors import SettingsError, TightframeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Value = TypeVar("Value")
 
 
+def is_first() -> bool:
+    """Whether this process is the only one or the first of several: the one that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
 class Team:
     """The processes at work.
 
     Attributes:
-        rank: of this one, 0 for the first.
-        size: how many there are.
+        rank: number of this process, 0 for the first.
+        size: number of processes.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1):
-        self.rank, self.size = rank, size
+    rank: int = 0
+    size: int = 1
 
     def check(self, batch_size: int) -> None:
-        """Raise ``SettingsError`` for batches in which there is not an image for each."""
+        """Raise ``SettingsError`` for batches of fewer images than there are processes."""
         if batch_size < self.size:
-            raise SettingsError(f"a batch of {batch_size} does not go round {self.size} processes: raise --batch-size")
+            raise SettingsError(
+                f"a batch of {batch_size} has fewer images than the {self.size} processes that share it: "
+                "raise --batch-size"
+            )
 
     def share(self, order: np.ndarray, batch_size: int) -> tuple[np.ndarray, int]:
-        """Positions in ``order`` of this process's part of every batch, and how many that are of a full one.
+        """Positions in ``order`` of this process's part of every batch, and the size of its part of a full batch.
 
-        A last batch that is too small to go round is left out.
+        A last batch of fewer images than there are processes is left out.
         """
         positions = np.arange(len(order))
         rest = len(order) % batch_size
@@ -52,53 +60,46 @@ class Team:
         return mine, len(range(self.rank, batch_size, self.size))
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each by its sum over all processes."""
-        for tensor in tensors if self.size > 1 else ():
-            torch.distributed.all_reduce(tensor)
+        """Replace each tensor by its sum over all processes."""
+        if self.size > 1:
+            from torch import distributed
+
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows (b_i, d) of all processes, in the order of the batch that they are parts of."""
         if self.size == 1:
             return rows
-        parts: list[Tensor | None] = [None] * self.size
-        torch.distributed.all_gather_object(parts, rows.cpu())
-        found = torch.empty(sum(len(part) for part in parts if part is not None), *rows.shape[1:])
+        from accelerate.utils import gather_object
+
+        parts = gather_object([rows.cpu()])
+        found = rows.new_empty(sum(map(len, parts)), *rows.shape[1:], device="cpu")
         for rank, part in enumerate(parts):
-            found[rank :: self.size] = part  # type: ignore[assignment]
+            found[rank :: self.size] = part
         return found
 
     def agree(self, value: Value) -> Value:
         """The first process's value."""
         if self.size == 1:
             return value
-        told = [value]
-        torch.distributed.broadcast_object_list(told)
-        return told[0]
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
-            torch.distributed.barrier()
+            from torch import distributed
 
-    @contextmanager
-    def batch_norms_of(self, model: nn.Module | object) -> Iterator[None]:
-        """Batch norms in training mode take their statistics from the whole batch."""
-        modules = model.modules() if isinstance(model, nn.Module) and self.size > 1 else ()
-        norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.forward = partial(_normalized, norm)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            for norm in norms:
-                del norm.forward
+            distributed.barrier()
 
 
 def together() -> Team:
-    """All processes that were started together; this one alone, unless a launcher said otherwise.
+    """All processes that a launcher started together; this one alone without a launcher.
 
     Raises:
-        TightframeError: Accelerate is needed and not here.
+        TightframeError: there are several processes, and Accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team()
@@ -108,41 +109,7 @@ def together() -> Team:
         raise TightframeError(
             "several processes were started, which needs Accelerate: pip install 'tightframe[accelerate]'"
         ) from error
+    import torch
+
     state = PartialState(cpu=not torch.cuda.is_available())
     return Team(state.process_index, state.num_processes)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, each of whose losses depends on it."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return _Sum.forward(ctx, gradient)
-
-
-def _normalized(norm: nn.modules.batchnorm._BatchNorm, inputs: Tensor) -> Tensor:
-    """What a batch norm makes of its part of a batch, by the mean and variance of all of it."""
-    if not norm.training:
-        return type(norm).forward(norm, inputs)
-    values = inputs.float()
-    along, shape = [0, *range(2, values.ndim)], [1, -1, *[1] * (values.ndim - 2)]
-    count = _Sum.apply(torch.tensor(float(values.numel() // values.shape[1]), device=values.device))
-    mean = _Sum.apply(values.sum(along)) / count
-    centerd = values - mean.view(shape)
-    variance = _Sum.apply(centerd.square().sum(along)) / count
-    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
-        with torch.no_grad():
-            norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum  # type: ignore
-            norm.running_mean.lerp_(mean.detach(), momentum)
-            norm.running_var.lerp_(variance.detach() * count / (count - 1), momentum)
-    scaled = centerd * (variance + norm.eps).rsqrt().view(shape)
-    if norm.affine:
-        scaled = scaled * norm.weight.view(shape) + norm.bias.view(shape)
-    return scaled.to(inputs.dtype)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from tightframe.errors import SettingsError
 from tightframe.files import write_text
-from tightframe.process import is_first
-from tightframe.processes import Team, _normalized, together
+from tightframe.processes import Team, is_first, together
+from tightframe.tuning.batch_norm import normalized
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
@@ -147,6 +147,6 @@ def test_a_batch_norm_over_one_process_is_pytorchs(monkeypatch):
     for training in (True, True, False):
         ours.train(training)
         theirs.train(training)
-        torch.testing.assert_close(_normalized(ours, inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(normalized(ours, inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
     for name, buffer in theirs.named_buffers():
         torch.testing.assert_close(ours.get_buffer(name), buffer)

@@ -53,7 +53,7 @@ def test_parameters_of_the_papers_models(name, trained, whole, share):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_changes_what_the_method_trains_and_nothing_else(wide, method):
-    layer = BLOCK if METHODS[method].needs_layer else None
+    layer = BLOCK if METHODS[method].needs_block else None
     tuned = model(wide, method, layer)
     with torch.no_grad():  # heads, and norms that end a block, start at zero: no gradient would pass them
         for parameter in tuned.parameters():

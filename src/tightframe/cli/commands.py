@@ -11,7 +11,7 @@ from typing import Any
 
 from tightframe.cli import terminal
 from tightframe.errors import ModelError, SettingsError
-from tightframe.process import is_first
+from tightframe.processes import is_first
 
 SHOWN = 10
 """Most kinds of mistake, and epochs, that are shown."""

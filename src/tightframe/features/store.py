@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tightframe.files import write_tensors
-from tightframe.process import is_first
+from tightframe.processes import is_first
 
 FORMAT = 1
 SHARD_BYTES = 64 * 2**20

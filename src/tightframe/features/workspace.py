@@ -67,6 +67,19 @@ class Workspace:
         self._pixels: dict[str, Pixels] = {}
         self._precisions: dict[tuple[str, str], str] = {}
 
+    def in_folder(self, folder: Path) -> Workspace:
+        """This workspace or, if it keeps everything in memory, one that runs models alike and keeps it in ``folder``."""
+        if self.folder is not None:
+            return self
+        return Workspace(
+            folder,
+            device=str(self.device),
+            precision=self.precision,
+            pool=self.pool,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+
     def features(self, backbone: Backbone, images: ImageData, layers: Sequence[str] | None = None) -> Features:
         """Features of ``images`` at ``layers`` (all blocks and the penultimate features, unless named).
 

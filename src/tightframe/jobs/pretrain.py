@@ -29,7 +29,7 @@ from tightframe.models import cifar  # noqa: F401 - adds its models to timm's
 from tightframe.models.fetching import nearest, one_line
 from tightframe.pretraining.losses import loss_named
 from tightframe.pretraining.model import MOST_LAYERS, Goal, PretrainedModel
-from tightframe.process import is_first
+from tightframe.processes import is_first, together
 from tightframe.progress import Progress, silent
 from tightframe.report.result import Result
 from tightframe.row import Row
@@ -38,7 +38,6 @@ from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.logs import check as check_logs
 from tightframe.tuning.logs import logging_to
 from tightframe.tuning.loop import Diverged, Watch, fit
-from tightframe.processes import together
 from tightframe.tuning.recipe import Recipe, Split
 
 WEIGHTS, CONFIG, CHECKPOINT = "model.safetensors", "config.json", "checkpoint.safetensors"

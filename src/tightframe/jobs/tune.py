@@ -25,8 +25,7 @@ from tightframe.features.workspace import Workspace
 from tightframe.files import write_text
 from tightframe.images import ImageData, ImageSplits
 from tightframe.probes.results import interval
-from tightframe.process import is_first
-from tightframe.processes import together
+from tightframe.processes import is_first, together
 from tightframe.row import Row, plain
 from tightframe.tuning.checkpoint import DESCRIPTION
 from tightframe.tuning.config import Clock, TrainConfig

@@ -183,7 +183,7 @@ def _check(path: Path, description: Description) -> None:
         method = method_named(description.method)
     except SettingsError as error:
         raise SavedError(f"{path}: {error}") from error
-    if method.needs_layer != (description.layer is not None):
+    if method.needs_block != (description.layer is not None):
         raise SavedError(f"{path}: method {method.name} and layer {description.layer!r} don't go together")
 
 

@@ -26,6 +26,7 @@ from tightframe.features.precision import autocast, sent
 from tightframe.metrics.collapse import nc1
 from tightframe.metrics.quick import moments_along_means
 from tightframe.processes import Team, together
+from tightframe.tuning.batch_norm import synchronized
 from tightframe.tuning.recipe import Mix, Objective, Recipe, Split
 from tightframe.row import Row
 from tightframe.tuning.state import State, Trainable
@@ -159,7 +160,7 @@ class _Run:
         self.model.train(True)
         with (
             torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
-            self.team.batch_norms_of(self.model),
+            synchronized(self.model, self.team),
         ):
             started = time.perf_counter()
             for indices, batch in batches:

@@ -19,6 +19,7 @@ from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import SettingsError
 from tightframe.features.taps import Pool, pooled, pooling_of, tapped
 from tightframe.tuning import lora
+from tightframe.tuning.batch_norm import batch_norms
 from tightframe.tuning.methods import Method
 from tightframe.tuning.places import put
 from tightframe.tuning.prefix import Suffix
@@ -100,7 +101,7 @@ class TunableModel(Trainable):
         warm: bool = False,
     ):
         super().__init__()
-        if method.needs_layer == (layer is None):
+        if method.needs_block == (layer is None):
             raise SettingsError(f"method {method.name} " + ("needs a layer" if layer is None else "takes no layer"))
         self.backbone, self.method, self.layer, self.pool, self.warm = backbone, method, layer, pool, warm
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
@@ -170,9 +171,8 @@ class TunableModel(Trainable):
         super().train(False)
         for module in self._modules_trained:
             module.train(mode)
-        for module in self.modules() if self.warm else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train(False)
+        for norm in batch_norms(self) if self.warm else ():
+            norm.train(False)
         self.training = mode
         return self
 
