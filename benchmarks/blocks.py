@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tightframe.jobs.block import candidates, readings
 
 import tightframe
 from tightframe.decide.layers import recommend_layer
-from tightframe.jobs.block import candidates, readings
 from tightframe.jobs.tune import choose_layer
 from tightframe.tuning.methods import METHODS
 

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tightframe.jobs.run import Run
 
 import tightframe
 from tightframe.decide.recommendation import FADING, MOVING, SIZE, WEIGHTS
 from tightframe.jobs.rank import orders, quality, rank
-from tightframe.jobs.run import Run
 from tightframe.metrics.agreement import agreement
 from tightframe.row import Row
 

@@ -32,10 +32,10 @@ from torch.nn import functional
 
 import tightframe
 from tightframe.data.selection import stratified
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import autocast, likely_precision, on_device
 from tightframe.jobs.tune import choose_layer
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import Inputs, fit
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import inputs_of
@@ -126,7 +126,7 @@ def block(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str
     if mode == "scl":
         bare = {"bare": bare_epoch(part, inputs, data, precision)}
     seconds = float(np.median([row["seconds"] for row in rows[1:]]))
-    owned = {"layer": chosen, "share": model.trained_parameters / model.all_parameters}
+    owned = {"layer": chosen, "share": model.trainable_parameters / model.all_parameters}
     return summed(prepared, seconds, memory, model) | owned | bare
 
 

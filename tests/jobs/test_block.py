@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tightframe.jobs.block import Trial, candidates, choose_block, readings
+from tightframe.jobs.plan import Plan
 
 from tightframe import extract, load_backbone, load_images
 from tightframe.decide.layers import Reading, recommend_layer
 from tightframe.jobs import block as racing
-from tightframe.jobs.block import Trial, candidates, choose_block, readings
-from tightframe.jobs.plan import Plan
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import CannotCut
 from tightframe.tuning.recipe import Recipe

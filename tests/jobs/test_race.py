@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tightframe.jobs.race import STAYING, Contender, race
 
 from tightframe import load_backbone, load_images, rank
 from tightframe.data.selection import Subset
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features
 from tightframe.jobs import race as racing
-from tightframe.jobs.race import STAYING, Contender, race
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tightframe.jobs.training import best, overfitting
 
 from tightframe import Plan, load_backbone, load_images, tune
 from tightframe.data.selection import Subset, stratified
 from tightframe.errors import SettingsError
-from tightframe.jobs.training import best, overfitting
 from tightframe.tuning.loop import Diverged
 from tightframe.tuning.recipe import Recipe
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tightframe.features.inputs import KeptInputs
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import nc1
-from tightframe.tuning.inputs import KeptInputs
 from tightframe.tuning.loop import Diverged, fit, logits_of, predict_features
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.recipe import Recipe, Split

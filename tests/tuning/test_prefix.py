@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tightframe import load_backbone, load_images
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import fit
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import CannotCut, Suffix, inputs_of

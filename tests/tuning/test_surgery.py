@@ -47,7 +47,7 @@ def changed(before, after):
 )
 def test_parameters_of_the_papers_models(name, trained, whole, share):
     tuned = model(load_backbone(f"timm/{name}", pretrained=False), "scl", "layer3.0", 10)
-    assert (tuned.trained_parameters, tuned.all_parameters) == (trained, whole)
+    assert (tuned.trainable_parameters, tuned.all_parameters) == (trained, whole)
     assert f"{100 * trained / whole:.2f}" == share
 
 

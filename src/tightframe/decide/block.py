@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def _race(
             model, short = make(block), replace(recipe, epochs=epochs)
             with suppress(Diverged, CannotCut):
                 part = _ready(model, features, split, workspace)
-                where = {"device": workspace.device, "precision": tuning_precision(model, workspace)}
+                where: dict[str, Any] = {"device": workspace.device, "precision": tuning_precision(model, workspace)}
                 last = fit(part, kept[block], split, short, **where)[-1]
                 found[-1] |= {name: last[name] for name in ("validation_loss", "validation_accuracy")}
         rows += found

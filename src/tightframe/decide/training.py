@@ -36,8 +36,8 @@ from tightframe.tuning.surgery import HeadOnly, TunableModel
 SEARCH_SHARE, TRAINING_SHARE = 0.5, 0.9
 """Of the time allowed: until when rates are tried, and until when training may go on, so that judging fits in."""
 GAP, RISE = 0.15, 1.2
-"""What is called overfitting: accuracy lower on held-out images by more, surely, or a validation loss that rises by this
-factor."""
+"""What is called overfitting: accuracy on held-out images that is lower by more, beyond doubt, or a validation loss
+that rises by this factor."""
 USUAL_STRENGTH = 1e-2
 """Strength (scikit-learn's ``C``) of a probe where too few images leave none to choose it by."""
 UNSEEN = 10.0
@@ -88,7 +88,9 @@ class Trainer:
     session: Session
     warm: Callable[[np.ndarray], None] | None = None
 
-    def run(self, config: TrainConfig, lrs: Sequence[float], decays: Sequence[float]) -> tuple[Recipe, list[Row], list[str]]:
+    def run(
+        self, config: TrainConfig, lrs: Sequence[float], decays: Sequence[float]
+    ) -> tuple[Recipe, list[Row], list[str]]:
         """Train the model; the recipe chosen, a row an epoch, and notes."""
         clock, title, notes, rows = self.session.clock, self.session.title, list[str](), list[Row]()
         start = {name: tensor.detach().clone() for name, tensor in self.model.changed_state().items()}
@@ -99,7 +101,9 @@ class Trainer:
         if len(lrs) * len(decays) > 1 and len(held_out):
             short = replace(recipe, epochs=config.search_epochs or max(1, config.epochs // 3), patience=None)
             short = self._affordable(short, len(lrs) + len(decays) - 1, pace * len(kept), SEARCH_SHARE)
-            found, rows, notes = self._search(short, {"lr": lrs, "weight_decay": decays}, self._split(kept, held_out), start)
+            found, rows, notes = self._search(
+                short, {"lr": lrs, "weight_decay": decays}, self._split(kept, held_out), start
+            )
             recipe = replace(recipe, lr=found.lr, weight_decay=found.weight_decay)
             notes += overfitting(trial_of(rows, recipe.lr, recipe.weight_decay), len(held_out), title)
         elif not len(held_out) and (len(lrs) * len(decays) > 1 or config.patience):
@@ -107,7 +111,9 @@ class Trainer:
         split = self._split(kept, held_out) if config.patience and len(held_out) else self._split(everything)
         recipe = self._in_time(recipe, pace * len(split.training))
         if recipe.epochs < config.epochs:
-            notes.append(f"{title}: trained for {recipe.epochs} of {config.epochs} epochs, the time limit allowing no more")
+            notes.append(
+                f"{title}: trained for {recipe.epochs} of {config.epochs} epochs, the time limit allowing no more"
+            )
         recipe, final, more = self._final(recipe, rows, split, start)
         notes += more
         if len(split.validation):
@@ -124,7 +130,9 @@ class Trainer:
             lower = [row for row in trials if row["initial_lr"] < recipe.lr]
             try:
                 with self._told("final", recipe, f"training on {len(split.training)} images") as given:
-                    rows = [_named("final", recipe) | row for row in fit(self.model, self.inputs, split, recipe, **given)]
+                    rows = [
+                        _named("final", recipe) | row for row in fit(self.model, self.inputs, split, recipe, **given)
+                    ]
                 if not fell_apart(rows, trial_of(trials, recipe.lr, recipe.weight_decay)):
                     return recipe, rows, notes
             except Diverged:
@@ -146,7 +154,7 @@ class Trainer:
             return best(tried), [row for rows in tried.values() for row in rows], []
         tried, chosen, left = dict[Recipe, list[Row]](), first, list[str]()
         for name, values in choices.items():
-            for trial in [replace(chosen, **{name: value}) for value in values]:
+            for trial in [_with(chosen, name, value) for value in values]:
                 if tried and self.session.clock.past(SEARCH_SHARE):
                     left += [f"{name} {getattr(trial, name):g}"] * (trial not in tried)
                 elif trial not in tried:
@@ -234,7 +242,7 @@ class Trainer:
         self._begin(start, training)
         began = time.monotonic()
         with suppress(Diverged):  # it took as long
-            where = {"device": self.workspace.device, "precision": self.precision}
+            where: dict[str, Any] = {"device": self.workspace.device, "precision": self.precision}
             fit(self.model, self.inputs, self._split(training), once, **where)
         return together().agree((time.monotonic() - began) / max(1, len(training)))
 
@@ -339,13 +347,19 @@ def overfitting(rows: Sequence[Row], held_out: int, name: str) -> list[str]:
 
 def trial_of(history: Sequence[Row], lr: float | None, decay: float | None) -> list[Row]:
     """The epochs of the trial of one learning rate and weight decay; none if they were not tried."""
-    return [row for row in history if row["phase"] == "search" and (row["initial_lr"], row["weight_decay"]) == (lr, decay)]
+    return [
+        row for row in history if row["phase"] == "search" and (row["initial_lr"], row["weight_decay"]) == (lr, decay)
+    ]
 
 
 def chosen_trial(history: Sequence[Row]) -> list[Row]:
     """The epochs of the trial whose learning rate and weight decay were chosen; none if nothing was searched."""
     final = next((row for row in history if row["phase"] == "final"), Row())
     return trial_of(history, final.get("initial_lr"), final.get("weight_decay"))
+
+
+def _with(recipe: Recipe, name: str, value: Any) -> Recipe:
+    return replace(recipe, **{name: value})
 
 
 def _named(phase: str, recipe: Recipe) -> Row:

@@ -15,6 +15,7 @@ from PIL import Image
 from tightframe.backbone import Backbone
 from tightframe.data.decoding import as_opened, open_image
 from tightframe.errors import BadImage, SavedError
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
 from tightframe.images import ImageData
@@ -22,7 +23,6 @@ from tightframe.models.backbones import BUILDER, load_backbone
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import logits_of, predict_features
 from tightframe.tuning.surgery import TunableModel
 
@@ -38,6 +38,7 @@ class Tuned:
         metrics: measured when it was tuned: accuracies with intervals, NC1, parameters, seconds, rate, decay.
         history: a row an epoch of training.
         notes: what a reader should know, in plain words.
+        test_logits: of the test images (n, K), as they were judged; not saved.
     """
 
     backbone: Backbone
@@ -46,6 +47,7 @@ class Tuned:
     metrics: Row = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    test_logits: torch.Tensor | None = None
 
     def predict(
         self, images: Sequence[str | Path | Image.Image], *, skip_bad: bool = False, device: str = "auto"
@@ -108,10 +110,10 @@ class Tuned:
             backbone=self.backbone.origin,
             weights=self.backbone.weights,
             method=self.model.method.name,
-            layer=self.model.layer,
+            block=self.model.block,
             pool=self.model.pool,
             align=self.model.neck.align,
-            scale=self.model.neck.scale,
+            skip_scale=self.model.neck.skip_scale,
             classes=list(self.classes),
             preprocessing=asdict(self.backbone.preprocessing),
             metrics=self.metrics,

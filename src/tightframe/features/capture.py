@@ -1,4 +1,4 @@
-"""What goes into blocks during a pass, kept on disk: a block that is tuned later trains on it without the blocks before.
+"""What goes into blocks during a pass, kept on disk: a block trains on it later, without the blocks before it.
 
 Values are kept in half precision, memory-mapped, in a file that is gone once nothing refers to it.
 """

@@ -65,10 +65,10 @@ class Workspace:
         self._moments: dict[str, dict[str, ClassMoments]] = {}
         self._inputs: tuple[Any, dict[str, KeptInputs]] = (None, {})
         self._pixels: dict[str, Pixels] = {}
-        self._precisions: dict[tuple[str, str], str] = {}
+        self._precisions: dict[str, str] = {}
 
     def in_folder(self, folder: Path) -> Workspace:
-        """This workspace or, if it keeps everything in memory, one that runs models alike and keeps it in ``folder``."""
+        """The same workspace, or, if it keeps everything in memory, one like it that keeps everything in ``folder``."""
         if self.folder is not None:
             return self
         return Workspace(
@@ -145,8 +145,8 @@ class Workspace:
         return known
 
     def precision_for(self, backbone: Backbone, images: ImageData) -> str:
-        """The precision in which ``backbone`` runs on ``images``: ``"float32"`` or ``"bfloat16"``."""
-        key = backbone.fingerprint, images.fingerprint
+        """The precision for ``backbone``, ``"float32"`` or ``"bfloat16"``, tried out on the first ``images`` given."""
+        key = backbone.fingerprint
         if key not in self._precisions:
             on_device(backbone.module, self.device)
             inputs = PixelInputs(self.pixels(images, backbone.preprocessing), device=self.device)
@@ -208,4 +208,3 @@ class Workspace:
 def every_layer(backbone: Backbone) -> tuple[str, ...]:
     """Names of all blocks in the order in which they run, and of the penultimate features."""
     return (*(layer.name for layer in backbone.layers), PENULTIMATE)
-

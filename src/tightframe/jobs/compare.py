@@ -41,7 +41,7 @@ class Comparison:
     """What ``compare`` made.
 
     Attributes:
-        rows: a row a method: accuracies with intervals, NC1, trainable parameters, seconds; or ``error``, why it failed.
+        rows: a row a method: accuracies with intervals, NC1, trainable parameters, seconds; or the ``error`` it met.
         tuned: the tuned model of every method that did not fail, by the method's name.
         block: what was tuned by the methods that tune one block.
         best: the method to use: the one with the highest validation accuracy or, of those whose intervals overlap with

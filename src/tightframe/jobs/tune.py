@@ -147,9 +147,7 @@ def _constant_inputs(
     return _kept(model.backbone, images, PENULTIMATE, config, workspace)
 
 
-def _kept(
-    backbone: Backbone, images: ImageData, block: str, config: TrainConfig, workspace: Workspace
-) -> KeptInputs:
+def _kept(backbone: Backbone, images: ImageData, block: str, config: TrainConfig, workspace: Workspace) -> KeptInputs:
     """What goes into ``block`` in every view that is kept. Raises ``CannotCut``."""
     return workspace.block_inputs(
         backbone,
@@ -167,9 +165,9 @@ def _judged(tuned: Tuned, data: ImageSplits, trainer: Trainer, recipe: Recipe, s
     metrics: Row = {
         "method": model.method.name,
         "block": model.block,
-        "trainable_parameters": model.trained_parameters,
+        "trainable_parameters": model.trainable_parameters,
         "all_parameters": model.all_parameters,
-        "trainable_share": model.trained_parameters / model.all_parameters,
+        "trainable_share": model.trainable_parameters / model.all_parameters,
         "lr": recipe.lr,
         "weight_decay": recipe.weight_decay,
         "epochs": recipe.epochs,

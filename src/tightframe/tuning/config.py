@@ -23,7 +23,7 @@ TRANSFORMER_LRS, TRANSFORMER_WEIGHT_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
 """Tried for models with batch norm and for those with layer norm: the paper's weight decays and learning rates, without
 its 0.1 and with lower rates, which do better on few images."""
 PROBE_LRS = (2e-3, 5e-4, 1e-4, 2e-5)
-"""Tried where the head starts from a probe: its weights, large where features vary little, scale all steps before it."""
+"""Tried where the head starts from a probe, whose weights, large where features vary little, scale all other steps."""
 HeadInit = Literal["auto", "probe", "zeros"]
 
 
@@ -39,10 +39,10 @@ class TrainConfig:
         weight_decay: Weight decays to try, each with the best learning rate. By default .0001 .0005; for transformers
             .0001 0.
         batch_size: Images in one optimizer step.
-        augment: Augmentation: none, flip (horizontal), crop (35 to 100 % of the area, and flip) or randaugment (both, and
-            two random changes of color or shape).
-        patience: Hold out validation images to the end, stop after this many epochs without a lower validation loss, and
-            return to the best epoch. By default all images train, to the end.
+        augment: Augmentation: none, flip (horizontal), crop (35 to 100 % of the area, and flip) or randaugment (both,
+            and two random changes of color or shape).
+        patience: Hold out validation images to the end, stop after this many epochs without a lower validation loss,
+            and return to the best epoch. By default all images train, to the end.
         time_limit: Minutes that one tuning may take, approximately: fewer rates are tried and fewer epochs trained if
             need be. A resumed run starts the clock anew.
         seed: Seed of every random choice.
@@ -53,8 +53,8 @@ class TrainConfig:
         grad_accum_steps: Run each batch in this many parts, which takes less memory.
         search_epochs: Epochs of each trial of a learning rate and weight decay; a third of the epochs by default.
         validation_share: Share of the training images held out while learning rate and weight decay are chosen.
-        views: Views kept of each image, the image itself among them, where augmentation meets a frozen prefix; elsewhere
-            every epoch draws its own.
+        views: Views kept of each image, the image itself among them, where augmentation meets a frozen prefix;
+            elsewhere every epoch draws its own.
         head_init: Start of the new head: zeros, or probe (a logistic regression on the features, whose statistics batch
             norms then keep); auto means probe for lp-ft and zeros for all others.
         align: How SCL joins the block's features to the last ones: pad (the paper's sum), concat or project.

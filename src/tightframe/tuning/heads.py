@@ -1,4 +1,4 @@
-"""Many heads at once: linear probes that differ in learning rate and weight decay share every batch and one matrix product."""
+"""Many heads at once: linear probes that differ in learning rate and weight decay share every matrix product."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ from tightframe.features.precision import autocast, sent
 from tightframe.metrics.collapse import nc1
 from tightframe.metrics.quick import moments_along_means
 from tightframe.processes import Team, together
+from tightframe.row import Row
 from tightframe.tuning.batch_norm import synchronized
 from tightframe.tuning.recipe import Mix, Objective, Recipe, Split
-from tightframe.row import Row
 from tightframe.tuning.state import State, Trainable
 
 

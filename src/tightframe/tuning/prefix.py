@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from tightframe.features.capture import CannotCut
 
+
 class Suffix(nn.Module):
     """A model from one block on: takes what goes into the block, gives what the model gives.
 

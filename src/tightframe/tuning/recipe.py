@@ -1,8 +1,8 @@
 """How to train, as numbers: the recipe, which images train and which validate, and what is minimized.
 
-The schedule is the paper's (Li et al., TMLR 2024): momentum 0.9, cosine from the initial learning rate to 1e-4. Label smoothing is
-Szegedy et al.'s (CVPR 2016), mixup Zhang et al.'s (ICLR 2018), of whatever the model is fed: where that is what goes
-into a block, it is manifold mixup (Verma et al., ICML 2019).
+The schedule is the paper's (Li et al., TMLR 2024): momentum 0.9, cosine from the initial learning rate to 1e-4. Label
+smoothing is Szegedy et al.'s (CVPR 2016), mixup Zhang et al.'s (ICLR 2018), of whatever the model is fed: where
+that is what goes into a block, it is manifold mixup (Verma et al., ICML 2019).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
-
 
 ClassWeights = Literal["none", "balanced"]
 
@@ -98,7 +97,9 @@ class Objective:
         """For these training images; weights are 1 on average over them."""
         counts = np.bincount(split.labels[split.training], minlength=split.classes)
         shares = (
-            len(split.training) / ((counts > 0).sum() * np.maximum(counts, 1)) if recipe.class_weights == "balanced" else counts * 0 + 1
+            len(split.training) / ((counts > 0).sum() * np.maximum(counts, 1))
+            if recipe.class_weights == "balanced"
+            else counts * 0 + 1
         )
         return cls(torch.tensor(shares, dtype=torch.float32, device=device), recipe.label_smoothing)
 

@@ -93,7 +93,7 @@ class TunableModel(Trainable):
         self,
         backbone: Backbone,
         method: Method,
-        layer: str | None,
+        block: str | None,
         classes: int,
         pool: Pool = "auto",
         align: Align = "pad",
@@ -101,20 +101,20 @@ class TunableModel(Trainable):
         warm: bool = False,
     ):
         super().__init__()
-        if method.needs_block == (layer is None):
-            raise SettingsError(f"method {method.name} " + ("needs a layer" if layer is None else "takes no layer"))
-        self.backbone, self.method, self.layer, self.pool, self.warm = backbone, method, layer, pool, warm
+        if method.needs_block == (block is None):
+            raise SettingsError(f"method {method.name} " + ("needs a block" if block is None else "takes no block"))
+        self.backbone, self.method, self.block, self.pool, self.warm = backbone, method, block, pool, warm
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
         if backbone.head:
             put(self.base, backbone.head, nn.Identity())
         if method.adapt:
             method.adapt(self.base, backbone)
-        self.read = [PENULTIMATE, layer] if method.skip and layer else [PENULTIMATE]
+        self.read = [PENULTIMATE, block] if method.skip and block else [PENULTIMATE]
         self.neck = Neck([backbone.layer(name).dimension for name in self.read], align, skip_scale)
         self.head = nn.Linear(self.neck.width, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.owned = method.owns(self.base, layer)
+        self.owned = method.owns(self.base, block)
         self._modules_trained = [*self.owned.modules, self.neck, self.head]
         for parameter in (
             *self.owned.parameters,
@@ -123,7 +123,7 @@ class TunableModel(Trainable):
             parameter.requires_grad_(True)
 
     @property
-    def trained_parameters(self) -> int:
+    def trainable_parameters(self) -> int:
         """Number of parameters trained, the head included."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
@@ -203,9 +203,9 @@ class FromBlock(Trainable):
 
     def __init__(self, model: TunableModel):
         super().__init__()
-        assert model.layer is not None
+        assert model.block is not None
         self.model, self.head = model, model.head
-        self._suffix = Suffix(model.base, model.layer)
+        self._suffix = Suffix(model.base, model.block)
 
     def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
         """What the head sees."""
