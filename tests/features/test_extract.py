@@ -19,16 +19,17 @@ from tightframe.backbone import PENULTIMATE, Backbone, Layer
 from tightframe.errors import BadImage, LayerNotFound, SettingsError
 from tightframe.features import extract as extraction
 from tightframe.features import store as storage
-from tightframe.features.extract import Features, extract
+from tightframe.features.extract import Features
 from tightframe.features.moments import ClassMoments
 from tightframe.features.store import FeatureStore
+from tightframe.features.workspace import Workspace
 
 Make = Callable[..., Any]
 LAYERS = ("first", "second", PENULTIMATE)
 
 
 def made(net: Backbone, data: Any, **changes: Any) -> Features:
-    return extract(net, data, **{"precision": "float32", "device": "cpu", "batch_size": 4} | changes)
+    return Workspace().features(net, data, **{"precision": "float32", "device": "cpu", "batch_size": 4} | changes)
 
 
 def by_hand(net: Backbone, data: Any) -> dict[str, np.ndarray]:
