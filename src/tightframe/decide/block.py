@@ -25,7 +25,7 @@ from tightframe.features.extract import Features
 from tightframe.features.inputs import KeptInputs
 from tightframe.features.precision import on_device
 from tightframe.features.workspace import Workspace
-from tightframe.images import ImageData
+from tightframe.images import Images
 from tightframe.row import Row
 from tightframe.tuning.config import Clock, TrainConfig
 from tightframe.tuning.loop import Diverged, fit
@@ -42,7 +42,7 @@ RACE_SHARE = 0.25
 
 
 def chosen_block(
-    images: ImageData,
+    images: Images,
     backbone: Backbone,
     block: str,
     method: Method,
@@ -151,7 +151,7 @@ def candidates(known: list[Reading], head_parameters: int, other_parameters: int
 
 
 def _small_block_inputs(
-    images: ImageData, backbone: Backbone, config: TrainConfig, workspace: Workspace
+    images: Images, backbone: Backbone, config: TrainConfig, workspace: Workspace
 ) -> dict[str, KeptInputs]:
     """What goes into the blocks that are small enough to be tuned, the deepest first, as far as there is room."""
     blocks = [Reading(block.name, 0.0, block.parameters) for block in backbone.layers]

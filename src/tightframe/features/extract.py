@@ -14,7 +14,7 @@ from tightframe.features.inputs import PixelInputs
 from tightframe.features.moments import ClassMoments
 from tightframe.features.precision import Precision, autocast, is_safe, likely_precision
 from tightframe.features.taps import tapped
-from tightframe.images import ImageData
+from tightframe.images import Images
 
 TRIAL = 32
 """Images on which bfloat16 is compared with float32."""
@@ -34,7 +34,7 @@ class Features(Mapping[str, np.ndarray]):
     def __init__(
         self,
         arrays: Mapping[str, Callable[[], np.ndarray]],
-        data: ImageData,
+        data: Images,
         moments: dict[str, ClassMoments] | None = None,
         *,
         precision: str,
@@ -75,7 +75,7 @@ def safe_precision(backbone: Backbone, inputs: PixelInputs, wanted: Precision) -
     return "bfloat16" if is_safe(*seen) else "float32"
 
 
-def feature_key(backbone: Backbone, data: ImageData, layer: str, pool: str, precision: str) -> dict[str, Any]:
+def feature_key(backbone: Backbone, data: Images, layer: str, pool: str, precision: str) -> dict[str, Any]:
     """Everything that decides a layer's features."""
     return {
         "model": backbone.fingerprint,

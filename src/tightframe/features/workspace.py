@@ -25,10 +25,12 @@ from tightframe.features.precision import Precision, autocast, device_of, on_dev
 from tightframe.features.stages import Stages
 from tightframe.features.store import FeatureStore, Kept
 from tightframe.features.taps import Pool, pooling_of, tapped
-from tightframe.images import ImageData
+from tightframe.images import Images
 from tightframe.progress import Progress, silent
 
 BATCH_SIZE = 64
+DECODED_BYTES = 2**30
+"""Decoded images kept for the next backbone, which may want another size."""
 
 
 class Workspace:
@@ -80,7 +82,7 @@ class Workspace:
             progress=self.progress,
         )
 
-    def features(self, backbone: Backbone, images: ImageData, layers: Sequence[str] | None = None) -> Features:
+    def features(self, backbone: Backbone, images: Images, layers: Sequence[str] | None = None) -> Features:
         """Features of ``images`` at ``layers`` (all blocks and the penultimate features, unless named).
 
         One pass computes all those that are not kept.
@@ -97,14 +99,14 @@ class Workspace:
             found |= self._pass(backbone, images, missing)[0]
         return self._read(backbone, images, {name: kept for name, kept in found.items() if kept is not None})
 
-    def moments(self, backbone: Backbone, images: ImageData, layer: str = PENULTIMATE) -> ClassMoments:
+    def moments(self, backbone: Backbone, images: Images, layer: str = PENULTIMATE) -> ClassMoments:
         """Class moments of one layer's features."""
         return self.features(backbone, images, [layer]).moments(layer)
 
     def block_inputs(
         self,
         backbone: Backbone,
-        images: ImageData,
+        images: Images,
         blocks: Sequence[str],
         *,
         budget_gb: float = 8.0,
@@ -137,14 +139,15 @@ class Workspace:
         self._inputs = key, kept
         return kept
 
-    def pixels(self, images: ImageData, preprocessing: Preprocessing) -> Pixels:
-        """Images as a backbone with this preprocessing wants them, decoded once while it is the last one asked for."""
+    def pixels(self, images: Images, preprocessing: Preprocessing) -> Pixels:
+        """Images as a backbone with this preprocessing wants them; all that memory has room for are decoded once."""
         known = self._pixels.get(images.fingerprint)
         if known is None or known.preprocessing != preprocessing:
-            known = self._pixels[images.fingerprint] = Pixels(images, preprocessing)
+            decoded = known.data if known is not None else images.decoded_once(DECODED_BYTES)
+            known = self._pixels[images.fingerprint] = Pixels(decoded, preprocessing)
         return known
 
-    def precision_for(self, backbone: Backbone, images: ImageData) -> str:
+    def precision_for(self, backbone: Backbone, images: Images) -> str:
         """The precision for ``backbone``, ``"float32"`` or ``"bfloat16"``, tried out on the first ``images`` given."""
         key = backbone.fingerprint
         if key not in self._precisions:
@@ -153,11 +156,11 @@ class Workspace:
             self._precisions[key] = safe_precision(backbone, inputs, self.precision)
         return self._precisions[key]
 
-    def _keys(self, backbone: Backbone, images: ImageData, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def _keys(self, backbone: Backbone, images: Images, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         how, precision = pooling_of(backbone, self.pool), self.precision_for(backbone, images)
         return {name: feature_key(backbone, images, backbone.layer(name).name, how, precision) for name in names}
 
-    def _read(self, backbone: Backbone, images: ImageData, kept: dict[str, Kept]) -> Features:
+    def _read(self, backbone: Backbone, images: Images, kept: dict[str, Kept]) -> Features:
         """What was kept, as one mapping; moments are shared while the same images and backbone are asked for."""
         precision, how = self.precision_for(backbone, images), pooling_of(backbone, self.pool)
         name = "|".join((backbone.fingerprint, images.fingerprint, how, precision))
@@ -170,7 +173,7 @@ class Workspace:
     def _pass(
         self,
         backbone: Backbone,
-        images: ImageData,
+        images: Images,
         layers: Sequence[str],
         blocks: Sequence[str] = (),
         budget_gb: float = 0.0,

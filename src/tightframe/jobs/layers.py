@@ -11,7 +11,7 @@ from tightframe.backbone import Backbone
 from tightframe.errors import MeasureError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.commands import tune_command
 from tightframe.metrics.collapse import Head, nc1
 from tightframe.metrics.folds import Folds
@@ -36,7 +36,7 @@ class Judged(NamedTuple):
 
 
 def layers(
-    data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, workspace: Workspace | None = None
+    data: ImageSplits | Images, backbone: Backbone, *, seed: int = 0, workspace: Workspace | None = None
 ) -> Result:
     """NC1 and the accuracy of four probes for every layer, with a recommended layer and why.
 

@@ -10,7 +10,7 @@ from tightframe.decide.layers import spreads
 from tightframe.features.extract import Features
 from tightframe.features.moments import Weighting
 from tightframe.features.workspace import Workspace
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.commands import tune_command
 from tightframe.metrics.certainty import (
     COLLAPSE,
@@ -35,7 +35,7 @@ DRAWS = 12
 
 
 def measure(
-    data: ImageSplits | ImageData,
+    data: ImageSplits | Images,
     backbone: Backbone,
     *,
     weighting: Weighting = "class",

@@ -20,7 +20,7 @@ from tightframe.deploy.tuned import Tuned
 from tightframe.errors import ModelError
 from tightframe.features.stages import claim
 from tightframe.features.workspace import Workspace
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.compare import MAIN, Comparison, settings_of, tune_each
 from tightframe.jobs.measure import layer_rows
 from tightframe.jobs.rank import rank
@@ -128,7 +128,7 @@ def _reported(
     return finished
 
 
-def _probabilities(tuned: Tuned, test: ImageData, workspace: Workspace) -> np.ndarray:
+def _probabilities(tuned: Tuned, test: Images, workspace: Workspace) -> np.ndarray:
     """Class probabilities (n, K) of the test images, as they were judged; in a run that continues, judged again."""
     if tuned.test_logits is None:
         return tuned.probabilities(test, device=str(workspace.device))

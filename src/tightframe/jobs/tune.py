@@ -23,7 +23,7 @@ from tightframe.features.precision import on_device
 from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_text
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.probes.results import interval
 from tightframe.processes import is_first, together
 from tightframe.row import Row, plain
@@ -109,7 +109,7 @@ def tune(
 
 
 def _trainer(
-    model: TunableModel, images: ImageData, config: TrainConfig, workspace: Workspace, session: Session
+    model: TunableModel, images: Images, config: TrainConfig, workspace: Workspace, session: Session
 ) -> tuple[Trainer, list[str]]:
     """What is trained on which inputs, where whatever is constant in training is computed once; and notes."""
     notes, precision = list[str](), "float32"
@@ -137,7 +137,7 @@ def _trainer(
 
 
 def _constant_inputs(
-    model: TunableModel, images: ImageData, config: TrainConfig, workspace: Workspace
+    model: TunableModel, images: Images, config: TrainConfig, workspace: Workspace
 ) -> KeptInputs | None:
     """Features of all training images where nothing but the head is trained."""
     if model.owned != Owned([], []):
@@ -147,7 +147,7 @@ def _constant_inputs(
     return _kept(model.backbone, images, PENULTIMATE, config, workspace)
 
 
-def _kept(backbone: Backbone, images: ImageData, block: str, config: TrainConfig, workspace: Workspace) -> KeptInputs:
+def _kept(backbone: Backbone, images: Images, block: str, config: TrainConfig, workspace: Workspace) -> KeptInputs:
     """What goes into ``block`` in every view that is kept. Raises ``CannotCut``."""
     return workspace.block_inputs(
         backbone,
