@@ -109,7 +109,7 @@ def card(description: Description, repo_id: str, license: str | None = None) -> 
         f"---\n{told.to_yaml()}\n---\n",
         f"# {_plain(name)}\n",
         f"{_plain(short_name(uri))}, tuned by {_plain(description.method)}"
-        + (f" at block {_plain(description.layer)}" if description.layer else "")
+        + (f" at block {_plain(description.block)}" if description.block else "")
         + f" with Tightframe to tell {len(description.classes)} classes of images apart.\n",
         f"## Classes\n\n{_classes(description.classes)}\n",
         f"## Measured\n\n{_measured(description.metrics)}\n",
