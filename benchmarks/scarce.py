@@ -31,7 +31,7 @@ from scipy.stats import t as student
 
 import tightframe
 from tightframe.errors import TightframeError
-from tightframe.studies.tunings import penultimate_nc1
+from tightframe.studies.lab import penultimate_nc1
 from tightframe.tuning.methods import METHODS
 
 IMAGENET, CIFAR = ("mobilenetv1_050", "mobilenetv2_100", "squeezenet1_1"), ("resnet20_cifar10",)

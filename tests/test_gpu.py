@@ -11,7 +11,6 @@ import torch
 from tightframe import Plan, Pretraining, extract, fewshot, load_backbone, load_images, pretrain, rank, tune
 from tightframe.features.precision import device_of
 from tightframe.studies import STUDIES, run_study
-from tightframe.studies.study import Scale
 from tightframe.tuning.augment import Distort
 from tightframe.tuning.methods import METHODS
 
@@ -121,8 +120,7 @@ def test_ranking_and_episodes(names, data, tmp_path):
 def test_studies(names, tmp_path, name):
     study = STUDIES[name]
     scale = dataclasses.replace(study.scales["small"], epochs=1, seeds=1, episodes=10, blocks=2)
-    assert isinstance(scale, Scale)
     small = dataclasses.replace(study, scales={"small": scale})
     models = () if study.pretrains else list(names.values())
-    found = run_study(small, tmp_path, models=models, data=("digits:0-4", "digits:5-9"), shots=8)
+    found = run_study(small, tmp_path, models=models, data=("digits:0-4", "digits:5-9"), max_per_class=8)
     assert [row for row in found.rows if "error" in row] == []

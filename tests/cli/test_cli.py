@@ -115,7 +115,7 @@ def test_study_lists_runs_and_says_what_came_of_it(run, names, tmp_path):
     status, out, err = run(*command, "--out", tmp_path / "out")
     assert status == 0, err
     told = out.replace("\n", " ")
-    assert "can't tell from this: across the layers of a model" in told
+    assert "inconclusive: the more collapsed a model's layer" in told
     assert f"beside it: {tmp_path / 'out' / 'report.html'}" in out
     assert (tmp_path / "out" / "report.html").is_file()
     status, _, err = run("study", "layer")

@@ -196,6 +196,7 @@ def study(options: argparse.Namespace) -> None:
     from tightframe.models.fetching import nearest
     from tightframe.report.columns import STUDIES_LISTED
     from tightframe.studies import STUDIES, run_study
+    from tightframe.studies.plot import columns
 
     if options.name == "list":
         known = STUDIES.values()
@@ -220,15 +221,15 @@ def study(options: argparse.Namespace) -> None:
             models=options.models,
             seeds=options.repeats,
             epochs=options.epochs,
-            shots=options.shots,
+            max_per_class=options.shots,
             model_options=_model(options),
             **_running(options),
             progress=progress,
         )
     if len(found.rows) <= MOST_ROWS:
-        terminal.show(f"{asked.name}: every point", asked.columns, found.rows)
+        terminal.show(f"{asked.name}: every point", columns(asked.columns), found.rows)
     terminal.close(found, options.json)
-    terminal.where(folder / "report.html", "page, with image.png and rows.csv beside it")
+    terminal.where(folder / "report.html", "page, with plot.png and rows.csv beside it")
 
 
 def spaced(rows: list[Any]) -> list[Any]:
