@@ -225,6 +225,7 @@ def test_predictions(saved, data, tmp_path):
     assert [row["path"] for row in rows] == [str(tmp_path / "one.png")] * 2 + ["image 2"]
     assert rows[0]["probabilities"] == rows[1]["probabilities"] == pytest.approx(rows[2]["probabilities"])
     assert rows[0]["probability"] == max(rows[0]["probabilities"].values())
+    assert rows[0]["predicted"] == max(rows[0]["probabilities"], key=rows[0]["probabilities"].get)
     assert sum(rows[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert tuned.predict([]) == []
 
