@@ -22,7 +22,7 @@ from tightframe.scores.from_moments import h_score, logme
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=12, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=12, test_share=0.5)
 
 
 def test_rows_hold_what_each_score_says_of_the_features(data, names):
@@ -160,7 +160,7 @@ def test_truth_from_a_file(data, names, tmp_path):
     truth.write_text("model,accuracy\nwide,0.9\nnarrow,0.4\n")
     with pytest.raises(SettingsError, match="three models"):
         rank(data, list(names.values()), truth=str(truth))
-    for content in ("model,accuracy\nwide,1\n", "model,accuracy\nwide,good\n"):
+    for content in ("name,accuracy\nwide,1\n", "model,accuracy\nwide,good\n"):
         truth.write_text(content)
         with pytest.raises(SettingsError, match="model,accuracy"):
             rank(data, [names["wide"]], truth=str(truth))

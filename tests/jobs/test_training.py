@@ -23,7 +23,7 @@ PLAN = Plan(epochs=4, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3), 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=10, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=10, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_every_trial_of_a_probe_starts_where_training_does(data, small, monkeypa
 
 
 def test_a_probe_is_fitted_to_an_image_of_each_class_or_none(small):
-    data = load_images("digits:5-9", shots=2, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=2, test_share=0.2)
     tuned = tune(data, small, layer="1", plan=replace(PLAN, start="probe"))
     assert tuned.metrics["test_accuracy"] >= 0
     some = replace(data, train=data.train.subset(np.flatnonzero(data.train.labels < 3)))

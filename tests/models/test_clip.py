@@ -99,7 +99,7 @@ def test_tokens_are_pooled_as_the_encoder_does(tower: str, pool: str, tmp_path: 
 
 
 def test_features_are_those_before_the_projection(saved: Path) -> None:
-    data = load_images("digits:5-9", shots=3, test_share=0.2).train
+    data = load_images("digits:5-9", max_per_class=3, test_share=0.2).train
     backbone = load_backbone(f"open_clip/local-dir:{saved}")
     model, prepare = theirs(saved)
     model.visual.proj = None
@@ -163,7 +163,7 @@ def test_the_origin_makes_it_again_from_anywhere(saved: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(("tower", "whole"), [("vit", False), ("timm", False), ("resnet", False)])
 def test_it_is_measured_tuned_saved_and_loaded(tower: str, whole: bool, tmp_path: Path) -> None:
-    data = load_images("digits:5-9", shots=6, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=6, test_share=0.2)
     backbone = load_backbone(f"open_clip/local-dir:{save(tmp_path / 'mine', TOWERS[tower], WIDTHS.get(tower, 24))}")
     assert [row["layer"] for row in measure(data, backbone).rows] == [*BLOCKS[tower], "penultimate"]
     plan = Plan(epochs=2, search_epochs=1, rates=(0.01,), decays=(1e-4,))

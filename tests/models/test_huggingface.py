@@ -144,7 +144,7 @@ def test_features_and_output_are_the_librarys(name: str, tmp_path: Path) -> None
 
 
 def test_features_of_images_as_the_processor_prepares_them(saved: Path) -> None:
-    data = load_images("digits:5-9", shots=3, test_share=0.2).train
+    data = load_images("digits:5-9", max_per_class=3, test_share=0.2).train
     processor = AutoImageProcessor.from_pretrained(saved)
     prepared = processor(images=[data[index] for index in range(len(data))], return_tensors="pt")["pixel_values"]
     expected, _ = theirs(saved, FAMILIES["vit classifier"], prepared)
@@ -276,7 +276,7 @@ def test_the_origin_makes_it_again_from_anywhere(saved: Path, monkeypatch: pytes
     [("vit classifier", True), ("convnext classifier", False), ("resnet", False), ("clip", False)],
 )
 def test_it_is_measured_tuned_saved_and_loaded(name: str, whole: bool, tmp_path: Path) -> None:
-    data = load_images("digits:5-9", shots=6, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=6, test_share=0.2)
     family = FAMILIES[name]
     backbone = load_backbone(f"hf/{save(tmp_path / 'mine', family)}")
     assert [row["layer"] for row in measure(data, backbone).rows] == [*family.layers, "penultimate"]

@@ -17,7 +17,7 @@ from tightframe.data.items import unlabeled
 from tightframe.errors import SavedError
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
-from tightframe.images import Images
+from tightframe.images import Images, undecodable
 from tightframe.models.backbones import BUILDER, load_backbone
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
@@ -61,7 +61,7 @@ class Tuned:
             BadImage: a file can't be read as an image.
         """
         loose = unlabeled(images, self.classes)
-        faults = loose.faults() if skip_bad else {}
+        faults = undecodable(loose.items) if skip_bad else {}
         good = [index for index in range(len(loose)) if index not in faults]
         rows: dict[int, Row] = {
             index: {"path": loose.identifiers[index], "error": reason} for index, reason in faults.items()
