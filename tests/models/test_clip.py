@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from tightframe import Plan, extract, load_backbone, load_images, load_tuned, measure, tune
 from tightframe.errors import HubUnreachable, ModelError
-from tightframe.models.backbones import short_name
 from tightframe.models.clip import CONFIG, WEIGHTS
+from tightframe.models.names import short_name
 
 VIT = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "mlp_ratio": 2.0}
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
@@ -240,7 +240,7 @@ def test_weights_by_name_come_with_their_activation_and_preprocessing(published:
 @pytest.mark.parametrize("tag", ["named", "pickled"])
 def test_weights_that_are_pickles_only_are_refused(tag: str, published: Path) -> None:
     (published / "other.bin").write_bytes(b"not read")
-    with pytest.raises(ModelError, match=r"not to be had as safetensors, .*never read.*open_clip/local-dir:PATH"):
+    with pytest.raises(ModelError, match=r"not published as safetensors, .*never read.*open_clip/local-dir:PATH"):
         load_backbone(f"open_clip/tiny/{tag}")
 
 

@@ -21,7 +21,8 @@ from transformers.utils import logging
 from tightframe import Plan, extract, load_backbone, load_images, load_tuned, measure, tune
 from tightframe.errors import HubUnreachable, ModelError
 from tightframe.features.taps import tapped
-from tightframe.models.backbones import short_name
+from tightframe.models.names import short_name
+from tightframe.models.preprocessing import crop_share
 
 SQUARE = {"height": 32, "width": 32}
 VIT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -186,9 +187,9 @@ def test_a_crop_that_is_rounded_another_way_is_no_other_image(tmp_path: Path) ->
 
 
 def test_a_share_comes_to_whole_pixels() -> None:
-    from tightframe.models.huggingface import _share
-
-    assert all(int(crop / _share(crop, side)) == side for crop in (32, 49, 224, 518) for side in range(crop, 3 * crop))
+    assert all(
+        int(crop / crop_share(crop, side)) == side for crop in (32, 49, 224, 518) for side in range(crop, 3 * crop)
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_a_share_comes_to_whole_pixels() -> None:
 )
 def test_a_processor_that_does_something_else_is_refused(processor: Any, tmp_path: Path) -> None:
     save(tmp_path / "mine", FAMILIES["resnet"], processor)
-    with pytest.raises(ModelError, match=f"can't be prepared as its {type(processor).__name__} does .*FUNCTION"):
+    with pytest.raises(ModelError, match=f"can't be prepared as its {type(processor).__name__} does: .*FUNCTION"):
         load_backbone(f"hf/{tmp_path / 'mine'}")
 
 

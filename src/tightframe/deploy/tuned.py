@@ -18,7 +18,8 @@ from tightframe.errors import SavedError
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
 from tightframe.images import Images, undecodable
-from tightframe.models.backbones import BUILDER, load_backbone
+from tightframe.models.backbones import load_backbone
+from tightframe.models.names import BUILDER
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
