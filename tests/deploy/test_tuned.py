@@ -20,7 +20,7 @@ PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module", params=["linear", "layer", "scl", "full"])

@@ -24,7 +24,7 @@ NAMES = ("linear", "layer", "scl", "full")
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=20, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=20, test_share=0.2)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from tightframe.errors import SavedError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
-from tightframe.images import Images
-from tightframe.models.backbones import BUILDER, load_backbone
+from tightframe.images import Images, undecodable
+from tightframe.models.backbones import load_backbone
+from tightframe.models.names import BUILDER
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
@@ -63,7 +64,7 @@ class Tuned:
             BadImage: a file can't be read as an image.
         """
         loose = unlabeled(images, self.classes)
-        faults = loose.faults() if skip_bad else {}
+        faults = undecodable(loose.items) if skip_bad else {}
         good = [index for index in range(len(loose)) if index not in faults]
         rows: dict[int, Row] = {
             index: {"path": loose.identifiers[index], "error": reason} for index, reason in faults.items()
