@@ -69,8 +69,8 @@ def tune(
         plan: epochs, rates and decays to try, batch size, seed.
         out: a folder for the result, with checkpoints while it is made.
         resume: go on with, or just load, what an earlier call with the same settings left in ``out``.
-        log: where rows are told as they come: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``; ``"jsonl"``, the file
-            ``log.jsonl``, wherever there is an ``out``.
+        log: where each epoch is also reported as it ends: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``. The file
+            ``log.jsonl`` is always written to ``out``.
 
     Raises:
         SettingsError: unknown method, a value out of range, or ``out`` can't be written to, or holds something and
@@ -89,12 +89,10 @@ def tune(
     together().wait()  # all have looked before the first begins to write
     if finished is not None:
         return finished
-    logs = list(log)
     if folder is not None:
         _make(folder)
-        logs.append("jsonl")
     title, settings = f"{chosen.name} {backbone.name}", {"model": backbone.name, "data": data.name, **asdict(plan)}
-    with logging_to(logs, folder, title, settings) as tell:
+    with logging_to(log, folder, title, settings) as tell:
         tuned = _tuned(backbone, chosen, layer, _Setting(data, plan, running, folder, scope, Clock.of(plan), tell))
     if folder is not None:
         _save(tuned, folder, scope)
