@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tightframe.features.extract import Features, extract
     from tightframe.features.moments import ClassMoments
     from tightframe.features.store import FeatureStore
-    from tightframe.images import ImageData, ImageSplits
+    from tightframe.images import Images, ImageSplits
     from tightframe.jobs.compare import Comparison, compare
     from tightframe.jobs.estimator import TransferClassifier
     from tightframe.jobs.fewshot import fewshot
@@ -67,7 +67,7 @@ _HOMES = {
     "metrics.summary": ("CollapseMetrics", "collapse_metrics"),
     "scores.transferability": ("transferability",),
     "backbone": ("Backbone",),
-    "images": ("ImageData", "ImageSplits"),
+    "images": ("Images", "ImageSplits"),
     "models.backbones": ("load_backbone",),
     "data.loading": ("load_images",),
     "studies": ("STUDIES", "run_study"),
@@ -85,8 +85,8 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "FeatureStore",
     "Features",
     "Head",
-    "ImageData",
     "ImageSplits",
+    "Images",
     "Plan",
     "Pretraining",
     "Result",

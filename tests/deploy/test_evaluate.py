@@ -11,7 +11,6 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 
 from tightframe import Plan, evaluate, load_backbone, load_images, tune
-from tightframe.data.selection import Subset
 from tightframe.errors import DataError
 from tightframe.probes.calibration import calibration_error
 from tightframe.probes.results import interval
@@ -94,12 +93,12 @@ def test_some_classes_in_another_order_are_found_by_name(tuned, data):
 
 
 def test_classes_without_an_image_do_not_count(tuned, data):
-    few = Subset(data.test, np.flatnonzero(data.test.labels == 2))
+    few = data.test.subset(np.flatnonzero(data.test.labels == 2))
     found = evaluate(tuned, few)
     assert found.rows[0]["classes"] == 1
     assert [row["class"] for row in found.further["classes"]] == ["7"]
     wider = load_images("digits:4-9", test_share=0.0).train
-    known = Subset(wider, np.flatnonzero(wider.labels > 0))
+    known = wider.subset(np.flatnonzero(wider.labels > 0))
     assert evaluate(tuned, known).rows[0]["classes"] == 5
 
 
@@ -120,7 +119,7 @@ def test_without_test_images_all_are_judged_and_it_says_so(tuned, data):
 
 def test_no_image_at_all(tuned, data):
     with pytest.raises(DataError, match="no images"):
-        evaluate(tuned, Subset(data.test, np.array([], dtype=np.int64)))
+        evaluate(tuned, data.test.subset(np.array([], dtype=np.int64)))
 
 
 def test_it_is_written_as_json(found, tmp_path):

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from tightframe import Plan, export_onnx, load_backbone, load_images, load_tuned, tune
-from tightframe.data.selection import Subset
 from tightframe.deploy import export
 from tightframe.deploy.export import ExportFailed, OnnxMissing
 from tightframe.errors import SettingsError
@@ -147,7 +146,7 @@ def test_wrong_settings(tuned, data, tmp_path):
     with pytest.raises(SettingsError, match="choose uint8 or float32"):
         export_onnx(tuned, tmp_path / "x", pixels="int4")
     with pytest.raises(SettingsError, match="no images"):
-        export._shown(tuned, Subset(data.test, np.array([], dtype=np.int64)))
+        export._shown(tuned, data.test.subset(np.array([], dtype=np.int64)))
 
 
 def test_the_tuned_model_predicts_as_before(tuned, data, exported):

@@ -88,7 +88,7 @@ def test_one_pass_serves_all_layers(model: Make, noise: Make, batch_size: int, p
 
     made(net, data, batch_size=batch_size, progress=progress)
     assert net.module.passes == passes
-    assert sorted(data.decoded) == list(range(11))
+    assert sorted(data.items[0].decoded) == list(range(11))
     assert shown == [("net on noise/train", passes)]
 
 
@@ -113,11 +113,11 @@ def test_moments_are_computed_once(model: Make, noise: Make, monkeypatch: pytest
 def test_a_hit_runs_nothing_and_is_the_same_to_the_last_bit(model: Make, noise: Make, store: FeatureStore) -> None:
     net, data = model(), noise()
     before = made(net, data, store=store)
-    passes, decoded = net.module.passes, len(data.decoded)
+    passes, decoded = net.module.passes, len(data.items[0].decoded)
     again, other_object = made(net, data, store=store, batch_size=5), model()
     assert_same(again, before)
     assert_same(made(other_object, data, store=FeatureStore(str(store.folder))), before)
-    assert (net.module.passes, other_object.module.passes, len(data.decoded)) == (passes, 0, decoded)
+    assert (net.module.passes, other_object.module.passes, len(data.items[0].decoded)) == (passes, 0, decoded)
     assert again.seconds == before.seconds
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tightframe import Plan, compare, load_backbone, load_images, load_tuned, tune
-from tightframe.data.selection import Subset, stratified
+from tightframe.data.selection import stratified
 from tightframe.errors import BadImage, LayerNotFound, ModelError, SettingsError
 from tightframe.jobs.compare import verdict
 from tightframe.probes.results import interval
@@ -133,7 +133,7 @@ def test_where_nothing_was_held_out_none_is_chosen(data, small, tmp_path, few):
     plan = PLAN if few else dataclasses.replace(PLAN, rates=(0.3,))
     if few:
         firsts = np.unique(data.train.labels, return_index=True)[1]
-        data = dataclasses.replace(data, train=Subset(data.train, firsts))
+        data = dataclasses.replace(data, train=data.train.subset(firsts))
     compared = compare(data, small, ["linear", "full"], plan=plan, out=tmp_path / "run")
     assert [row["validation_accuracy"] for row in compared.rows] == [None, None]
     assert all("test_accuracy" in row for row in compared.rows)

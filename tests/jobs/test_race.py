@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from tightframe import load_backbone, load_images, rank
-from tightframe.data.selection import Subset
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features
 from tightframe.jobs import race as racing
@@ -37,8 +38,9 @@ def track(data, monkeypatch):
 
     def run(runner, images, layers, **running):
         assert layers == ["penultimate"]
-        runner.seen.append(images.indices)
-        rows = images.indices[:, None].astype(np.float32)
+        indices = np.array([data.train.identifiers.index(name) for name in images.identifiers])
+        runner.seen.append(indices)
+        rows = indices[:, None].astype(np.float32)
         return Features({"penultimate": lambda: rows}, images, precision="float32", pool="auto", seconds=0.0)
 
     def judge(runner, features):
@@ -119,14 +121,8 @@ def test_the_winner_is_that_of_the_whole_ranking_and_each_image_runs_once(data, 
     assert result.rows[0]["model"] == rank(data, list(names.values())).rows[0]["model"]
 
 
-def test_what_is_wrong_with_the_images_ends_the_race(data, names):
-    class Unreadable(Subset):
-        def __getitem__(self, index):
-            raise DataError("disk gone")
-
-    import dataclasses
-
-    broken = dataclasses.replace(data, train=Unreadable(data.train, np.arange(len(data.train))))
+def test_what_is_wrong_with_the_images_ends_the_race(data, names, unreadable):
+    broken = dataclasses.replace(data, train=unreadable(data.train))
     with pytest.raises(DataError, match="disk gone"):
         rank(broken, list(names.values()), budget=5.0)
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tightframe import extract, load_backbone, load_images, rank, transferability
-from tightframe.data.selection import Subset
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.store import FeatureStore
 from tightframe.jobs.rank import EXPECTED, ordered, orders, quality
@@ -69,17 +68,13 @@ def test_a_model_that_fails_while_running_is_a_row_too(data, names):
     assert "NaN" in result.rows[1]["error"]
 
 
-def test_what_is_wrong_with_the_images_is_said_at_once(data, names, tmp_path):
-    one_each = dataclasses.replace(data, train=Subset(data.train, np.unique(data.train.labels, return_index=True)[1]))
+def test_what_is_wrong_with_the_images_is_said_at_once(data, names, unreadable):
+    one_each = dataclasses.replace(data, train=data.train.subset(np.unique(data.train.labels, return_index=True)[1]))
     rows = rank(one_each, [names["wide"]]).rows
     assert "two samples of a class" in rows[0]["error"]
 
-    class Unreadable(Subset):
-        def __getitem__(self, index):
-            raise DataError("disk gone")
-
     with pytest.raises(DataError, match="disk gone"):
-        rank(dataclasses.replace(data, train=Unreadable(data.train, np.arange(20))), [names["wide"]])
+        rank(dataclasses.replace(data, train=unreadable(data.train)), [names["wide"]])
 
 
 @pytest.mark.parametrize(("models", "by", "says"), [([], "nc1", "--models"), (["x"], "beauty", "choose")])

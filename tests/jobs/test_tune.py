@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tightframe import Plan, load_backbone, load_images, tune
-from tightframe.data.selection import Subset
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.jobs.tune import choose_layer
 from tightframe.tuning.loop import Diverged
@@ -136,7 +135,7 @@ def test_nothing_is_overwritten(data, wide, finished, tmp_path):
 
 def test_too_few_images_to_choose_with_is_said(data, wide):
     two = np.concatenate([np.flatnonzero(data.train.labels == k)[:1] for k in range(5)])
-    few = dataclasses.replace(data, train=Subset(data.train, two))
+    few = dataclasses.replace(data, train=data.train.subset(two))
     tuned = tune(few, wide, method="full", plan=PLAN)
     assert "too few" in tuned.notes[0]
     assert {row["phase"] for row in tuned.history} == {"final"}

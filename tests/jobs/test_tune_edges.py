@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tightframe import Plan, load_backbone, load_images, load_tuned, tune
-from tightframe.data.selection import Subset
 from tightframe.errors import ModelError, SavedError, SettingsError
 from tightframe.tuning.loop import Diverged
 
@@ -126,7 +125,7 @@ def test_a_block_chosen_among_others_is_not_taken_for_this_one(data, names, narr
 
 def test_other_test_images_give_the_same_model(data, narrow):
     assert data.test is not None
-    swapped = dataclasses.replace(data, test=Subset(data.test, np.arange(7)))
+    swapped = dataclasses.replace(data, test=data.test.subset(np.arange(7)))
     plan = dataclasses.replace(PLAN, rates=(0.05, 0.01))
     first, second = (tune(each, narrow, method="layer", plan=plan) for each in (data, swapped))
     assert same(weights(first), weights(second))

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from tightframe.backbone import Backbone
-from tightframe.data.decoding import as_opened, open_image
-from tightframe.errors import BadImage, SavedError
+from tightframe.data.items import unlabeled
+from tightframe.errors import SavedError
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
-from tightframe.images import ImageData
+from tightframe.images import Images
 from tightframe.models.backbones import BUILDER, load_backbone
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
@@ -60,14 +60,13 @@ class Tuned:
         Raises:
             BadImage: a file can't be read as an image.
         """
-        loose = _Loose(tuple(images), self.classes)
+        loose = unlabeled(images, self.classes)
         faults = loose.faults() if skip_bad else {}
         good = [index for index in range(len(loose)) if index not in faults]
         rows: dict[int, Row] = {
             index: {"path": loose.identifiers[index], "error": reason} for index, reason in faults.items()
         }
-        readable = _Loose(tuple(loose.images[index] for index in good), self.classes)
-        for index, shares in zip(good, self.probabilities(readable, device=device), strict=True):
+        for index, shares in zip(good, self.probabilities(loose.subset(good), device=device), strict=True):
             rows[index] = {
                 "path": loose.identifiers[index],
                 "predicted": self.classes[int(shares.argmax())],
@@ -76,13 +75,13 @@ class Tuned:
             }
         return [rows[index] for index in range(len(loose))]
 
-    def probabilities(self, data: ImageData, batch_size: int = 64, device: str = "auto") -> np.ndarray:
+    def probabilities(self, data: Images, batch_size: int = 64, device: str = "auto") -> np.ndarray:
         """Class probabilities, shape (n, K), of every image in ``data``."""
         logits = self.logits_and_features(data, batch_size, device)[0]
         return torch.softmax(logits, 1).numpy()
 
     def logits_and_features(
-        self, data: ImageData, batch_size: int = 64, device: str = "auto"
+        self, data: Images, batch_size: int = 64, device: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (n, K) and the features (n, d) that the head sees, on the CPU, in float32."""
         where = device_of(device)
@@ -153,41 +152,3 @@ def _base(folder: Path, description: checkpoint.Description, model: str | None) 
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise SavedError(f"{folder}/tightframe.json names a model that can't be read ({why})") from error
-
-
-@dataclass(frozen=True)
-class _Loose:
-    """Images without labels, as ``ImageData``."""
-
-    images: tuple[str | Path | Image.Image, ...]
-    classes: tuple[str, ...]
-    name: str = "images"
-    fingerprint: str = ""
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.zeros(len(self.images), dtype=np.int64)
-
-    @property
-    def identifiers(self) -> tuple[str, ...]:
-        return tuple(
-            f"image {index}" if isinstance(image, Image.Image) else str(image)
-            for index, image in enumerate(self.images)
-        )
-
-    def faults(self) -> dict[int, str]:
-        """Why images can't be read, by index."""
-        found = {}
-        for index in range(len(self)):
-            try:
-                self[index]
-            except BadImage as error:
-                found[index] = error.reason
-        return found
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        image = self.images[index]
-        return as_opened(image, f"image {index}") if isinstance(image, Image.Image) else open_image(image)

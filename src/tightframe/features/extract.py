@@ -16,7 +16,7 @@ from tightframe.features.pixels import Pixels
 from tightframe.features.precision import Precision, autocast, device_of, is_safe, likely_precision, on_device, sent
 from tightframe.features.store import FeatureStore, Writer
 from tightframe.features.taps import Pool, pooling_of, tapped
-from tightframe.images import ImageData
+from tightframe.images import Images
 from tightframe.progress import Progress, silent
 
 BATCH = 64
@@ -47,7 +47,7 @@ class Features(Mapping[str, np.ndarray]):
     def __init__(
         self,
         arrays: Mapping[str, Callable[[], np.ndarray]],
-        data: ImageData,
+        data: Images,
         *,
         precision: str,
         pool: str,
@@ -75,7 +75,7 @@ class Features(Mapping[str, np.ndarray]):
 
 def extract(
     backbone: Backbone,
-    data: ImageData,
+    data: Images,
     *,
     layers: Sequence[str] | None = None,
     pool: Pool = "auto",
@@ -118,7 +118,7 @@ def extract(
     return Features(arrays, data, precision=chosen, pool=how, seconds=seconds)
 
 
-def _safe_precision(backbone: Backbone, data: ImageData, device: torch.device, wanted: Precision) -> str:
+def _safe_precision(backbone: Backbone, data: Images, device: torch.device, wanted: Precision) -> str:
     chosen = likely_precision(backbone.module, device, wanted)
     if wanted != "auto" or chosen == "float32":
         return chosen
@@ -136,7 +136,7 @@ def _ready(backbone: Backbone, batch: Tensor, device: torch.device) -> Tensor:
     return backbone.preprocessing.normalize(sent(batch, device)).contiguous(memory_format=torch.channels_last)
 
 
-def _key(backbone: Backbone, data: ImageData, layer: str, pool: str, precision: str) -> dict[str, Any]:
+def _key(backbone: Backbone, data: Images, layer: str, pool: str, precision: str) -> dict[str, Any]:
     """All that decides a layer's features."""
     return {
         "model": backbone.fingerprint,

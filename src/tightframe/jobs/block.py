@@ -18,7 +18,7 @@ from tightframe.decide.layers import Reading, recommend_layer, small_enough, spr
 from tightframe.features.extract import Features, Running
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, likely_precision, on_device
-from tightframe.images import ImageData
+from tightframe.images import Images
 from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.start import model_of, start_of
 from tightframe.progress import Progress, silent
@@ -80,7 +80,7 @@ def candidates(known: list[Reading], head_parameters: int, other_parameters: int
 
 
 def choose_block(
-    data: ImageData, backbone: Backbone, features: Features, method: Method, trial: Trial, running: Running
+    data: Images, backbone: Backbone, features: Features, method: Method, trial: Trial, running: Running
 ) -> tuple[str, list[Row]]:
     """The block to tune, and a row for every trial: ``layer``, ``epochs``, ``validation_loss`` and ``_accuracy``.
 
@@ -125,7 +125,7 @@ def _race(track: _Track, racing: list[str], usual: str, progress: Progress) -> t
 
 
 def _track(
-    data: ImageData,
+    data: Images,
     backbone: Backbone,
     features: Features,
     racing: list[str],

@@ -8,11 +8,10 @@ from typing import Unpack
 import numpy as np
 
 from tightframe.backbone import PENULTIMATE, Backbone
-from tightframe.data.selection import of_classes
 from tightframe.errors import SettingsError
 from tightframe.features.extract import Running, extract
 from tightframe.features.moments import ClassMoments
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.metrics.collapse import cautions, nc1
 from tightframe.metrics.correction import corrected
 from tightframe.probes.episodes import Episodes, accuracies, draw, mean_and_margin
@@ -27,7 +26,7 @@ READING = (
 
 
 def fewshot(
-    data: ImageSplits | ImageData,
+    data: ImageSplits | Images,
     backbone: Backbone,
     *,
     ways: int = 5,
@@ -86,10 +85,10 @@ def fewshot(
     return Result("fewshot", rows, settings, [*notes, READING, *cautions(moments)])
 
 
-def _parts(data: ImageSplits | ImageData, classes: Sequence[str] | None) -> list[ImageData]:
+def _parts(data: ImageSplits | Images, classes: Sequence[str] | None) -> list[Images]:
     """Training and test images of these classes, where there are any."""
     splits = [data.train, data.test] if isinstance(data, ImageSplits) else [data]
-    parts = [part if classes is None else of_classes(part, classes) for part in splits if part is not None]
+    parts = [part if classes is None else part.of_classes(classes) for part in splits if part is not None]
     return [part for part in parts if len(part)] or parts[:1]
 
 
@@ -100,7 +99,7 @@ def _counts(shots: Sequence[int]) -> list[int]:
     return sorted(set(shots))
 
 
-def _left_out(parts: list[ImageData], labels: np.ndarray, least: int) -> list[str]:
+def _left_out(parts: list[Images], labels: np.ndarray, least: int) -> list[str]:
     """A note on classes that have too few images for an episode."""
     present = np.unique(np.concatenate([part.labels for part in parts]))
     small = [parts[0].classes[label] for label in present[np.bincount(labels) < least]]

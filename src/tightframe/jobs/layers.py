@@ -10,7 +10,7 @@ import numpy as np
 from tightframe.backbone import Backbone
 from tightframe.errors import MeasureError
 from tightframe.features.extract import Features, Running, extract
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.run import tune_command
 from tightframe.metrics.collapse import Head, nc1
 from tightframe.metrics.folds import Folds
@@ -35,7 +35,7 @@ class Judged(NamedTuple):
     test: np.ndarray | None  # classes given to the test images
 
 
-def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, **running: Unpack[Running]) -> Result:
+def layers(data: ImageSplits | Images, backbone: Backbone, *, seed: int = 0, **running: Unpack[Running]) -> Result:
     """NC1 and the accuracy of four probes for every layer, with a recommended layer and why.
 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``nc1``, and for each

@@ -10,7 +10,7 @@ from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.decide.layers import spreads
 from tightframe.features.extract import Features, Running, extract
 from tightframe.features.moments import Weighting
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.run import tune_command
 from tightframe.metrics.certainty import (
     COLLAPSE,
@@ -35,7 +35,7 @@ DRAWS = 12
 
 
 def measure(
-    data: ImageSplits | ImageData,
+    data: ImageSplits | Images,
     backbone: Backbone,
     *,
     weighting: Weighting = "class",

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from tightframe.backbone import Preprocessing
-from tightframe.data.selection import Joined
 from tightframe.errors import MeasureError, ModelError, SettingsError
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import Precision, device_of, likely_precision, on_device
 from tightframe.files import write_tensors, write_text
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.run import MARK, Run, claim
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.quick import quick_collapse
@@ -277,9 +276,9 @@ class _Work:
         pixels.preprocessing = replace(pixels.preprocessing, mean=mean, std=std)
         return pixels
 
-    def _everything(self) -> ImageData:
+    def _everything(self) -> Images:
         """Training images, and then those of the test set."""
-        return Joined(self.data.train, self.data.test) if self.data.test is not None else self.data.train
+        return self.data.train.joined(self.data.test) if self.data.test is not None else self.data.train
 
     def _split(self) -> Split:
         everything, count = self._everything(), len(self.data.train)

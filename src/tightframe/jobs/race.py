@@ -16,11 +16,11 @@ from math import ceil
 import numpy as np
 
 from tightframe.backbone import Backbone
-from tightframe.data.selection import Subset, stratified
+from tightframe.data.selection import stratified
 from tightframe.decide.recommendation import Standing, credit, standings
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features, Running, extract
-from tightframe.images import ImageData
+from tightframe.images import Images
 from tightframe.progress import silent
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -57,7 +57,7 @@ class Contender:
     standing: Standing | None = None
     error: Exception | None = None
 
-    def see(self, data: ImageData, upto: np.ndarray, judge: Judge, running: Running) -> None:
+    def see(self, data: Images, upto: np.ndarray, judge: Judge, running: Running) -> None:
         """Run the model on those of the images ``upto`` that it has not seen, and judge it on all."""
         started = time.perf_counter()
         try:
@@ -65,7 +65,7 @@ class Contender:
             fresh = np.setdiff1d(upto, self.order)
             if self.parts:  # which precision is safe was tried out on the first images
                 running = {**running, "precision": self.parts[0].precision}  # type: ignore[typeddict-item]
-            self.parts.append(extract(backbone, Subset(data, fresh), layers=self.layers(backbone), **running))
+            self.parts.append(extract(backbone, data.subset(fresh), layers=self.layers(backbone), **running))
             self.order = np.concatenate([self.order, fresh])
             self.parameters = backbone.parameters
             self.correct = judge(backbone, self.features(data))
@@ -75,13 +75,13 @@ class Contender:
             self.error = error
         self.seconds += time.perf_counter() - started
 
-    def features(self, data: ImageData) -> Features:
+    def features(self, data: Images) -> Features:
         """Features of all images seen, in the order that they have in ``data``."""
         order, first = np.argsort(self.order), self.parts[0]
         arrays = {layer: np.concatenate([part[layer] for part in self.parts])[order] for layer in first}
         return Features(
             {layer: (lambda array=array: array) for layer, array in arrays.items()},  # type: ignore[misc]
-            Subset(data, self.order[order]),
+            data.subset(self.order[order]),
             precision=first.precision,
             pool=first.pool,
             seconds=self.seconds,
@@ -89,7 +89,7 @@ class Contender:
 
 
 def race(
-    contenders: Sequence[Contender], data: ImageData, judge: Judge, minutes: float, seed: int, running: Running
+    contenders: Sequence[Contender], data: Images, judge: Judge, minutes: float, seed: int, running: Running
 ) -> list[Contender]:
     """Run the race; those still in it at the end, the likely best first. All are told where they stand.
 
@@ -116,7 +116,7 @@ def race(
     return going
 
 
-def _rounds(data: ImageData, seed: int) -> list[np.ndarray]:
+def _rounds(data: Images, seed: int) -> list[np.ndarray]:
     """Images to be seen by the end of each round, every one holding the one before."""
     shares = [stratified(data.labels, share, seed)[1] for share in SHARES[:-1]]
     smallest = [np.bincount(data.labels[held], minlength=len(data.classes)).min() for held in shares]

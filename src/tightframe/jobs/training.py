@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tightframe.data.selection import stratified
-from tightframe.images import ImageData
+from tightframe.images import Images
 from tightframe.jobs.plan import Clock, Plan
 from tightframe.jobs.run import Run
 from tightframe.probes.results import interval
@@ -52,7 +52,7 @@ class Training:
         notes: what is to be said beside what comes of it.
     """
 
-    data: ImageData
+    data: Images
     inputs: Inputs
     model: Trainable
     device: torch.device

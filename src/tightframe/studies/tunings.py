@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from tightframe.backbone import Backbone
-from tightframe.data import selection
+from tightframe.data.selection import at_most
 from tightframe.deploy.tuned import Tuned
 from tightframe.features.pixels import Pixels
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.compare import compare
 from tightframe.jobs.plan import Plan
 from tightframe.report.tables import Column, count, number, percent, seconds, text
@@ -64,7 +64,7 @@ def few(data: ImageSplits, shots: int, seed: int) -> ImageSplits | None:
     """So many training images a class; ``None`` where a class has fewer."""
     if int(np.bincount(data.train.labels, minlength=len(data.classes)).min()) < shots:
         return None
-    return replace(data, train=selection.shots(data.train, shots, seed))
+    return replace(data, train=at_most(data.train, shots, seed))
 
 
 def by_methods(
@@ -79,7 +79,7 @@ def by_methods(
     ]
 
 
-def penultimate_nc1(tuned: Tuned, images: ImageData) -> float | None:
+def penultimate_nc1(tuned: Tuned, images: Images) -> float | None:
     """Of images at the layer before the head, whatever else the head sees."""
     device = next(tuned.model.parameters()).device
     inputs = PixelInputs(Pixels(images, tuned.backbone.preprocessing, keep_bytes=0), device=device)
