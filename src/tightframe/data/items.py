@@ -77,27 +77,36 @@ ImageLike = str | Path | np.ndarray | Image.Image
 """A file, a folder, bytes (height, width[, 3]), several such (n, height, width, 3), or an image of Pillow's."""
 
 
-def unlabeled(images: ImageLike | Iterable[ImageLike], classes: Sequence[str] = ()) -> Images:
+def unlabeled(images: object, classes: Sequence[str] = ()) -> Images:
     """Images without labels: all labels are 0.
 
     Args:
-        images: one or several of them; a folder stands for the images in it and in the folders below, by name.
+        images: one ``ImageLike`` or several; a folder stands for the images in it and in the folders below, by name.
         classes: class names that the images are given.
 
     Raises:
-        DataError: a folder without images, or an array of another type or shape.
+        DataError: a folder without images, an array of another type or shape, or something else altogether.
     """
-    several = [images] if isinstance(images, ImageLike) else images
+    several = list(images) if isinstance(images, Iterable) and not _is_one(images) else [images]
     items = tuple(item for index, image in enumerate(several) for item in _items(image, f"image {index}"))
     return Images("images", tuple(classes), np.zeros(len(items), dtype=np.int64), items)
 
 
-def _items(image: ImageLike, name: str) -> Sequence[Item]:
+def _is_one(images: object) -> bool:
+    return images.ndim != 1 if isinstance(images, np.ndarray) else isinstance(images, ImageLike)
+
+
+def _items(image: object, name: str) -> Sequence[Item]:
     if isinstance(image, Image.Image):
         return [OpenImage(name, image)]
     if isinstance(image, np.ndarray):
         return _arrays(image, name)
-    return _files(Path(image)) if Path(image).is_dir() else [ImageFile(str(image))]
+    if isinstance(image, str | Path):
+        return _files(Path(image)) if Path(image).is_dir() else [ImageFile(str(image))]
+    raise DataError(
+        f"{name} is a {type(image).__name__} ({image!r:.60}); give paths, bytes (uint8) of shape (height, width, 3), "
+        "or images of Pillow's"
+    )
 
 
 def _arrays(values: np.ndarray, name: str) -> list[Item]:
@@ -105,7 +114,7 @@ def _arrays(values: np.ndarray, name: str) -> list[Item]:
         return [array for index, one in enumerate(values) for array in _arrays(one, f"image {index}")]
     if values.dtype != np.uint8 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)):
         raise DataError(
-            f"{name} is an array of {values.dtype} and shape {values.shape}; give bytes (uint8) of shape "
+            f"{name} is an array of {values.dtype} and shape {values.shape}; give paths, or bytes (uint8) of shape "
             "(height, width, 3), (height, width) or (n, height, width, 3)"
         )
     return [ImageArray(name, np.ascontiguousarray(values))]
