@@ -12,7 +12,7 @@ from tightframe.errors import SettingsError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.workspace import Workspace
-from tightframe.tuning.augment import Augment, Distort, _luck
+from tightframe.tuning.augment import Augment, Distort
 
 IMAGE = torch.randint(0, 256, (3, 24, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -99,13 +99,6 @@ def test_a_fifth_turns_gray_at_full_strength():
     _, views = seen_by(1.0, count=400)
     gray = (views.float().std(1).amax((1, 2)) < 1).float().mean()
     assert 0.13 < gray < 0.27
-
-
-def test_luck_is_even_and_independent():
-    luck = _luck(3, np.arange(20000), np.full(20000, 7), 9).numpy()
-    assert np.abs(luck.mean(0) - 0.5).max() < 0.01
-    assert np.abs(luck.var(0) - 1 / 12).max() < 0.003
-    assert np.abs(np.corrcoef(luck.T) - np.eye(9)).max() < 0.03
 
 
 def test_strength_is_checked():

@@ -347,7 +347,6 @@ def _predict(commands: Any) -> None:
     )
     command.add_argument("folder", metavar="DIR", type=Path, help="what `tightframe tune --out DIR` wrote")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    command.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read")
     command.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
     command.add_argument("--model", metavar="M", help="the base model, if its files moved or it is your own builder")
 

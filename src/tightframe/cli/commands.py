@@ -250,11 +250,11 @@ def predict(options: argparse.Namespace) -> None:
     from tightframe.report.columns import PREDICTIONS
     from tightframe.report.result import Result
 
-    rows = load_tuned(options.folder, options.model).predict(
-        options.images, skip_bad=options.skip_bad, device=options.device
-    )
+    rows = load_tuned(options.folder, options.model).predict(options.images, device=options.device)
     terminal.show("Predictions", PREDICTIONS, rows)
     terminal.close(Result("predict", rows, {"folder": str(options.folder)}), options.json)
+    if any("error" in row for row in rows):
+        raise SystemExit(1)
 
 
 def evaluate(options: argparse.Namespace) -> None:
