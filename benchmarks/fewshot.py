@@ -55,7 +55,7 @@ def real(shared: Path) -> Iterator[Named]:
         backbone = tightframe.load_backbone(zoo + model, **options)
         splits = [data.train, data.test]
         parts = [part.of_classes(classes) if classes else part for part in splits if part is not None]
-        passes = [tightframe.extract(backbone, part, layers=[PENULTIMATE])[PENULTIMATE] for part in parts]
+        passes = [tightframe.Workspace().features(backbone, part, [PENULTIMATE])[PENULTIMATE] for part in parts]
         labels = np.unique(np.concatenate([part.labels for part in parts]), return_inverse=True)[1]
         features = np.concatenate(passes)
         yield f"{model} on {images}, d = {features.shape[1]}", features, labels

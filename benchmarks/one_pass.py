@@ -43,7 +43,7 @@ def images(folder: Path) -> tightframe.ImageSplits:
 
 
 def measured(backbone: Backbone, data: Images, precision: str) -> tightframe.Features:
-    features = tightframe.extract(backbone, data, precision=precision, batch_size=BATCH)
+    features = tightframe.Workspace(precision=precision, batch_size=BATCH).features(backbone, data)
     for layer in features:
         features.moments(layer)
     return features

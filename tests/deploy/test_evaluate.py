@@ -10,12 +10,12 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 
-from tightframe import Plan, evaluate, load_backbone, load_images, tune
+from tightframe import TrainConfig, evaluate, load_backbone, load_images, tune
 from tightframe.errors import DataError
 from tightframe.probes.calibration import calibration_error
 from tightframe.probes.results import interval
 
-PLAN = Plan(epochs=2, rates=(0.05,), decays=(1e-4,))
+PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def tuned(data, names):
-    return tune(data, load_backbone(names["wide"]), method="linear", plan=PLAN)
+    return tune(data, load_backbone(names["wide"]), method="linear", config=PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_classes_and_confusion_are_those_of_scikit_learn(tuned, data, found):
     for row in found.further["confusion"]:
         place = data.classes.index(row["actual"]), data.classes.index(row["predicted"])
         rebuilt[place] = row["count"]
-        assert row["share"] == row["count"] / table[place[0]].sum()
+        assert row["trainable_share"] == row["count"] / table[place[0]].sum()
     assert (rebuilt == table).all()
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tightframe import ClassMoments, FeatureStore, extract, fewshot, load_backbone, load_images, measure
+from tightframe import ClassMoments, FeatureStore, fewshot, load_backbone, load_images, measure
 from tightframe.data.class_lists import class_list
 from tightframe.errors import DataError, MeasureError, SettingsError
+from tightframe.features.workspace import Workspace
 from tightframe.probes.episodes import accuracies, draw, mean_and_margin
 
 SMALL = {"ways": 3, "shots": (1, 4), "episodes": 30, "queries": 5}
@@ -134,5 +135,5 @@ def test_a_real_model_on_a_published_split(shared, zoo):
 
 def _pool(backbone, parts):
     """Labels and features of all images in ``parts``, in their order."""
-    features = [extract(backbone, part, layers=["penultimate"])["penultimate"] for part in parts]
+    features = [Workspace().features(backbone, part, ["penultimate"])["penultimate"] for part in parts]
     return np.concatenate([part.labels for part in parts]), np.concatenate(features)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe import extract, load_backbone, load_images, rank, transferability
+from tightframe import load_backbone, load_images, rank, transferability
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.store import FeatureStore
+from tightframe.features.workspace import Workspace
 from tightframe.jobs.rank import EXPECTED, ordered, orders, quality
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.summary import collapse_metrics
@@ -28,7 +29,7 @@ def data():
 def test_rows_hold_what_each_score_says_of_the_features(data, names):
     row = rank(data, [names["wide"]]).rows[0]
     backbone = load_backbone(names["wide"])
-    train, test = extract(backbone, data.train), extract(backbone, data.test)
+    train, test = Workspace().features(backbone, data.train), Workspace().features(backbone, data.test)
     moments = train.moments("penultimate")
     probe = cross_validated_ridge(Folds.of(train["penultimate"], train.labels, 5))
     assert row["nc1"] == pytest.approx(collapse_metrics(moments)["nc1"], rel=1e-3)
@@ -42,7 +43,7 @@ def test_rows_hold_what_each_score_says_of_the_features(data, names):
 
 @pytest.mark.parametrize("by", [EXPECTED, "probe_accuracy", "nc1", "logme", "leep", "parameters"])
 def test_best_first_by_any_score(data, names, by):
-    values = [row[by] for row in rank(data, list(names.values()), by=by).rows]
+    values = [row[by] for row in rank(data, list(names.values()), sort_by=by).rows]
     assert values == sorted(values, reverse=orders()[by])
 
 
@@ -80,7 +81,7 @@ def test_what_is_wrong_with_the_images_is_said_at_once(data, names, unreadable):
 @pytest.mark.parametrize(("models", "by", "says"), [([], "nc1", "--models"), (["x"], "beauty", "choose")])
 def test_settings_that_make_no_sense(data, models, by, says):
     with pytest.raises(SettingsError, match=says):
-        rank(data, models, by=by)
+        rank(data, models, sort_by=by)
 
 
 def test_the_test_images_decide_nothing(data, names):
@@ -128,7 +129,7 @@ def test_the_result_is_json_that_any_parser_reads(data, names, tmp_path):
 def test_the_source_head_and_the_baselines_are_there(data, names):
     row = rank(data, [names["wide"]]).rows[0]
     backbone = load_backbone(names["wide"])
-    read = extract(backbone, data.train, layers=["penultimate", "output"])
+    read = Workspace().features(backbone, data.train, ["penultimate", "output"])
     source = torch.from_numpy(read["output"]).double().softmax(1)
     expected = transferability(read["penultimate"], read.labels, source=source)
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3)

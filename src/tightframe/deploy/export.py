@@ -177,7 +177,7 @@ def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:
     told = {
         "classes": json.dumps(list(tuned.classes), ensure_ascii=False),
         "preprocessing": json.dumps(asdict(tuned.backbone.preprocessing)),
-        "model": json.dumps(model | {"layer": tuned.model.layer}),
+        "model": json.dumps(model | {"block": tuned.model.block}),
         "pixels": f"RGB, shape (n, 3, {height}, {width}), {pixels}: {TAKES[pixels]}; mean and std are applied inside",
     }
     proto.producer_name, proto.producer_version = "tightframe", versions()["tightframe"]

@@ -14,6 +14,7 @@ import torch
 from tightframe.backbone import Backbone
 from tightframe.data.items import ImageLike, unlabeled
 from tightframe.errors import SavedError
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
 from tightframe.images import Images
@@ -21,7 +22,6 @@ from tightframe.models.backbones import BUILDER, load_backbone
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import logits_of, predict_features
 from tightframe.tuning.surgery import TunableModel
 
@@ -42,6 +42,7 @@ class Tuned:
         metrics: measured when it was tuned: accuracies with intervals, NC1, parameters, seconds, rate, decay.
         history: a row an epoch of training.
         notes: what a reader should know, in plain words.
+        test_logits: of the test images (n, K), as they were judged; not saved.
     """
 
     backbone: Backbone
@@ -50,10 +51,11 @@ class Tuned:
     metrics: Row = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    test_logits: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         method, model = self.model.method, self.model
-        where = f" at block {model.layer}" if model.layer else ""
+        where = f" at block {model.block}" if model.block else ""
         measured = [
             f"{what} accuracy {100 * self.metrics[key]:.1f} %"
             for what, key in (("test", "test_accuracy"), ("training", "train_accuracy"))
@@ -61,7 +63,7 @@ class Tuned:
         ]
         return (
             f"Tuned {self.backbone.name} by {method.name}{where} "
-            f"({100 * model.trained_parameters / model.all_parameters:.2g} % of parameters trained)\n"
+            f"({100 * model.trainable_parameters / model.all_parameters:.2g} % of parameters trained)\n"
             f"  {len(self.classes)} classes: {listed(self.classes)}\n"
             f"  {', '.join(measured) or 'not judged'}"
         )
@@ -132,10 +134,10 @@ class Tuned:
             backbone=self.backbone.origin,
             weights=self.backbone.weights,
             method=self.model.method.name,
-            layer=self.model.layer,
+            block=self.model.block,
             pool=self.model.pool,
             align=self.model.neck.align,
-            scale=self.model.neck.scale,
+            skip_scale=self.model.neck.skip_scale,
             classes=list(self.classes),
             preprocessing=asdict(self.backbone.preprocessing),
             metrics=self.metrics,

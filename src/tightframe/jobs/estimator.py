@@ -27,11 +27,12 @@ from tightframe.backbone import Backbone
 from tightframe.data.items import unlabeled
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import DataError, SettingsError
+from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes
 from tightframe.images import Images, ImageSplits
-from tightframe.jobs.plan import Plan
 from tightframe.jobs.tune import tune
 from tightframe.models.backbones import load_backbone
+from tightframe.tuning.config import TrainConfig
 
 
 class UnusableInput(DataError, ValueError):
@@ -61,11 +62,11 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         backbone: str = "timm/resnet18",
         method: str = "scl",
-        layer: str = "auto",
+        block: str = "auto",
         *,
         epochs: int = 30,
-        rates: Sequence[float] | None = None,
-        decays: Sequence[float] | None = None,
+        lr: Sequence[float] | None = None,
+        weight_decay: Sequence[float] | None = None,
         batch_size: int = 32,
         seed: int = 0,
         pool: str = "auto",
@@ -75,10 +76,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ):
         self.backbone = backbone
         self.method = method
-        self.layer = layer
+        self.block = block
         self.epochs = epochs
-        self.rates = rates
-        self.decays = decays
+        self.lr = lr
+        self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.seed = seed
         self.pool = pool
@@ -96,17 +97,17 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         images = _images(X)
         classes, labels = _encoded(y, len(images))
         shown = replace(images, labels=labels, classes=tuple(map(str, classes.tolist())))
-        plan = Plan(
+        config = TrainConfig(
             epochs=self.epochs,
-            rates=None if self.rates is None else tuple(self.rates),
-            decays=None if self.decays is None else tuple(self.decays),
+            lr=None if self.lr is None else tuple(self.lr),
+            weight_decay=None if self.weight_decay is None else tuple(self.weight_decay),
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        running: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
+        where: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
         splits = ImageSplits("images", shown, None)
         self._tuned: Tuned | None = tune(
-            splits, self._base(), method=self.method, layer=self.layer, plan=plan, **running
+            splits, self._base(), method=self.method, block=self.block, config=config, workspace=Workspace(**where)
         )
         self._saved: dict[str, bytes] = {}
         self.classes_ = classes

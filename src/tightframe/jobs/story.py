@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tightframe.decide.training import chosen_trial
 from tightframe.images import Images, ImageSplits
-from tightframe.jobs.compare import chosen_trial
 from tightframe.report.charts import (
     collapse_chart,
     confusion_chart,
