@@ -34,7 +34,7 @@ def test_the_model_runs_over_the_training_images_once(data, names):
     backbone = load_backbone(names["wide"])
     seen = []
     backbone.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    measure(data, backbone, batch_size=16, precision="float32")
+    measure(data, backbone, workspace=Workspace(batch_size=16, precision="float32"))
     assert sum(seen) == len(data.train)
 
 

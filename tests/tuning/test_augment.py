@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tightframe import load_images
-from tightframe.backbone import Preprocessing
+from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
 from tightframe.errors import SettingsError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
+from tightframe.features.workspace import Workspace
 from tightframe.tuning.augment import Augment, Distort
-from tightframe.tuning.prefix import features_of_views
 
 IMAGE = torch.randint(0, 256, (3, 24, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -48,10 +48,12 @@ def test_an_unknown_kind_is_refused():
 def test_views_are_kept_view_by_view():
     data = load_images("digits", shots=2).train
     looks = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear", "center")
-    images = PixelInputs(Pixels(data, looks), Augment("flip", 0))
-    kept = features_of_views(
-        lambda batch: batch.flatten(1), images, len(data), 3, device=torch.device("cpu"), precision="float32"
-    )
+    augment = Augment("flip", 0)
+    images = PixelInputs(Pixels(data, looks), augment)
+    layer = Layer(PENULTIMATE, "vector", 768, 0)
+    backbone = Backbone("pixels", torch.nn.Flatten(1).eval(), looks, (), layer, None)
+    found = Workspace(device="cpu").block_inputs(backbone, data, [PENULTIMATE], augment=augment, views=3)
+    kept = found[PENULTIMATE]
     order, views = np.array([4, 0, 4]), np.array([2, 0, 1])
     (_, found), *_ = kept.batches(order, 8, views)
     (_, plain), *_ = kept.batches(order, 8)

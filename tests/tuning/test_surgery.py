@@ -42,7 +42,7 @@ def changed(before, after):
 
 
 @pytest.mark.parametrize(
-    ("name", "trained", "whole", "trainable_share"),
+    ("name", "trained", "whole", "share"),
     [("resnet18", 924_170, 11_181_642, "8.27"), ("resnet50", 1_532_938, 23_528_522, "6.52")],
 )
 def test_parameters_of_the_papers_models(name, trained, whole, share):
