@@ -176,7 +176,7 @@ def test_a_head_alone_keeps_the_same_promises():
 
 @pytest.mark.parametrize(("method", "layer"), [("linear", BLOCK), ("full", BLOCK), ("scl", None), ("layer", None)])
 def test_methods_and_layers_that_do_not_go_together(wide, method, layer):
-    with pytest.raises(SettingsError, match=r"layer"):
+    with pytest.raises(SettingsError, match=r"block"):
         model(wide, method, layer)
 
 
