@@ -32,7 +32,7 @@ def run(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("images") / "digits here"
-    data = load_images("digits:5-9", shots=8).train
+    data = load_images("digits:5-9", max_per_class=8).train
     for index, label in enumerate(data.labels):
         (root / f"digit {data.classes[label]}").mkdir(parents=True, exist_ok=True)
         data[index].save(root / f"digit {data.classes[label]}" / f"{index}.png")

@@ -56,7 +56,7 @@ def no_model(monkeypatch):
 @pytest.fixture(scope="module")
 def saved(names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "net"
-    data = load_images("digits:5-9", shots=4, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=4, test_share=0.2)
     tune(data, load_backbone(names["wide"]), method="scl", block="layer3.0", config=PLAN, out=folder)
     return folder
 
@@ -89,7 +89,7 @@ def test_no_folder_of_this_machine_is_told(form, tmp_path):
 
 
 def test_of_lora_the_files_of_peft_are_sent(names, model_folders, tmp_path):
-    data = load_images("digits:5-9", shots=4, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=4, test_share=0.2)
     tuned = tune(data, load_backbone(names["wide"]), method="lora", config=PLAN, out=tmp_path / "net")
     shelf = Shelf()
     (row,) = push_to_hub(tmp_path / "net", REPO, api=shelf).rows

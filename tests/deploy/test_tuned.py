@@ -20,7 +20,7 @@ PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module", params=["linear", "layer", "scl", "full"])
@@ -226,6 +226,7 @@ def test_predictions(saved, data, tmp_path):
     assert [row["path"] for row in rows] == [str(tmp_path / "one.png")] * 2 + ["image 2"]
     assert rows[0]["probabilities"] == rows[1]["probabilities"] == pytest.approx(rows[2]["probabilities"])
     assert rows[0]["probability"] == max(rows[0]["probabilities"].values())
+    assert rows[0]["predicted"] == max(rows[0]["probabilities"], key=rows[0]["probabilities"].get)
     assert sum(rows[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert tuned.predict([]) == []
 

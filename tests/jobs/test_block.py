@@ -22,7 +22,7 @@ DEPTH = [Reading(f"b{depth}", spread, 10) for depth, spread in enumerate([1, 9, 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=10, test_share=0.3)
+    return load_images("digits:5-9", max_per_class=10, test_share=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ NAMES = ("linear", "layer", "scl", "full")
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=20, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=20, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, small, finishe
 
 def test_resumed_when_finished_it_trains_nothing(data, small, finished, monkeypatch):
     monkeypatch.setattr("tightframe.decide.training.fit", None)
-    monkeypatch.setattr("tightframe.jobs.compare.chosen_block", None)
+    monkeypatch.setattr("tightframe.jobs.compare.chosen_block", lambda *_: pytest.fail("chosen again"))
     compared, folder = finished
     again = compare(data, small, NAMES, config=PLAN, out=folder, resume=True)
     assert again.rows == compared.rows  # times included

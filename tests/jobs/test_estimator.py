@@ -100,7 +100,7 @@ def test_checks_left_out_are_checks_that_there_are():
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:0-2", shots=16)
+    return load_images("digits:0-2", max_per_class=16)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tightframe.probes.knn import neighbors_predict
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=10, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=10, test_share=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tightframe.features.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=64, test_share=0.3)
+    return load_images("digits:5-9", max_per_class=64, test_share=0.3)
 
 
 class Runner:

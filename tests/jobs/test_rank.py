@@ -22,7 +22,7 @@ from tightframe.scores.from_moments import h_score, logme
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=12, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=12, test_share=0.5)
 
 
 def test_rows_hold_what_each_score_says_of_the_features(data, names):

@@ -24,7 +24,7 @@ PLAN = TrainConfig(epochs=4, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=10, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=10, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_every_trial_of_a_probe_starts_where_training_does(data, small, monkeypa
 
 
 def test_a_probe_is_fitted_to_an_image_of_each_class_or_none(small):
-    data = load_images("digits:5-9", shots=2, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=2, test_share=0.2)
     tuned = tune(data, small, block="1", config=replace(PLAN, head_init="probe"))
     assert tuned.metrics["test_accuracy"] >= 0
     some = replace(data, train=data.train.subset(np.flatnonzero(data.train.labels < 3)))

@@ -26,7 +26,7 @@ TIMES = ("seconds",)
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finishe
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system can't kill a process outright")
 def test_killed_outright_it_goes_on_to_the_same_result(names, tmp_path):
     def command(folder):
-        images = ["digits:5-9", "--shots", "6", "--test-share", "0.2", "--models", *names.values()]
+        images = ["digits:5-9", "--max-per-class", "6", "--test-share", "0.2", "--models", *names.values()]
         training = ["--epochs", "3", "--lr", "0.05", "--weight-decay", "1e-4", "--out", str(folder)]
         return [sys.executable, "-m", "tightframe", "transfer", *images, *training]
 
@@ -176,7 +176,7 @@ def test_no_model_that_can_be_used(data, tmp_path):
 
 
 def test_without_test_images_there_is_a_report_all_the_same(names, tmp_path):
-    data = load_images("digits:5-9", shots=6, test_share=0.0)
+    data = load_images("digits:5-9", max_per_class=6, test_share=0.0)
     run = transfer(data, [names["narrow"]], out=tmp_path / "run", config=PLAN, methods=["linear"])
     assert run.samples == []
     assert "test_accuracy" not in run.methods[0]

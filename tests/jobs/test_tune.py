@@ -21,7 +21,7 @@ PLAN = TrainConfig(epochs=3, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=8, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=8, test_share=0.2)
 
 
 @pytest.fixture(scope="module")

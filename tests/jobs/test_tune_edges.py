@@ -20,7 +20,7 @@ ONE_STEP = dataclasses.replace(PLAN, epochs=1, search_epochs=1, batch_size=64)
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module")

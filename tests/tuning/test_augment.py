@@ -46,7 +46,7 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_views_are_kept_view_by_view():
-    data = load_images("digits", shots=2).train
+    data = load_images("digits", max_per_class=2).train
     looks = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear", "center")
     augment = Augment("flip", 0)
     images = PixelInputs(Pixels(data, looks), augment)

@@ -27,7 +27,7 @@ MODELS = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=8, test_share=0.3)
+    return load_images("digits:5-9", max_per_class=8, test_share=0.3)
 
 
 def kept(blocks, backbone, data, precision="float32", budget=1.0):

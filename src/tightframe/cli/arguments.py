@@ -324,7 +324,7 @@ def _study(commands: Any) -> None:
     command.add_argument("--seeds", dest="repeats", type=int, metavar="N", help="how many (default: the scale's)")
     command.add_argument("--epochs", type=int, metavar="N", help="of pre-training or tuning (default: the scale's)")
     command.add_argument(
-        "--shots", type=int, metavar="N", help="at most N training images a class of every set (default: all)"
+        "--max-per-class", type=int, metavar="N", help="at most N training images a class of every set (default: all)"
     )
     command.add_argument(
         "--out",
@@ -447,7 +447,9 @@ def _run_options(command: argparse.ArgumentParser, cache: bool = True) -> None:
 
 def _data_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("images")
-    group.add_argument("--shots", type=int, metavar="N", help="at most N training images a class (default: all)")
+    group.add_argument(
+        "--max-per-class", type=int, metavar="N", help="at most N training images a class (default: all)"
+    )
     group.add_argument(
         "--test-share",
         type=float,

@@ -33,7 +33,7 @@ def transfer(options: argparse.Namespace) -> None:
             data, models = _images(options, progress), options.models
         elif options.data in ("digits", demo.DOWNSTREAM):
             torch.set_num_threads(1)  # models this small would only wait for each other's threads
-            data = demo.downstream(options.shots, options.seed)
+            data = demo.downstream(options.max_per_class, options.seed)
             models = demo.candidates(options.out.with_name(options.out.name + "-models"), progress)
         else:
             raise SettingsError(f"no models to choose from for {options.data}; name some with --models")
@@ -227,7 +227,7 @@ def study(options: argparse.Namespace) -> None:
             models=options.models,
             seeds=options.repeats,
             epochs=options.epochs,
-            shots=options.shots,
+            max_per_class=options.max_per_class,
             model_options=_model(options),
             workspace=_workspace(options, progress),
         )
@@ -327,7 +327,7 @@ def _images(options: argparse.Namespace, progress: Any) -> Any:
         options.data,
         test_share=options.test_share,
         seed=options.seed,
-        shots=options.shots,
+        max_per_class=options.max_per_class,
         skip_bad=options.skip_bad,
         progress=progress,
     )

@@ -20,7 +20,7 @@ from jinja2 import StrictUndefined, Template
 
 from tightframe.errors import SavedError, SettingsError, TightframeError
 from tightframe.files import write_text
-from tightframe.models.backbones import BUILDER, folder_of, short_name
+from tightframe.models.names import BUILDER, folder_of, short_name
 from tightframe.report.columns import METHODS
 from tightframe.report.result import Result
 from tightframe.row import Row

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from tightframe.backbone import Backbone
-from tightframe.data.items import ImageLike, unlabeled
+from tightframe.data.items import ImageLike, undecodable, unlabeled
 from tightframe.errors import SavedError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
-from tightframe.images import Images
-from tightframe.models.backbones import BUILDER, load_backbone
+from tightframe.images import Images, undecodable
+from tightframe.models.backbones import load_backbone
+from tightframe.models.names import BUILDER
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
@@ -90,7 +91,7 @@ class Tuned:
         """
         shown = images if isinstance(images, Images) else unlabeled(images, self.classes)
         shown = shown.decoded_once(KEPT_BYTES)
-        faults = shown.faults() if on_error == "row" else {}
+        faults = undecodable(shown.items) if on_error == "row" else {}
         good = [index for index in range(len(shown)) if index not in faults]
         rows: list[Row] = [{"path": name, "error": faults.get(index)} for index, name in enumerate(shown.identifiers)]
         for index, shares in zip(good, self.probabilities(shown.subset(good), device=device), strict=True):
