@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tightframe.backbone import Backbone
-from tightframe.data.items import ImageLike, undecodable, unlabeled
+from tightframe.data.items import ImageLike, unlabeled
 from tightframe.errors import SavedError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
