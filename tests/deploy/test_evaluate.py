@@ -63,7 +63,7 @@ def test_classes_and_confusion_are_those_of_scikit_learn(tuned, data, found):
     for row in found.further["confusion"]:
         place = data.classes.index(row["actual"]), data.classes.index(row["predicted"])
         rebuilt[place] = row["count"]
-        assert row["trainable_share"] == row["count"] / table[place[0]].sum()
+        assert row["share"] == row["count"] / table[place[0]].sum()
     assert (rebuilt == table).all()
 
 

@@ -168,6 +168,7 @@ def tune(options: argparse.Namespace) -> None:
 
 def pretrain(options: argparse.Namespace) -> None:
     """``tightframe pretrain``."""
+    from tightframe.features.workspace import Workspace
     from tightframe.jobs.pretrain import Pretraining, pretrain
     from tightframe.report.columns import EPOCHS
 
@@ -190,10 +191,8 @@ def pretrain(options: argparse.Namespace) -> None:
             options.out,
             how,
             resume=options.resume,
-            log=options.log,
-            device=options.device,
-            precision=options.precision,
-            progress=progress,
+            log_to=options.log,
+            workspace=Workspace(device=options.device, precision=options.precision, progress=progress),
         )
     terminal.show(f"{how.arch} on {found.settings['data']}", EPOCHS, spaced(found.rows))
     terminal.close(found, options.json, options.data)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tightframe.backbone import Preprocessing
 from tightframe.deploy.tuned import Tuned
-from tightframe.errors import SettingsError, TightframeError
+from tightframe.errors import SettingsError, TightframeError, needed_by
 from tightframe.features.pixels import Pixels
 from tightframe.files import write_bytes
 from tightframe.images import Images, ImageSplits
@@ -39,10 +39,6 @@ TOLERANCE = 1e-4
 """Largest difference of a probability between ONNX Runtime and PyTorch that a file may have."""
 IMAGES = 32
 """Most images that a file is checked on."""
-
-
-class OnnxMissing(TightframeError, ModuleNotFoundError):
-    """An export was asked for, and a package that it needs is not there."""
 
 
 class ExportFailed(TightframeError):
@@ -71,7 +67,7 @@ def export_onnx(
         tolerance: largest difference of a probability that is let pass.
 
     Raises:
-        OnnxMissing: ``pip install tightframe[onnx]`` is needed.
+        PackageMissing: ``pip install 'tightframe[onnx]'`` is needed.
         ExportFailed: PyTorch can't export the model, or the probabilities differ by more than ``tolerance``.
     """
     if pixels not in TAKES:
@@ -127,16 +123,10 @@ class _Graph(nn.Module):
 
 
 def _packages() -> dict[str, Any]:
-    try:
+    with needed_by("exporting to ONNX", "onnx"):
         import onnx
         import onnxruntime
         import onnxscript
-    except ImportError as error:
-        raise OnnxMissing(
-            f"exporting needs onnx, onnxscript and onnxruntime, and they can't be imported ({error}): "
-            "pip install tightframe[onnx]",
-            name=error.name,
-        ) from error
     return {"onnx": onnx, "onnxscript": onnxscript, "onnxruntime": onnxruntime}
 
 

@@ -21,7 +21,6 @@ from tightframe.features.taps import Pool, pooled, pooling_of, tapped
 from tightframe.tuning import lora
 from tightframe.tuning.batch_norm import batch_norms
 from tightframe.tuning.methods import Method
-from tightframe.tuning.places import put
 from tightframe.tuning.prefix import Suffix
 from tightframe.tuning.state import Trainable
 
@@ -73,7 +72,8 @@ class Neck(nn.Module):
             return torch.cat([features, skipped], 1)
         if self.project is not None:
             return features + self.project(skipped)
-        return sum_padded([features, skipped], self.width)
+        longer, shorter = sorted((features, skipped), key=lambda part: -part.shape[1])
+        return longer + functional.pad(shorter, (0, self.width - shorter.shape[1]))
 
 
 class TunableModel(Trainable):
@@ -106,7 +106,7 @@ class TunableModel(Trainable):
         self.backbone, self.method, self.block, self.pool, self.warm = backbone, method, block, pool, warm
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
         if backbone.head:
-            put(self.base, backbone.head, nn.Identity())
+            self.base.set_submodule(backbone.head, nn.Identity())
         if method.adapt:
             method.adapt(self.base, backbone)
         self.read = [PENULTIMATE, block] if method.skip and block else [PENULTIMATE]
@@ -148,16 +148,6 @@ class TunableModel(Trainable):
     def from_block(self) -> FromBlock:
         """The same model, to be run on what goes into its tuned block. Raises ``CannotCut`` where that can't be."""
         return FromBlock(self)
-
-    def plain_head(self) -> nn.Linear:
-        """The head, where penultimate features are all that it sees: such a model is a plain one.
-
-        Raises:
-            SettingsError: the head sees more than the penultimate features.
-        """
-        if len(self.read) > 1:
-            raise SettingsError(f"the head of method {self.method.name} sees more than a plain model's head could")
-        return self.head
 
     def plain_base(self) -> nn.Module:
         """A copy of the base on the CPU, in eval mode, of the backbone's own modules: what was added is merged."""
@@ -244,11 +234,3 @@ class HeadOnly(Trainable):
     def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
         """Put back what ``changed_state`` gave."""
         self.load_state_dict(tensors)
-
-
-def sum_padded(parts: list[Tensor], width: int) -> Float[Tensor, "n d"]:
-    """Sum of features (n, d_i), each zero-padded on the right to ``width`` values."""
-    total = functional.pad(parts[0], (0, width - parts[0].shape[1]))
-    for part in parts[1:]:
-        total = total + functional.pad(part, (0, width - part.shape[1]))
-    return total
