@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from tightframe.backbone import Backbone
+from tightframe.features.workspace import Workspace
 from tightframe.models.backbones import load_backbone
 from tightframe.studies import STUDIES, Study, run_study
 from tightframe.studies.evidence import RULE
@@ -94,7 +95,7 @@ def ran(study: Study, runs: Path, shared: Path, scale: str, machine: str) -> Non
     side, names = chosen.pop("side", None), chosen.pop("models", ())
     chosen["data"] = [str(shared / "data" / name) for name in chosen["data"]]
     backbones = list(zoo_models(shared / "zoo", names, side))
-    found = run_study(study, out, scale=scale, models=backbones, progress=counted, **chosen)
+    found = run_study(study, out, scale=scale, models=backbones, workspace=Workspace(progress=counted), **chosen)
     KEPT.mkdir(exist_ok=True)
     shutil.copy(out / "plot.png", KEPT / f"{called}.png")
     shutil.copy(out / "rows.csv", KEPT / f"{called}.csv")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tightframe.features.workspace import Workspace
 from tightframe.report.result import Result
 from tightframe.studies import STUDIES, Study, evidence, run_study
 
@@ -50,7 +51,7 @@ def ran(plain, names, tmp_path_factory) -> Callable[[str], Done]:
         if name not in known:
             study, out = plain(name), tmp_path_factory.mktemp("study") / "out"
             models, data = ON.get(name, (("narrow",), ("digits:5-9",)))
-            how: dict[str, Any] = {"data": data, "max_per_class": 8, "precision": "float32"}
+            how: dict[str, Any] = {"data": data, "max_per_class": 8, "workspace": Workspace(precision="float32")}
             how |= (
                 {"data": ("digits:0-4", *data)} if study.pretrains else {"models": [names[model] for model in models]}
             )

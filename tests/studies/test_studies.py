@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tightframe.errors import DataError, ModelError, SettingsError
+from tightframe.features.workspace import Workspace
 from tightframe.jobs import demo
 from tightframe.studies import STUDIES, evidence, run_study
 from tightframe.studies.evidence import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
@@ -29,7 +30,7 @@ from tightframe.studies.study import Point
 from tightframe.studies.threshold import falling, rising, turning_point
 from tightframe.studies.training import FORMS
 
-SHORT = {"max_per_class": 8, "precision": "float32"}
+SHORT = {"max_per_class": 8, "workspace": Workspace(precision="float32")}
 
 
 def test_it_gives_rows_a_table_a_plot_a_page_and_a_verdict(done):
@@ -83,7 +84,7 @@ def test_runs_at_once_share_the_work(tmp_path):
 
     study = replace(STUDIES["layers"], points=points)
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(_rows, study, Lab(Scale(), (), (), tmp_path, {})) for _ in range(2)]
+        runs = [pool.submit(_rows, study, Lab(Scale(), (), (), tmp_path, Workspace())) for _ in range(2)]
     found = [[(row["number"], row["square"]) for row in run.result()] for run in runs]
     assert sorted(computed) == [0, 1, 2, 3]
     assert found == [[(0, 0), (1, 1), (2, 4), (3, 9)]] * 2
@@ -112,7 +113,7 @@ def squares(names, tmp_path):
 
     def run(**how):
         study = replace(STUDIES["downstream-collapse"], points=points)
-        return run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], **SHORT, **how)
+        return run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], **SHORT | how)
 
     run.computed, run.broken, run.out = computed, broken, tmp_path / "out"
     return run
@@ -126,7 +127,7 @@ def test_a_stopped_study_goes_on(squares):
             yield item
 
     with pytest.raises(KeyboardInterrupt):
-        squares(progress=stopping)
+        squares(workspace=Workspace(precision="float32", progress=stopping))
     assert squares.computed == [0, 1]
     assert len(squares().rows) == 4
     assert squares.computed == [0, 1, 2, 3]

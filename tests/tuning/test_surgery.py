@@ -13,7 +13,7 @@ from tightframe import load_backbone
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.features.taps import pooled, submodule
 from tightframe.tuning.methods import METHODS, method_named
-from tightframe.tuning.surgery import HeadOnly, TunableModel, sum_padded
+from tightframe.tuning.surgery import HeadOnly, Neck, TunableModel
 
 BLOCK = "layer2.0"
 NORMS = ("bn1", "bn2", "downsample.1")
@@ -47,13 +47,13 @@ def changed(before, after):
 )
 def test_parameters_of_the_papers_models(name, trained, whole, share):
     tuned = model(load_backbone(f"timm/{name}", pretrained=False), "scl", "layer3.0", 10)
-    assert (tuned.trained_parameters, tuned.all_parameters) == (trained, whole)
+    assert (tuned.trainable_parameters, tuned.all_parameters) == (trained, whole)
     assert f"{100 * trained / whole:.2f}" == share
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_changes_what_the_method_trains_and_nothing_else(wide, method):
-    layer = BLOCK if METHODS[method].needs_layer else None
+    layer = BLOCK if METHODS[method].needs_block else None
     tuned = model(wide, method, layer)
     with torch.no_grad():  # heads, and norms that end a block, start at zero: no gradient would pass them
         for parameter in tuned.parameters():
@@ -119,7 +119,7 @@ def test_wider_blocks_pad_the_features():
     backbone = load_backbone("timm/test_efficientnet", pretrained=False, input_size=32)
     layer = max(backbone.layers, key=lambda block: block.dimension)
     phi, z = torch.randn(2, 3), torch.randn(2, 5)
-    torch.testing.assert_close(sum_padded([phi, z], 5), torch.cat([phi, torch.zeros(2, 2)], 1) + z)
+    torch.testing.assert_close(Neck([3, 5])([phi, z]), torch.cat([phi, torch.zeros(2, 2)], 1) + z)
     tuned = model(backbone, "scl", layer.name)
     assert tuned.neck.width == max(backbone.penultimate.dimension, layer.dimension)
     assert tuned(torch.randn(2, 3, 32, 32)).shape == (2, 5)
@@ -176,7 +176,7 @@ def test_a_head_alone_keeps_the_same_promises():
 
 @pytest.mark.parametrize(("method", "layer"), [("linear", BLOCK), ("full", BLOCK), ("scl", None), ("layer", None)])
 def test_methods_and_layers_that_do_not_go_together(wide, method, layer):
-    with pytest.raises(SettingsError, match=r"layer"):
+    with pytest.raises(SettingsError, match=r"block"):
         model(wide, method, layer)
 
 

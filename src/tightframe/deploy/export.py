@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from tightframe.backbone import Preprocessing
 from tightframe.deploy.tuned import Tuned
-from tightframe.errors import SettingsError, TightframeError
+from tightframe.errors import SettingsError, TightframeError, needed_by
 from tightframe.features.pixels import Pixels
 from tightframe.files import write_bytes
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 
@@ -41,10 +41,6 @@ IMAGES = 32
 """Most images that a file is checked on."""
 
 
-class OnnxMissing(TightframeError, ModuleNotFoundError):
-    """An export was asked for, and a package that it needs is not there."""
-
-
 class ExportFailed(TightframeError):
     """The model can't be exported, or the exported one says something else."""
 
@@ -52,7 +48,7 @@ class ExportFailed(TightframeError):
 def export_onnx(
     tuned: Tuned,
     path: Path | str,
-    data: ImageData | ImageSplits | None = None,
+    data: Images | ImageSplits | None = None,
     *,
     pixels: str = "uint8",
     tolerance: float = TOLERANCE,
@@ -71,7 +67,7 @@ def export_onnx(
         tolerance: largest difference of a probability that is let pass.
 
     Raises:
-        OnnxMissing: ``pip install tightframe[onnx]`` is needed.
+        PackageMissing: ``pip install 'tightframe[onnx]'`` is needed.
         ExportFailed: PyTorch can't export the model, or the probabilities differ by more than ``tolerance``.
     """
     if pixels not in TAKES:
@@ -127,16 +123,10 @@ class _Graph(nn.Module):
 
 
 def _packages() -> dict[str, Any]:
-    try:
+    with needed_by("exporting to ONNX", "onnx"):
         import onnx
         import onnxruntime
         import onnxscript
-    except ImportError as error:
-        raise OnnxMissing(
-            f"exporting needs onnx, onnxscript and onnxruntime, and they can't be imported ({error}): "
-            "pip install tightframe[onnx]",
-            name=error.name,
-        ) from error
     return {"onnx": onnx, "onnxscript": onnxscript, "onnxruntime": onnxruntime}
 
 
@@ -177,7 +167,7 @@ def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:
     told = {
         "classes": json.dumps(list(tuned.classes), ensure_ascii=False),
         "preprocessing": json.dumps(asdict(tuned.backbone.preprocessing)),
-        "model": json.dumps(model | {"layer": tuned.model.layer}),
+        "model": json.dumps(model | {"block": tuned.model.block}),
         "pixels": f"RGB, shape (n, 3, {height}, {width}), {pixels}: {TAKES[pixels]}; mean and std are applied inside",
     }
     proto.producer_name, proto.producer_version = "tightframe", versions()["tightframe"]
@@ -186,7 +176,7 @@ def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:
         proto.metadata_props.add(key=key, value=value)
 
 
-def _shown(tuned: Tuned, data: ImageData | ImageSplits | None) -> Shaped[Tensor, "n 3 h w"]:
+def _shown(tuned: Tuned, data: Images | ImageSplits | None) -> Shaped[Tensor, "n 3 h w"]:
     """Bytes (n, 3, h, w) to check on."""
     wants = tuned.backbone.preprocessing
     if data is None:

@@ -26,7 +26,7 @@ from tightframe.files import write_tensors, write_text
 from tightframe.models.backbones import load_backbone
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
-from tightframe.tuning.places import place_of_head, put
+from tightframe.tuning.lora import place_of_head
 
 WEIGHTS, TIMM_CONFIG, PLAIN_CONFIG = "model.safetensors", "config.json", "merged.json"
 TOLERANCE = 1e-4
@@ -86,14 +86,12 @@ def plain_model(tuned: Tuned) -> nn.Module:
     """
     name, method = tuned.backbone.name, tuned.model.method.name
     elsewhere = "`tightframe export DIR --onnx FILE` writes all of it into one file, and `tightframe predict` reads DIR"
-    try:
-        head = tuned.model.plain_head()
-    except SettingsError as error:
+    if tuned.model.method.skip:
         raise NotPlain(
-            f"{name} tuned by {method} has a skip connection from {tuned.model.layer} to its head, for which a plain "
+            f"{name} tuned by {method} has a skip connection from {tuned.model.block} to its head, for which a plain "
             f"model has no place. {elsewhere}; or tune with --method layer or full"
-        ) from error
-    plain = _with_head(tuned, head)
+        )
+    plain = _with_head(tuned, tuned.model.head)
     if plain is None or difference(tuned, plain) > TOLERANCE:
         raise NotPlain(
             f"{name} can't be written as a plain model: in the place of its old head "
@@ -129,7 +127,7 @@ def _with_head(tuned: Tuned, head: nn.Linear) -> nn.Module | None:
         return None
     if tuned.backbone.head is None:  # one of timm's that came without
         plain.reset_classifier(head.out_features)  # type: ignore[operator]
-    put(plain, place.name, _like(place.module, head))
+    plain.set_submodule(place.name, _like(place.module, head))
     if hasattr(plain, "num_classes"):
         plain.num_classes = head.out_features  # type: ignore[assignment]
     return plain

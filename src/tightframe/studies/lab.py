@@ -1,4 +1,4 @@
-"""What studies do with models and images: the one place where they call the jobs."""
+"""What a study is run with, and what studies do with models and images."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ import numpy as np
 import torch
 
 from tightframe.backbone import PENULTIMATE, Backbone
-from tightframe.data import selection
+from tightframe.data.selection import at_most
 from tightframe.deploy.tuned import Tuned
-from tightframe.features.extract import Features, Running, extract
+from tightframe.features.extract import Features
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
-from tightframe.images import ImageData, ImageSplits
+from tightframe.features.stages import fingerprint_of
+from tightframe.features.workspace import Workspace
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.compare import compare
-from tightframe.jobs.fewshot import fewshot
-from tightframe.jobs.layers import layers
-from tightframe.jobs.plan import Plan
 from tightframe.jobs.pretrain import Pretraining, pretrain
-from tightframe.jobs.rank import rank
-from tightframe.jobs.run import fingerprint_of
 from tightframe.jobs.tune import tune
 from tightframe.metrics.collapse import nc1
 from tightframe.metrics.folds import Folds
 from tightframe.models.backbones import load_backbone
 from tightframe.probes.ridge import cross_validated_ridge
 from tightframe.row import Row
-from tightframe.tuning.inputs import PixelInputs
+from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.loop import collapse_of
 
 BATCH_SIZE = 64
@@ -67,62 +65,47 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Lab:
-    """What a study is run with: its scale, datasets and models, the folder to write to, and how models run."""
+    """What a study is run with: its scale, datasets and models, the folder to write to, and how and where models run."""
 
     scale: Scale
     data: tuple[ImageSplits, ...]
     models: tuple[Backbone, ...]
     folder: Path
-    running: Running
+    workspace: Workspace
 
     @property
     def seeds(self) -> range:
         """0, 1, …"""
         return range(self.scale.seeds)
 
-    def features(self, backbone: Backbone, images: ImageData | None) -> Features:
+    def features(self, backbone: Backbone, images: Images | None) -> Features:
         """Penultimate features of images."""
         assert images is not None  # `run_study` has seen to test images
-        return extract(backbone, images, layers=[PENULTIMATE], **self.running)
-
-    def rank(self, data: ImageSplits, backbone: Backbone) -> Row:
-        """The row of ``rank`` for one model."""
-        (row,) = rank(data, [backbone], **self.running).rows
-        return row
-
-    def layers(self, data: ImageSplits, backbone: Backbone) -> list[Row]:
-        """The rows of ``layers``."""
-        return layers(data, backbone, **self.running).rows
-
-    def fewshot(self, data: ImageSplits, backbone: Backbone, classes: Sequence[str], **how: Any) -> list[Row]:
-        """The rows of ``fewshot`` for logistic regression."""
-        found = fewshot(data, backbone, classes=classes, episodes=self.scale.episodes, **how, **self.running)
-        return [row for row in found.rows if row["classifier"] == "logistic"]
+        return self.workspace.features(backbone, images, [PENULTIMATE])
 
     def tune(self, data: ImageSplits, backbone: Backbone, block: str, seed: int) -> Row:
         """The metrics of Layer FT of one block, with ``nc1`` of the penultimate features."""
-        tuned = tune(data, backbone, method="layer", layer=block, plan=self._plan(seed), **self.running)
+        config = TrainConfig(epochs=self.scale.epochs, seed=seed)
+        tuned = tune(data, backbone, method="layer", block=block, config=config, workspace=self.workspace)
         return tuned.metrics | {"nc1": penultimate_nc1(tuned, data.train)}
 
     def compare(self, labels: Row, data: ImageSplits, backbone: Backbone, seed: int) -> list[Row]:
         """The rows of ``compare``, with ``nc1`` of the penultimate features; ``labels`` tell the runs apart."""
-        out = self.folder / "tuned" / fingerprint_of(labels)[:16]
-        plan, methods = self._plan(seed), self.scale.methods
-        found = compare(data, backbone, methods, plan=plan, out=out, resume=True, **self.running)
+        out, config = self._place("tuned", labels), TrainConfig(epochs=self.scale.epochs, seed=seed)
+        methods = self.scale.methods
+        found = compare(data, backbone, methods, config=config, out=out, resume=True, workspace=self.workspace)
         collapse = {method: {"nc1": penultimate_nc1(tuned, data.train)} for method, tuned in found.tuned.items()}
         return [row | collapse.get(row["method"], {}) for row in found.rows]
-
-    def _plan(self, seed: int) -> Plan:
-        return Plan(epochs=self.scale.epochs, seed=seed)
 
     def pretrain(self, source: ImageSplits, choice: Mapping[str, Any]) -> tuple[Backbone, Row]:
         """A model pre-trained on ``source``, or untrained for 0 epochs, and its accuracy and NC1 there."""
         scale, known = self.scale, dict[str, Any]()
         if choice["epochs"]:
-            how = Pretraining(scale.arch, **{"augment": scale.augment, "batch_size": scale.batch_size} | dict(choice))
-            folder = self.folder / "models" / fingerprint_of(choice)[:16]
-            device, precision = self.running.get("device", "auto"), self.running.get("precision", "auto")
-            last = pretrain(source, folder, how, resume=True, device=device, precision=precision).rows[-1]
+            folder = self._place("models", choice)
+            config = Pretraining(
+                scale.arch, **{"augment": scale.augment, "batch_size": scale.batch_size} | dict(choice)
+            )
+            last = pretrain(source, folder, config, resume=True, workspace=self.workspace).rows[-1]
             known = {f"source_{name}": last.get(name) for name in ("train_accuracy", "test_accuracy")}
             backbone = load_backbone(f"local-dir:{folder}")
         else:
@@ -130,6 +113,9 @@ class Lab:
         for name, part in (("source_nc1", source.train), ("source_test_nc1", source.test)):
             known[name] = nc1(self.features(backbone, part).moments(PENULTIMATE))
         return backbone, known
+
+    def _place(self, kind: str, labels: Mapping[str, Any]) -> Path:
+        return self.folder / kind / fingerprint_of(labels)[:16]
 
 
 Labeled = tuple[np.ndarray, np.ndarray]
@@ -159,10 +145,10 @@ def few(data: ImageSplits, per_class: int, seed: int) -> ImageSplits | None:
     """The dataset with so many training images per class; ``None`` if a class has fewer."""
     if int(np.bincount(data.train.labels, minlength=len(data.classes)).min()) < per_class:
         return None
-    return replace(data, train=selection.shots(data.train, per_class, seed))
+    return replace(data, train=at_most(data.train, per_class, seed))
 
 
-def penultimate_nc1(tuned: Tuned, images: ImageData) -> float | None:
+def penultimate_nc1(tuned: Tuned, images: Images) -> float | None:
     """NC1 of images at the layer before the head, whatever else the head sees."""
     device = next(tuned.model.parameters()).device
     inputs = PixelInputs(Pixels(images, tuned.backbone.preprocessing, keep_bytes=0), device=device)

@@ -13,6 +13,9 @@ from tightframe.backbone import Backbone
 from tightframe.data.class_lists import class_list
 from tightframe.features.extract import Features
 from tightframe.images import ImageSplits
+from tightframe.jobs.fewshot import fewshot
+from tightframe.jobs.layers import layers
+from tightframe.jobs.rank import rank
 from tightframe.row import Row
 from tightframe.studies import evidence
 from tightframe.studies.evidence import DATASETS, MODELS, Evidence, among, only, ranks, ranks_within
@@ -42,7 +45,7 @@ BASELINES = {
 
 
 def _ranked(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
-    row = lab.rank(data, backbone)
+    (row,) = rank(data, [backbone], workspace=lab.workspace).rows
     keys = ("test_accuracy", "nc1", "h_score", *BASELINES.values(), "error")
     return [{key: row[key] for key in keys if key in row}]
 
@@ -70,7 +73,9 @@ SPLIT = "cifar-fs:test"
 def _fewshot(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
     published = class_list(SPLIT)
     classes = published if set(published) <= set(data.classes) else data.classes
-    found = lab.fewshot(data, backbone, classes, ways=min(WAYS, len(classes)), shots=SHOTS)
+    ways, episodes = min(WAYS, len(classes)), lab.scale.episodes
+    how = {"ways": ways, "shots": SHOTS, "episodes": episodes, "classes": classes, "workspace": lab.workspace}
+    found = [row for row in fewshot(data, backbone, **how).rows if row["classifier"] == "logistic"]
     keys = ("shots", "accuracy", "accuracy_low", "accuracy_high", "nc1", "nc1_corrected")
     return [{"classes": len(classes)} | {key: row.get(key) for key in keys} for row in found]
 
@@ -97,7 +102,7 @@ PROBED = ("dimension", "nc1", "ridge_test", "logistic_test", "center_test", "knn
 
 
 def _layers(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
-    rows = lab.layers(data, backbone)
+    rows = layers(data, backbone, workspace=lab.workspace).rows
     keys = ("layer", *PROBED)
     return [{"position": position} | {key: row.get(key) for key in keys} for position, row in enumerate(rows, 1)]
 

@@ -10,18 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from tightframe.backbone import Backbone
 from tightframe.data.loading import load_images
 from tightframe.errors import DataError, ModelError, SettingsError
-from tightframe.features.extract import Running
+from tightframe.features.stages import Stages, claim
+from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes, write_text
 from tightframe.images import ImageSplits
 from tightframe.jobs import demo
-from tightframe.jobs.run import Run, claim
 from tightframe.models.backbones import load_backbone
-from tightframe.progress import silent
 from tightframe.report.columns import EVIDENCE
 from tightframe.report.page import Grid, Section, write_report
 from tightframe.report.result import Result
@@ -45,7 +44,7 @@ def run_study(
     epochs: int | None = None,
     max_per_class: int | None = None,
     model_options: Mapping[str, Any] | None = None,
-    **running: Unpack[Running],
+    workspace: Workspace | None = None,
 ) -> Result:
     """Run every point of ``study`` and judge its claims; points that ``out`` already holds are not run again.
 
@@ -63,7 +62,7 @@ def run_study(
         seeds, epochs: replace those of the scale.
         max_per_class: most training images per class of each dataset.
         model_options: further arguments of ``load_backbone``.
-        running: how models run, see ``extract``.
+        workspace: how and where models run; in memory if ``None``.
 
     Raises:
         SettingsError: a value is out of range, or ``out`` holds something else.
@@ -71,8 +70,9 @@ def run_study(
     """
     chosen = _scaled(study, scale, seeds, epochs)
     _check(study, scale, data, models, model_options or {})
-    folder, progress = Path(out).absolute(), running.get("progress", silent)
-    splits = _datasets(load_images(name, shots=max_per_class, progress=progress) for name in data or study.built_in)
+    folder, workspace = Path(out).absolute(), workspace or Workspace()
+    how = {"max_per_class": max_per_class, "progress": workspace.progress}
+    splits = _datasets(load_images(name, **how) for name in data or study.built_in)
     given = () if study.pretrains else _models(models or chosen.models, model_options or {})
     settings = {
         "study": study.name,
@@ -82,15 +82,15 @@ def run_study(
         "images": [len(one.train) for one in splits],
         "max_per_class": max_per_class,
         "models": [one.name for one in given],
-        "pool": running.get("pool", "auto"),
-        "precision": running.get("precision", "auto"),
+        "pool": workspace.pool,
+        "precision": workspace.precision,
     }
     images = [part.fingerprint for one in splits for part in (one.train, one.test) if part is not None]
     claim(folder, [settings, images, [[one.fingerprint, [layer.name for layer in one.layers]] for one in given]])
     if not given and not study.pretrains:
-        with Run(folder).held("models"):
-            given = _models(demo.candidates(folder / "models", progress))
-    rows = _rows(study, Lab(chosen, splits, given, folder, running))
+        with Stages(folder).held("models"):
+            given = _models(demo.candidates(folder / "models", workspace.progress))
+    rows = _rows(study, Lab(chosen, splits, given, folder, workspace))
     settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
     result = _result(study, rows, settings)
     _write(study, result, folder)
@@ -146,23 +146,23 @@ def _models(given: Sequence[str | Backbone], options: Mapping[str, Any] | None =
 
 def _rows(study: Study, lab: Lab) -> list[Row]:
     """The rows of all points; the first row of each holds the seconds it took."""
-    run, points = Run(lab.folder), {json.dumps(point.labels): point for point in study.points(lab)}
+    stages, points = Stages(lab.folder), {json.dumps(point.labels): point for point in study.points(lab)}
     found: dict[str, list[Row]] = {}
-    for name in lab.running.get("progress", silent)(_in_turn(run, list(points)), study.name, len(points)):
+    for name in lab.workspace.progress(_in_turn(stages, list(points)), study.name, len(points)):
         point = points[name]
         try:
-            found[name] = run.remember(name, point.labels, partial(_computed, point))
+            found[name] = stages.remember(name, point.labels, partial(_computed, point))
         except _Failed as failed:
             found[name] = failed.rows
     return [point.labels | row for name, point in points.items() for row in found[name]]
 
 
-def _in_turn(run: Run, names: Sequence[str]) -> Iterator[str]:
+def _in_turn(stages: Stages, names: Sequence[str]) -> Iterator[str]:
     """Points, each locked while it is worked on; those that another process is working on come last."""
     for wait in (False, True):
         left = []
         for name in names:
-            with run.held(name, wait) as mine:
+            with stages.held(name, wait) as mine:
                 if mine:
                     yield name
                 else:

@@ -81,15 +81,15 @@ LOSSES_USED, FORMS = Units("loss", "losses", ("loss",)), Units("way", "ways of p
 """Units of source-collapse. Another seed is not another way of pre-training."""
 SHORTER = (10, 3)
 """Models are trained for all epochs, for so many times fewer, and not at all."""
-RATE, RATES = 0.1, {"mse": 0.2}
+LR, LRS = 0.1, {"mse": 0.2}
 """Learning rates. Where MSE is not rescaled, its gradients, means over classes, are smaller."""
 
 
 def _losses_and_lengths(lab: Lab) -> list[Mapping[str, Any]]:
     epochs = lab.scale.epochs
     lengths = sorted({epochs, *(max(1, epochs // part) for part in SHORTER)})
-    rates = RATES if len(lab.data[0].classes) <= MANY else {}
-    trained = [{"loss": loss, "epochs": length, "rate": rates.get(loss, RATE)} for loss in LOSSES for length in lengths]
+    rates = LRS if len(lab.data[0].classes) <= MANY else {}
+    trained = [{"loss": loss, "epochs": length, "lr": rates.get(loss, LR)} for loss in LOSSES for length in lengths]
     return [{"loss": "untrained", "epochs": 0}, *trained]
 
 

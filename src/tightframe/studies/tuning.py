@@ -40,7 +40,7 @@ def _blocks(lab: Lab) -> Iterator[Point]:
 def _block(lab: Lab, data: ImageSplits, backbone: Backbone, index: int, seed: int) -> list[Row]:
     block, depth = backbone.layers[index].name, (index + 1) / len(backbone.layers)
     metrics = lab.tune(data, backbone, block, seed)
-    kept = ("test_accuracy", "train_accuracy", "share", "seconds", "rate", "nc1")
+    kept = ("test_accuracy", "train_accuracy", "trainable_share", "seconds", "lr", "nc1")
     return [{"block": block, "depth": depth} | {key: metrics[key] for key in kept}]
 
 
@@ -61,7 +61,18 @@ TUNED_LAYER = declared(
 OTHERS = {"full": "full fine-tuning", "linear": "the linear probe", "layer": "tuning the block alone (Layer FT)"}
 FURTHER = {"lora": "LoRA", "bitfit": "BitFit", "norm": "tuning the normalization layers", "lp-ft": "LP-FT"}
 """What SCL is compared with: the paper's methods, and those that only some scales have."""
-KEPT = ("method", "layer", "test_accuracy", "train_accuracy", "nc1", "parameters", "share", "seconds", "bytes", "rate")
+KEPT = (
+    "method",
+    "block",
+    "test_accuracy",
+    "train_accuracy",
+    "nc1",
+    "trainable_parameters",
+    "trainable_share",
+    "seconds",
+    "bytes",
+    "lr",
+)
 NOT_BEHIND = Statistic("paired difference + 0.5", LEAST_SHARE, share=True)
 
 

@@ -8,19 +8,20 @@ would be adapted without effect. The head is none of them.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tightframe.backbone import Backbone
-from tightframe.errors import SettingsError, TightframeError
-from tightframe.tuning.places import Place, place_of_head, put
+from tightframe.errors import SettingsError, needed_by
+from tightframe.features.taps import submodule
+from tightframe.tuning.batch_norm import batch_norms
 
 RANK, ALPHA = 8, 16
 """Rank and α of Hu et al.'s RoBERTa large: the sum is scaled by α / rank = 2."""
@@ -30,8 +31,11 @@ PREFIX = "base_model.model."
 """What peft puts before the names of a model's modules."""
 
 
-class LoraMissing(TightframeError, ModuleNotFoundError):
-    """LoRA was asked for, and peft is not there."""
+class Place(NamedTuple):
+    """A module and its dotted name in a model."""
+
+    name: str
+    module: nn.Module
 
 
 def adapt(base: nn.Module, backbone: Backbone) -> None:
@@ -42,10 +46,11 @@ def adapt(base: nn.Module, backbone: Backbone) -> None:
         backbone: what it is a copy of.
 
     Raises:
-        LoraMissing: ``pip install tightframe[lora]`` is needed.
+        PackageMissing: ``pip install 'tightframe[lora]'`` is needed.
         SettingsError: there is nothing to adapt.
     """
-    peft = _peft()
+    with needed_by("method lora", "lora"):
+        import peft
     names = _adaptable(base, backbone)
     if not names:
         raise SettingsError(
@@ -67,15 +72,13 @@ def merge(base: nn.Module) -> None:
     """Add what LoRA learned to the weights of ``base``, in place, and leave its own modules only."""
     for name, layer in list(_layers(base)):
         layer.merge()
-        put(base, name, layer.get_base_layer())
+        base.set_submodule(name, layer.get_base_layer())
     del base.peft_config
 
 
 def layer_norm_only(module: nn.Module) -> bool:
     """Whether there is layer norm in it and no batch norm."""
-    kinds = [type(member) for member in module.modules()]
-    batch_norm = nn.modules.batchnorm._BatchNorm
-    return any(issubclass(kind, nn.LayerNorm) for kind in kinds) and not any(issubclass(k, batch_norm) for k in kinds)
+    return any(isinstance(member, nn.LayerNorm) for member in module.modules()) and not batch_norms(module)
 
 
 def config_text(base: nn.Module, backbone: Backbone) -> str:
@@ -104,6 +107,21 @@ def _as_peft(name: str, tensor: Tensor, place: Place | None) -> tuple[str, Tenso
         return name, tensor
     convolution = within == "weight" and isinstance(place.module, nn.Conv2d)
     return f"{PREFIX}{place.name}.{within}", tensor[..., None, None] if convolution else tensor
+
+
+def place_of_head(backbone: Backbone) -> Place | None:
+    """Where a plain model has its head; in a model of timm's without one, where timm would put it.
+
+    ``None`` where there is no place for a head.
+    """
+    if backbone.head:
+        return Place(backbone.head, submodule(backbone.module, backbone.head))
+    if not hasattr(backbone.module, "reset_classifier"):
+        return None
+    headed: Any = copy.deepcopy(backbone.module)
+    headed.reset_classifier(2)
+    head = headed.get_classifier()
+    return next((Place(name, module) for name, module in headed.named_modules() if name and module is head), None)
 
 
 def _place(backbone: Backbone) -> Place | None:
@@ -150,14 +168,3 @@ def _layers(base: nn.Module) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer))
-
-
-def _peft() -> ModuleType:
-    try:
-        import peft
-    except ImportError as error:
-        raise LoraMissing(
-            f"method lora needs peft, and it can't be imported ({error}): pip install 'tightframe[lora]'",
-            name=error.name,
-        ) from error
-    return peft
