@@ -53,18 +53,18 @@ def export_onnx(
     pixels: str = "uint8",
     tolerance: float = TOLERANCE,
 ) -> Result:
-    """Write ``tuned`` to ``path`` as ONNX, once ONNX Runtime has given the same probabilities as PyTorch.
+    """Write a tuned model as one ONNX file, checked against PyTorch in ONNX Runtime.
 
     The row holds ``model``, ``bytes`` of the file, ``images`` it was checked on, ``difference`` (largest, of a
     probability), ``same`` (share of images for which both name the same class), ``opset`` and ``file``.
 
     Args:
-        tuned: the model, by any method.
-        path: the file, replaced if it is there.
-        data: images to check on, at most ``IMAGES`` of them, spread over all; of splits, the test images where
-            there are any. Made-up ones if ``None``.
-        pixels: what the graph takes; see the module.
-        tolerance: largest difference of a probability that is let pass.
+        tuned: The model, tuned by any method.
+        path: The file to write; it is replaced if it is there.
+        data: Images to check on, spread over all of them; of splits, the test images where there are any. Made-up
+            images by default.
+        pixels: What the file takes: uint8 (bytes) or float32 (numbers from 0 to 1).
+        tolerance: Largest difference of a probability that is accepted.
 
     Raises:
         PackageMissing: ``pip install 'tightframe[onnx]'`` is needed.

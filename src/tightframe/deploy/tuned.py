@@ -76,7 +76,10 @@ class Tuned:
         on_error: Literal["row", "raise"] = "row",
         device: str = "auto",
     ) -> list[Row]:
-        """One row an image, in order: ``path``, ``predicted``, ``probability`` of it, and ``probabilities`` of all.
+        """Classify images with a tuned model.
+
+        Rows, one an image and in order: ``path``, ``predicted``, its ``probability``, and the ``probabilities`` of all
+        classes.
 
         Args:
             images: One or several images: paths, folders (all images in them), arrays of bytes (height, width, 3) or
@@ -151,9 +154,9 @@ def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned
     """Load what ``Tuned.save`` or ``tightframe tune --out`` wrote.
 
     Args:
-        folder: the saved folder.
-        model: the base model, where it has to be told: its files have moved, or it comes from a builder (a Python
-            file is run only when you name it, never because a saved folder does).
+        folder: Folder of a tuned model, as ``tightframe tune --out`` wrote it.
+        model: The base model, where its files have moved or it comes from a builder of your own: a Python file is run
+            only when you name it, never because a saved folder does.
 
     Raises:
         SavedError: the folder is damaged, or belongs to a model with other weights.

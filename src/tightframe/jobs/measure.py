@@ -42,7 +42,7 @@ def measure(
     seed: int = 0,
     workspace: Workspace | None = None,
 ) -> Result:
-    """Collapse metrics and a cross-validated probe for every layer, from one pass over the training images.
+    """Measure how collapsed every layer of a model is on these images, with intervals.
 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``parameters``,
     ``nc1`` and the other names of ``collapse_metrics``, each with its 95 % interval over images (``…_low``,
@@ -50,6 +50,13 @@ def measure(
     number of images would show (see ``metrics.correction``): where these images can't tell, the value is ``None``
     and ``…_low`` a bound from below. Intervals of the estimates themselves are given for the penultimate features,
     by which models are compared. ``probe_accuracy`` with ``probe_low`` … ``probe_high``.
+
+    Args:
+        data: The images.
+        backbone: The pretrained model.
+        weighting: Weights of classes in the spread between them: class (all alike) or sample (by their images).
+        seed: Seed of the draws behind intervals.
+        workspace: Where and how the backbone runs, and what was computed before.
     """
     images = data.train if isinstance(data, ImageSplits) else data
     workspace = workspace or Workspace()

@@ -74,7 +74,8 @@ def transfer(
 
     Args:
         data: The images.
-        models: Names of models as for ``load_backbone``, or backbones.
+        models: Models by name, each as for ``load_backbone`` (timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED,
+            hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones.
         out: Folder for all of it.
         methods: Tuning methods: linear, layer, scl, full, bitfit, norm, lp-ft or lora.
         block: The block to tune, for the methods that tune one; auto lets a few race.
