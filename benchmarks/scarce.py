@@ -89,9 +89,9 @@ def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...
 
 
 def tuned_by(name: str, images: tightframe.ImageSplits, backbone: tightframe.Backbone, seed: int, epochs: int) -> Row:
-    plan = tightframe.Plan(epochs=epochs, seed=seed, **FORMS.get(name, {}))
+    plan = tightframe.TrainConfig(epochs=epochs, seed=seed, **FORMS.get(name, {}))
     try:
-        tuned = tightframe.tune(images, backbone, method="scl" if name in FORMS else name, plan=plan)
+        tuned = tightframe.tune(images, backbone, method="scl" if name in FORMS else name, config=plan)
     except TightframeError as error:
         return {"test_accuracy": None, "seconds": None, "error": str(error)}
     kept = ("layer", "test_accuracy", "train_accuracy", "share", "rate", "decay", "seconds", "bytes")

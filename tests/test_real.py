@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tightframe import Plan, load_backbone, load_images, load_tuned, measure, rank, tune
+from tightframe import TrainConfig, load_backbone, load_images, load_tuned, measure, rank, tune
 
-PLAN = Plan(epochs=12, rates=(0.02,), decays=(1e-4,))
+PLAN = TrainConfig(epochs=12, lr=(0.02,), weight_decay=(1e-4,))
 
 
 def test_collapse_tells_a_trained_model_from_a_robust_one_on_its_own_classes(shared, zoo):
@@ -31,7 +31,7 @@ def test_ranking_on_textures(shared, zoo):
 def test_tuning_on_new_classes(shared, zoo, method, tmp_path):
     data = load_images(shared / "data" / "sign_digits", shots=15)
     name = f"{zoo}resnet20_cifar10"
-    tuned = tune(data, load_backbone(name), method=method, plan=PLAN, out=tmp_path / "tuned")
+    tuned = tune(data, load_backbone(name), method=method, config=PLAN, out=tmp_path / "tuned")
     assert tuned.metrics["test_low"] > 0.12  # chance is 0.1
     assert tuned.metrics["share"] < 0.1
     images = sorted((shared / "data" / "sign_digits" / "test").glob("*/*"))[:3]

@@ -12,12 +12,12 @@ import peft  # noqa: F401 - it imports from the hub, which tests replace
 import pytest
 import yaml
 
-from tightframe import Plan, load_backbone, load_images, load_tuned, push_to_hub, tune
+from tightframe import TrainConfig, load_backbone, load_images, load_tuned, push_to_hub, tune
 from tightframe.deploy.hub import Hub, PushFailed, _sendable, card
 from tightframe.errors import SavedError, SettingsError
 from tightframe.tuning import checkpoint
 
-PLAN = Plan(epochs=1, rates=(0.05,), decays=(1e-4,))
+PLAN = TrainConfig(epochs=1, lr=(0.05,), weight_decay=(1e-4,))
 REPO = "ann/digits-scl"
 
 
@@ -57,7 +57,7 @@ def no_model(monkeypatch):
 def saved(names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "net"
     data = load_images("digits:5-9", shots=4, test_share=0.2)
-    tune(data, load_backbone(names["wide"]), method="scl", layer="layer3.0", plan=PLAN, out=folder)
+    tune(data, load_backbone(names["wide"]), method="scl", block="layer3.0", config=PLAN, out=folder)
     return folder
 
 
@@ -90,7 +90,7 @@ def test_no_folder_of_this_machine_is_told(form, tmp_path):
 
 def test_of_lora_the_files_of_peft_are_sent(names, model_folders, tmp_path):
     data = load_images("digits:5-9", shots=4, test_share=0.2)
-    tuned = tune(data, load_backbone(names["wide"]), method="lora", plan=PLAN, out=tmp_path / "net")
+    tuned = tune(data, load_backbone(names["wide"]), method="lora", config=PLAN, out=tmp_path / "net")
     shelf = Shelf()
     (row,) = push_to_hub(tmp_path / "net", REPO, api=shelf).rows
     trained = {"adapter_config.json", "adapter_model.safetensors"}

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tightframe import Plan, load_backbone, load_images, load_tuned, tune
+from tightframe import TrainConfig, load_backbone, load_images, load_tuned, tune
 from tightframe.errors import BadImage, SavedError, TightframeError
 
-PLAN = Plan(epochs=2, rates=(0.05,), decays=(1e-4,))
+PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def data():
 @pytest.fixture(scope="module", params=["linear", "layer", "scl", "full"])
 def saved(request, data, names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / request.param
-    return tune(data, load_backbone(names["wide"]), method=request.param, plan=PLAN, out=folder), folder
+    return tune(data, load_backbone(names["wide"]), method=request.param, config=PLAN, out=folder), folder
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(data, names, tmp_path_factory, tmp_path):
     """A fresh copy of a saved folder, to be spoilt."""
     whole = tmp_path_factory.getbasetemp() / "whole"
     if not whole.exists():
-        tune(data, load_backbone(names["wide"]), plan=PLAN, out=whole)
+        tune(data, load_backbone(names["wide"]), config=PLAN, out=whole)
     return shutil.copytree(whole, tmp_path / "copy")
 
 

@@ -147,7 +147,7 @@ def test_paths_are_the_same_as_arrays(fitted, names, paths, arrays, words):
 
 
 def test_cross_validation_and_grid_search(paths, words, arrays):
-    estimator = TransferClassifier(SMALL, "full", epochs=6, rates=(0.2,), decays=(0.0,), batch_size=8)
+    estimator = TransferClassifier(SMALL, "full", epochs=6, lr=(0.2,), weight_decay=(0.0,), batch_size=8)
     scores = cross_val_score(estimator, paths, words, cv=3)
     assert scores.shape == (3,)
     assert np.isfinite(scores).all()
@@ -203,7 +203,7 @@ def test_settings_reach_the_training(arrays, words):
     options = {"input_size": 12}
     fitted = TransferClassifier(SMALL, "layer", "1", **QUICK, backbone_options=options).fit(arrays, words)
     metrics = fitted.tuned_.metrics
-    assert (metrics["method"], metrics["layer"], metrics["epochs"], metrics["rate"]) == ("layer", "1", 2, 0.05)
+    assert (metrics["method"], metrics["block"], metrics["epochs"], metrics["lr"]) == ("layer", "1", 2, 0.05)
     assert fitted.tuned_.backbone.preprocessing.input_size == (12, 12)
 
 

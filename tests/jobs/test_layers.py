@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tightframe import extract, layers, load_backbone, load_images
+from tightframe import layers, load_backbone, load_images
 from tightframe.errors import MeasureError
+from tightframe.features.workspace import Workspace
 from tightframe.jobs.layers import JUDGES, recommended
 from tightframe.probes.discriminant import nearest_center
 from tightframe.probes.knn import neighbors_predict
@@ -40,7 +41,7 @@ def test_every_layer_has_every_probe(found, backbone):
 
 
 def test_probes_are_those_of_their_functions(found, data, backbone):
-    train, test = extract(backbone, data.train), extract(backbone, data.test)
+    train, test = Workspace().features(backbone, data.train), Workspace().features(backbone, data.test)
     row = found.rows[-1]
     head = nearest_center(train.moments("penultimate"))
     assert row["center_train"] == head.accuracy(train["penultimate"], train.labels)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tightframe import collapse_metrics, extract, load_backbone, load_images, measure
+from tightframe import collapse_metrics, load_backbone, load_images, measure
 from tightframe.errors import MeasureError
+from tightframe.features.workspace import Workspace
 from tightframe.metrics.certainty import collapse_intervals, corrected_intervals
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
@@ -22,7 +23,7 @@ def test_a_row_for_every_block_and_the_penultimate_features(data, names):
     assert [row["layer"] for row in rows] == ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "penultimate"]
     assert [row["dimension"] for row in rows] == [8, 8, 16, 16, 16]
     assert [row["position"] for row in rows] == [1, 2, 3, 4, 5]
-    features = extract(backbone, data.train)
+    features = Workspace().features(backbone, data.train)
     for row in rows:
         expected = collapse_metrics(features.moments(row["layer"]))
         assert {name: row[name] for name in expected} == pytest.approx(dict(expected))
@@ -64,7 +65,7 @@ def test_one_image_a_class_can_not_be_measured(names):
 
 def test_metrics_come_with_intervals_and_corrections_with_bounds(data, names):
     backbone = load_backbone(names["wide"])
-    rows, features = measure(data, backbone, seed=3).rows, extract(backbone, data.train)
+    rows, features = measure(data, backbone, seed=3).rows, Workspace().features(backbone, data.train)
     for row in rows:
         folds = Folds.of(features[row["layer"]], features.labels, 5, seed=3)
         for name, interval in collapse_intervals(folds, seed=3).items():
@@ -87,5 +88,5 @@ def test_intervals_follow_the_weighting(data, names):
 
 def test_the_command_suggested_next_loads_the_same_model(data, names):
     backbone = load_backbone(names["wide"], input_size=24, layers=["layer2.0"])
-    following = measure(data, backbone).following[0]
+    following = measure(data, backbone).next_steps[0]
     assert following == f"tightframe tune DATA --model {names['wide']} --layers layer2.0 --input-size 24 --out DIR"

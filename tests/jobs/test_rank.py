@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe import extract, load_backbone, load_images, rank, transferability
-from tightframe.data.selection import Subset
+from tightframe import load_backbone, load_images, rank, transferability
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.store import FeatureStore
+from tightframe.features.workspace import Workspace
 from tightframe.jobs.rank import EXPECTED, ordered, orders, quality
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.summary import collapse_metrics
@@ -29,7 +29,7 @@ def data():
 def test_rows_hold_what_each_score_says_of_the_features(data, names):
     row = rank(data, [names["wide"]]).rows[0]
     backbone = load_backbone(names["wide"])
-    train, test = extract(backbone, data.train), extract(backbone, data.test)
+    train, test = Workspace().features(backbone, data.train), Workspace().features(backbone, data.test)
     moments = train.moments("penultimate")
     probe = cross_validated_ridge(Folds.of(train["penultimate"], train.labels, 5))
     assert row["nc1"] == pytest.approx(collapse_metrics(moments)["nc1"], rel=1e-3)
@@ -43,7 +43,7 @@ def test_rows_hold_what_each_score_says_of_the_features(data, names):
 
 @pytest.mark.parametrize("by", [EXPECTED, "probe_accuracy", "nc1", "logme", "leep", "parameters"])
 def test_best_first_by_any_score(data, names, by):
-    values = [row[by] for row in rank(data, list(names.values()), by=by).rows]
+    values = [row[by] for row in rank(data, list(names.values()), sort_by=by).rows]
     assert values == sorted(values, reverse=orders()[by])
 
 
@@ -54,7 +54,7 @@ def test_a_model_that_fails_is_a_row_at_the_end_and_the_rest_goes_on(data, names
     assert [row["model"] for row in result.rows] == ["narrow", "broken", "resnett18"]
     assert "no such disk" in result.rows[1]["error"]
     assert "resnet18" in result.rows[2]["error"]
-    assert "narrow" in result.following[0]
+    assert "narrow" in result.next_steps[0]
 
 
 def test_a_model_that_fails_while_running_is_a_row_too(data, names):
@@ -69,23 +69,19 @@ def test_a_model_that_fails_while_running_is_a_row_too(data, names):
     assert "NaN" in result.rows[1]["error"]
 
 
-def test_what_is_wrong_with_the_images_is_said_at_once(data, names, tmp_path):
-    one_each = dataclasses.replace(data, train=Subset(data.train, np.unique(data.train.labels, return_index=True)[1]))
+def test_what_is_wrong_with_the_images_is_said_at_once(data, names, unreadable):
+    one_each = dataclasses.replace(data, train=data.train.subset(np.unique(data.train.labels, return_index=True)[1]))
     rows = rank(one_each, [names["wide"]]).rows
     assert "two samples of a class" in rows[0]["error"]
 
-    class Unreadable(Subset):
-        def __getitem__(self, index):
-            raise DataError("disk gone")
-
     with pytest.raises(DataError, match="disk gone"):
-        rank(dataclasses.replace(data, train=Unreadable(data.train, np.arange(20))), [names["wide"]])
+        rank(dataclasses.replace(data, train=unreadable(data.train)), [names["wide"]])
 
 
 @pytest.mark.parametrize(("models", "by", "says"), [([], "nc1", "--models"), (["x"], "beauty", "choose")])
 def test_settings_that_make_no_sense(data, models, by, says):
     with pytest.raises(SettingsError, match=says):
-        rank(data, models, by=by)
+        rank(data, models, sort_by=by)
 
 
 def test_the_test_images_decide_nothing(data, names):
@@ -122,7 +118,7 @@ def test_features_kept_in_a_store_are_used_again(data, names, tmp_path, monkeypa
 
 
 def test_the_result_is_json_that_any_parser_reads(data, names, tmp_path):
-    rank(data, [names["wide"], "timm/nope"]).save(tmp_path / "rank.json")
+    rank(data, [names["wide"], "timm/nope"]).to_json(tmp_path / "rank.json")
     read = json.loads((tmp_path / "rank.json").read_text(), parse_constant=pytest.fail)
     assert read["job"] == "rank"
     assert len(read["rows"]) == 2
@@ -133,7 +129,7 @@ def test_the_result_is_json_that_any_parser_reads(data, names, tmp_path):
 def test_the_source_head_and_the_baselines_are_there(data, names):
     row = rank(data, [names["wide"]]).rows[0]
     backbone = load_backbone(names["wide"])
-    read = extract(backbone, data.train, layers=["penultimate", "output"])
+    read = Workspace().features(backbone, data.train, ["penultimate", "output"])
     source = torch.from_numpy(read["output"]).double().softmax(1)
     expected = transferability(read["penultimate"], read.labels, source=source)
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3)

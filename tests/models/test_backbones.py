@@ -322,12 +322,12 @@ from torch import nn
 
 
 @dataclass
-class Plan:
+class TrainConfig:
     width: "int" = 4
 
 
 def plain(width="4"):
-    width = Plan(int(width)).width
+    width = TrainConfig(int(width)).width
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 1), nn.AdaptiveAvgPool2d(1),
                          nn.Flatten(), nn.Linear(8, 5))
 
@@ -418,7 +418,7 @@ def test_a_builders_model_is_made_ready_to_measure(mine: Path) -> None:
 
 FAILURES = {
     "described_": r"mine\.py has no function described_; nearest: described",
-    "Plans": r"no function Plans; nearest: Plan",
+    "Plans": r"no function Plans; nearest: TrainConfig",
     "sys": "no function sys",
     "number": "returned a int; it must return a torch.nn.Module",
     "fails": "failed: LookupError: no weights here",

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tightframe import Plan, extract, load_backbone, load_images, load_tuned, measure, tune
+from tightframe import TrainConfig, load_backbone, load_images, load_tuned, measure, tune
 from tightframe.errors import HubUnreachable, ModelError
+from tightframe.features.workspace import Workspace
 from tightframe.models.backbones import short_name
 from tightframe.models.clip import CONFIG, WEIGHTS
 
@@ -105,7 +106,7 @@ def test_features_are_those_before_the_projection(saved: Path) -> None:
     model.visual.proj = None
     with torch.inference_mode():
         expected = model.encode_image(torch.stack([prepare(data[index]) for index in range(len(data))]))
-    found = extract(backbone, data, precision="float32")["penultimate"]
+    found = Workspace(precision="float32").features(backbone, data)["penultimate"]
     assert backbone.penultimate.dimension == 32
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
 
@@ -166,12 +167,12 @@ def test_it_is_measured_tuned_saved_and_loaded(tower: str, whole: bool, tmp_path
     data = load_images("digits:5-9", shots=6, test_share=0.2)
     backbone = load_backbone(f"open_clip/local-dir:{save(tmp_path / 'mine', TOWERS[tower], WIDTHS.get(tower, 24))}")
     assert [row["layer"] for row in measure(data, backbone).rows] == [*BLOCKS[tower], "penultimate"]
-    plan = Plan(epochs=2, search_epochs=1, rates=(0.01,), decays=(1e-4,))
-    tuned = tune(data, backbone, method="scl", plan=plan, out=tmp_path / "tuned")
+    plan = TrainConfig(epochs=2, search_epochs=1, lr=(0.01,), weight_decay=(1e-4,))
+    tuned = tune(data, backbone, method="scl", config=plan, out=tmp_path / "tuned")
     images = [data.test[0], data.test[1]]
     assert load_tuned(tmp_path / "tuned").predict(images) == tuned.predict(images)
     assert any("trained whole" in note for note in tuned.notes) == whole
-    uncut = tune(data, backbone, method="scl", plan=replace(plan, cache_gb=0.0))
+    uncut = tune(data, backbone, method="scl", config=replace(plan, prefix_cache_gb=0.0))
     assert tuned.history[-1]["train_loss"] == pytest.approx(uncut.history[-1]["train_loss"], rel=2e-2)
 
 

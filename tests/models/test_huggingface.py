@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 from transformers.utils import logging
 
-from tightframe import Plan, extract, load_backbone, load_images, load_tuned, measure, tune
+from tightframe import TrainConfig, load_backbone, load_images, load_tuned, measure, tune
 from tightframe.errors import HubUnreachable, ModelError
 from tightframe.features.taps import tapped
+from tightframe.features.workspace import Workspace
 from tightframe.models.backbones import short_name
 
 SQUARE = {"height": 32, "width": 32}
@@ -148,7 +149,7 @@ def test_features_of_images_as_the_processor_prepares_them(saved: Path) -> None:
     processor = AutoImageProcessor.from_pretrained(saved)
     prepared = processor(images=[data[index] for index in range(len(data))], return_tensors="pt")["pixel_values"]
     expected, _ = theirs(saved, FAMILIES["vit classifier"], prepared)
-    found = extract(load_backbone(f"hf/{saved}"), data, precision="float32")["penultimate"]
+    found = Workspace(precision="float32").features(load_backbone(f"hf/{saved}"), data)["penultimate"]
     apart = np.linalg.norm(found - expected.numpy(), axis=1) / np.linalg.norm(expected.numpy(), axis=1)
     assert apart.max() < 0.01  # the processor resizes tensors, not images: see below
 
@@ -280,12 +281,12 @@ def test_it_is_measured_tuned_saved_and_loaded(name: str, whole: bool, tmp_path:
     family = FAMILIES[name]
     backbone = load_backbone(f"hf/{save(tmp_path / 'mine', family)}")
     assert [row["layer"] for row in measure(data, backbone).rows] == [*family.layers, "penultimate"]
-    plan = Plan(epochs=2, search_epochs=1, rates=(0.01,), decays=(1e-4,))
-    tuned = tune(data, backbone, method="scl", plan=plan, out=tmp_path / "tuned")
+    plan = TrainConfig(epochs=2, search_epochs=1, lr=(0.01,), weight_decay=(1e-4,))
+    tuned = tune(data, backbone, method="scl", config=plan, out=tmp_path / "tuned")
     images = [data.test[0], data.test[1]]
     assert load_tuned(tmp_path / "tuned").predict(images) == tuned.predict(images)
     assert any("trained whole" in note for note in tuned.notes) == whole
-    uncut = tune(data, backbone, method="scl", plan=replace(plan, cache_gb=0.0))
+    uncut = tune(data, backbone, method="scl", config=replace(plan, prefix_cache_gb=0.0))
     assert tuned.history[-1]["train_loss"] == pytest.approx(uncut.history[-1]["train_loss"], rel=2e-2)
 
 

@@ -9,9 +9,9 @@ import torch
 from tightframe import load_images
 from tightframe.backbone import Preprocessing
 from tightframe.errors import SettingsError
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.tuning.augment import Augment, Distort, _luck
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.prefix import features_of_views
 
 IMAGE = torch.randint(0, 256, (3, 24, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tightframe import load_backbone, load_images
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import fit
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import CannotCut, Suffix, inputs_of
@@ -70,7 +70,7 @@ def test_a_model_without_a_head_of_its_own_goes_on_too(data, tmp_path):
 def test_training_from_the_block_is_training_the_whole(which, method, wide, transformer, data):
     backbone = wide if which == "resnet" else transformer
     block = backbone.layers[1].name
-    recipe = Recipe(rate=0.02, epochs=3, batch_size=16)
+    recipe = Recipe(lr=0.02, epochs=3, batch_size=16)
     split = Split(data.train.labels, np.arange(30), np.arange(30, 40), 5)
     rows, states = [], []
     for cached in (False, True):

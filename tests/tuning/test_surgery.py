@@ -42,18 +42,18 @@ def changed(before, after):
 
 
 @pytest.mark.parametrize(
-    ("name", "trained", "whole", "share"),
+    ("name", "trained", "whole", "trainable_share"),
     [("resnet18", 924_170, 11_181_642, "8.27"), ("resnet50", 1_532_938, 23_528_522, "6.52")],
 )
 def test_parameters_of_the_papers_models(name, trained, whole, share):
     tuned = model(load_backbone(f"timm/{name}", pretrained=False), "scl", "layer3.0", 10)
-    assert (tuned.trained_parameters, tuned.all_parameters) == (trained, whole)
+    assert (tuned.trainable_parameters, tuned.all_parameters) == (trained, whole)
     assert f"{100 * trained / whole:.2f}" == share
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_changes_what_the_method_trains_and_nothing_else(wide, method):
-    layer = BLOCK if METHODS[method].needs_layer else None
+    layer = BLOCK if METHODS[method].needs_block else None
     tuned = model(wide, method, layer)
     with torch.no_grad():  # heads, and norms that end a block, start at zero: no gradient would pass them
         for parameter in tuned.parameters():

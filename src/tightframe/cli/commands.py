@@ -11,7 +11,6 @@ from typing import Any
 
 from tightframe.cli import terminal
 from tightframe.errors import ModelError, SettingsError
-from tightframe.process import is_first
 
 SHOWN = 10
 """Most kinds of mistake, and epochs, that are shown."""
@@ -27,7 +26,6 @@ def transfer(options: argparse.Namespace) -> None:
 
     from tightframe.jobs import demo
     from tightframe.jobs.transfer import transfer
-    from tightframe.report.columns import METHODS, RANKING, SAMPLES
 
     with terminal.progress() as progress:
         if options.models:
@@ -43,18 +41,17 @@ def transfer(options: argparse.Namespace) -> None:
             models,
             out=options.out,
             methods=options.methods,
-            layer=options.layer,
-            by=options.by,
-            plan=_plan(options),
-            log=options.log,
+            block=options.block,
+            sort_by=options.sort_by,
+            config=_config(options),
+            log_to=options.log,
             model_options=_model(options),
-            **_running(options),
-            progress=progress,
+            workspace=_workspace(options, progress),
         )
-    terminal.show("Models", RANKING, run.ranking.rows)
-    terminal.show(f"Methods on {run.tuned.backbone.name}", METHODS, run.methods)
+    terminal.show("Models", "rank", run.ranking.rows)
+    terminal.show(f"Methods on {run.tuned.backbone.name}", "compare", run.methods)
     if run.samples:
-        terminal.show(f"What {run.tuned.model.method.name} says of test images", SAMPLES, run.samples[::3])
+        terminal.show(f"Sample predictions of {run.tuned.model.method.name}", "samples", run.samples[::3])
     terminal.close(run.result, options.json)
 
 
@@ -62,15 +59,14 @@ def measure(options: argparse.Namespace) -> None:
     """``tightframe measure``."""
     from tightframe.jobs.measure import measure
     from tightframe.models.backbones import load_backbone
-    from tightframe.report.columns import LAYERS
 
     with terminal.progress() as progress:
         data = _images(options, progress)
         backbone = load_backbone(options.model, **_model(options))
         found = measure(
-            data, backbone, weighting=options.weighting, seed=options.seed, **_running(options), progress=progress
+            data, backbone, weighting=options.weighting, seed=options.seed, workspace=_workspace(options, progress)
         )
-    terminal.show(f"{backbone.name} on {data.train.name}", LAYERS, found.rows)
+    terminal.show(f"{backbone.name} on {data.train.name}", "measure", found.rows)
     terminal.close(found, options.json, options.data)
 
 
@@ -78,14 +74,13 @@ def layers(options: argparse.Namespace) -> None:
     """``tightframe layers``."""
     from tightframe.jobs.layers import layers
     from tightframe.models.backbones import load_backbone
-    from tightframe.report.columns import PROBES
 
     with terminal.progress() as progress:
         data = _images(options, progress)
         backbone = load_backbone(options.model, **_model(options))
-        found = layers(data, backbone, seed=options.seed, **_running(options), progress=progress)
+        found = layers(data, backbone, seed=options.seed, workspace=_workspace(options, progress))
     title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test images"
-    terminal.show(title, PROBES, found.rows)
+    terminal.show(title, "layers", found.rows)
     terminal.close(found, options.json, options.data)
 
 
@@ -95,7 +90,6 @@ def fewshot(options: argparse.Namespace) -> None:
     from tightframe.data.loading import load_images
     from tightframe.jobs.fewshot import fewshot
     from tightframe.models.backbones import load_backbone
-    from tightframe.report.columns import EPISODES
 
     classes = class_list(options.classes) if options.classes else None
     with terminal.progress() as progress:
@@ -110,38 +104,35 @@ def fewshot(options: argparse.Namespace) -> None:
             queries=options.queries,
             classes=classes,
             seed=options.seed,
-            **_running(options),
-            progress=progress,
+            workspace=_workspace(options, progress),
         )
     title = f"{backbone.name} on {data.name}: {options.episodes} episodes of {options.ways} classes"
-    terminal.show(title, EPISODES, found.rows)
+    terminal.show(title, "fewshot", found.rows)
     terminal.close(found, options.json, options.data)
 
 
 def rank(options: argparse.Namespace) -> None:
     """``tightframe rank``."""
     from tightframe.jobs.rank import rank
-    from tightframe.report.columns import QUALITY, RANKING, SCORES
 
     with terminal.progress() as progress:
         data = _images(options, progress)
         found = rank(
             data,
             options.models,
-            by=options.by,
+            sort_by=options.sort_by,
             truth=options.truth,
-            budget=options.budget,
+            time_limit=options.time_limit,
             model_options=_model(options),
             seed=options.seed,
-            **_running(options),
-            progress=progress,
+            workspace=_workspace(options, progress),
         )
-    terminal.show(f"Models on {data.train.name}", RANKING, found.rows)
+    terminal.show(f"Models on {data.train.name}", "rank", found.rows)
     terminal.show(
-        "Scores, higher is better except NC1, CDNV and VCI", SCORES, [row for row in found.rows if "nc1" in row]
+        "Scores, higher is better except NC1, CDNV and VCI", "scores", [row for row in found.rows if "nc1" in row]
     )
-    if found.further:
-        terminal.show("How well each column ranks these models", QUALITY, found.further["quality"])
+    if found.tables:
+        terminal.show("How well each column ranks these models", "quality", found.tables["quality"])
     terminal.close(found, options.json, options.data)
     if all("error" in row for row in found.rows):
         raise ModelError("none of the models could be measured; each says above why")
@@ -149,32 +140,42 @@ def rank(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """``tightframe tune``."""
-    from tightframe.jobs.compare import compare, unique_methods
+    from tightframe.jobs.compare import compare
     from tightframe.jobs.tune import tune
     from tightframe.models.backbones import load_backbone
-    from tightframe.report.columns import METHODS
+    from tightframe.tuning.methods import unique_methods
 
     compared = None if options.compare is None else [name.strip() for name in options.compare.split(",")]
     names = compared and unique_methods(compared)  # before anything is loaded
     with terminal.progress() as progress:
         data = _images(options, progress)
         backbone = load_backbone(options.model, **_model(options))
-        given: Any = {"layer": options.layer, "plan": _plan(options), "out": options.out, "resume": options.resume}
-        given |= {"log": options.log, "progress": progress, **_running(options)}
+        given: Any = {"block": options.block, "config": _config(options), "out": options.out, "resume": options.resume}
+        given |= {"log_to": options.log, "workspace": _workspace(options, progress)}
         if names:
             result = compare(data, backbone, names, **given).result
         else:
             result = tune(data, backbone, method=options.method, **given).result(options.out)
-    terminal.show(f"{backbone.name} on {data.name}", METHODS, result.rows)
+    terminal.show(f"{backbone.name} on {data.name}", "compare", result.rows)
     terminal.close(result, options.json)
 
 
 def pretrain(options: argparse.Namespace) -> None:
     """``tightframe pretrain``."""
     from tightframe.jobs.pretrain import Pretraining, pretrain
-    from tightframe.report.columns import EPOCHS
 
-    names = ("arch", "loss", "projector", "augment", "epochs", "rate", "decay", "batch_size", "accumulate", "seed")
+    names = (
+        "arch",
+        "loss",
+        "projector",
+        "augment",
+        "epochs",
+        "lr",
+        "weight_decay",
+        "batch_size",
+        "grad_accum_steps",
+        "seed",
+    )
     how = Pretraining(input_size=options.input_size, **{name: getattr(options, name) for name in names})
     with terminal.progress() as progress:
         found = pretrain(
@@ -187,23 +188,22 @@ def pretrain(options: argparse.Namespace) -> None:
             precision=options.precision,
             progress=progress,
         )
-    terminal.show(f"{how.arch} on {found.settings['data']}", EPOCHS, spaced(found.rows))
+    terminal.show(f"{how.arch} on {found.settings['data']}", "pretrain", spaced(found.rows))
     terminal.close(found, options.json, options.data)
 
 
 def study(options: argparse.Namespace) -> None:
     """``tightframe study``."""
     from tightframe.models.fetching import nearest
-    from tightframe.report.columns import STUDIES_LISTED
     from tightframe.studies import STUDIES, run_study
 
     if options.name == "list":
         known = STUDIES.values()
         rows = [
-            {"name": one.name, "claim": one.claim, "models": MODELS[one.pretrains], "minutes": one.minutes}
+            {"name": one.name, "claim": one.claim, "models_from": MODELS[one.pretrains], "minutes": one.minutes}
             for one in known
         ]
-        terminal.show("What the paper claims, study by study", STUDIES_LISTED, rows)
+        terminal.show("What the paper claims, study by study", "studies", rows)
         return
     if options.name not in STUDIES:
         raise SettingsError(
@@ -222,8 +222,7 @@ def study(options: argparse.Namespace) -> None:
             epochs=options.epochs,
             shots=options.shots,
             model_options=_model(options),
-            **_running(options),
-            progress=progress,
+            workspace=_workspace(options, progress),
         )
     if len(found.rows) <= MOST_ROWS:
         terminal.show(f"{asked.name}: every point", asked.columns, found.rows)
@@ -240,13 +239,12 @@ def spaced(rows: list[Any]) -> list[Any]:
 def predict(options: argparse.Namespace) -> None:
     """``tightframe predict``."""
     from tightframe.deploy.tuned import load_tuned
-    from tightframe.report.columns import PREDICTIONS
     from tightframe.report.result import Result
 
     rows = load_tuned(options.folder, options.model).predict(
         options.images, skip_bad=options.skip_bad, device=options.device
     )
-    terminal.show("Predictions", PREDICTIONS, rows)
+    terminal.show("Predictions", "predict", rows)
     terminal.close(Result("predict", rows, {"folder": str(options.folder)}), options.json)
 
 
@@ -254,18 +252,17 @@ def evaluate(options: argparse.Namespace) -> None:
     """``tightframe evaluate``."""
     from tightframe.deploy.evaluate import evaluate, mistaken
     from tightframe.deploy.tuned import load_tuned
-    from tightframe.report.columns import CLASSES, CONFUSIONS, EVALUATION, SAMPLES
 
     with terminal.progress() as progress:
         tuned = load_tuned(options.folder, options.model)
         found = evaluate(tuned, _judged(options, progress), device=options.device)
     terminal.show(
-        f"{tuned.backbone.name} ({tuned.model.method.name}) on {found.settings['data']}", EVALUATION, found.rows
+        f"{tuned.backbone.name} ({tuned.model.method.name}) on {found.settings['data']}", "evaluate", found.rows
     )
-    terminal.show("Each class", CLASSES, found.further["classes"])
-    if found.further["mistakes"]:
-        terminal.show("What was taken for what", CONFUSIONS, mistaken(found.further["confusion"])[:SHOWN])
-        terminal.show("The surest mistakes", SAMPLES, found.further["mistakes"])
+    terminal.show("Each class", "classes", found.tables["classes"])
+    if found.tables["mistakes"]:
+        terminal.show("Most frequent mistakes", "confusion", mistaken(found.tables["confusion"])[:SHOWN])
+        terminal.show("Most confident mistakes", "samples", found.tables["mistakes"])
     terminal.close(found, options.json)
 
 
@@ -273,10 +270,9 @@ def merge(options: argparse.Namespace) -> None:
     """``tightframe merge``."""
     from tightframe.deploy.merge import merge
     from tightframe.deploy.tuned import load_tuned
-    from tightframe.report.columns import MERGED
 
     found = merge(load_tuned(options.folder, options.model), options.out)
-    terminal.show(f"A plain model in {options.out}", MERGED, found.rows)
+    terminal.show(f"A plain model in {options.out}", "merge", found.rows)
     terminal.close(found, options.json)
 
 
@@ -284,25 +280,23 @@ def export(options: argparse.Namespace) -> None:
     """``tightframe export``."""
     from tightframe.deploy.export import export_onnx
     from tightframe.deploy.tuned import load_tuned
-    from tightframe.report.columns import EXPORTED
 
     with terminal.progress() as progress:
         data = _judged(options, progress) if options.data else None
         tuned = load_tuned(options.folder, options.model)
         found = export_onnx(tuned, options.onnx, data, pixels=options.pixels, tolerance=options.tolerance)
-    terminal.show(f"{options.onnx} beside PyTorch", EXPORTED, found.rows)
+    terminal.show(f"{options.onnx} beside PyTorch", "export", found.rows)
     terminal.close(found, options.json)
 
 
 def push(options: argparse.Namespace) -> None:
     """``tightframe push``."""
     from tightframe.deploy.hub import push_to_hub
-    from tightframe.report.columns import PUSHED
 
     found = push_to_hub(
         options.folder, options.repository, private=True if options.private else None, license=options.license
     )
-    terminal.show("On the hub", PUSHED, found.rows)
+    terminal.show("On the hub", "push", found.rows)
     terminal.close(found, options.json)
 
 
@@ -342,21 +336,20 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def _running(options: argparse.Namespace) -> dict[str, Any]:
-    from tightframe.features.store import FeatureStore
+def _workspace(options: argparse.Namespace, progress: Any) -> Any:
+    from tightframe.features.workspace import Workspace
 
-    given = {"pool": options.pool, "precision": options.precision, "device": options.device}
-    cache = getattr(options, "cache", None)  # transfer keeps its own
-    return given | ({"store": FeatureStore(cache)} if cache and is_first() else {})
+    cache = getattr(options, "feature_cache", None)  # transfer keeps its own
+    return Workspace(cache, device=options.device, precision=options.precision, pool=options.pool, progress=progress)
 
 
-def _plan(options: argparse.Namespace) -> Any:
+def _config(options: argparse.Namespace) -> Any:
     from dataclasses import fields
 
-    from tightframe.jobs.plan import Plan
+    from tightframe.tuning.config import TrainConfig
 
     given: dict[str, Any] = {
-        field.name: getattr(options, field.name) for field in fields(Plan) if hasattr(options, field.name)
+        field.name: getattr(options, field.name) for field in fields(TrainConfig) if hasattr(options, field.name)
     }
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return Plan(**given)
+    return TrainConfig(**given)

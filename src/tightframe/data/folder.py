@@ -23,20 +23,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property
-from hashlib import blake2b, file_digest
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tightframe.data.decoding import IMAGE_SUFFIXES, open_image
-from tightframe.data.selection import Subset, check_share, stratified
+from tightframe.data.items import ImageFile
+from tightframe.data.selection import check_share, hold_out
 from tightframe.errors import BadImage, DataError
-from tightframe.images import ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.progress import Progress, silent
-
-"""``progress(iterable, description, total)``: hands on what ``iterable`` yields and may show how far it is."""
 
 _HELD_OUT = ("test", "val", "valid", "validation")
 _SPLIT_WORDS = {"train", "training", "testing", "eval", "evaluation", "dev", *_HELD_OUT}
@@ -44,55 +40,6 @@ _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 _LAYOUTS = "Expected are ROOT/train/CLASS/image.jpg with ROOT/test/CLASS/image.jpg, or ROOT/CLASS/image.jpg alone."
 _THREADS = min(8, os.cpu_count() or 1)
 _ByClass = dict[str, list[str]]  # class -> identifiers of its images
-
-
-@dataclass(frozen=True, eq=False)
-class FolderImages:
-    """Images below ``root``, decoded when asked for.
-
-    Attributes:
-        name: what to call them.
-        root: the folder that identifiers start from.
-        classes: class names, NFC.
-        labels: index into ``classes``, shape (n,), int64.
-        identifiers: POSIX paths of the n images relative to ``root``.
-
-    """
-
-    name: str
-    root: Path
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    identifiers: tuple[str, ...]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash over identifiers, labels, class names and the files' contents; reads every file, the first time.
-
-        Raises:
-            BadImage: a file is gone, or can't be read.
-
-        """
-        digest = blake2b(repr(self.classes).encode(), digest_size=16, person=b"tf-folder")
-        with ThreadPoolExecutor(_THREADS) as pool:
-            contents = pool.map(self._content_hash, self.identifiers)
-            for identifier, label, content in zip(self.identifiers, self.labels, contents, strict=True):
-                digest.update(repr((identifier, int(label), content)).encode())
-        return digest.hexdigest()
-
-    def _content_hash(self, identifier: str) -> str:
-        path = self.root / identifier
-        try:
-            with path.open("rb") as stream:
-                return file_digest(stream, lambda: blake2b(digest_size=16)).hexdigest()
-        except OSError as error:
-            raise BadImage(path, f"it can't be read any more ({error.strerror})") from error
-
-    def __len__(self) -> int:
-        return len(self.identifiers)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return open_image(self.root / self.identifiers[index])
 
 
 def load_folder(
@@ -136,22 +83,13 @@ def load_folder(
     skipped = tuple(parts.skipped)
     if parts.test is not None:
         return ImageSplits(name, train, _images(f"{name}/test", root, classes, parts.test), skipped)
-    return held_out(name, train, test_share, seed, skipped)
+    return hold_out(name, train, test_share, seed, skipped)
 
 
-def held_out(name: str, images: FolderImages, share: float, seed: int, skipped: tuple[str, ...]) -> ImageSplits:
-    """All images for training but for a share of every class; no test set where that leaves nothing for one."""
-    kept, apart = stratified(images.labels, share, seed)
-    if not len(apart):
-        return ImageSplits(name, images, None, skipped)
-    return ImageSplits(name, Subset(images, kept), Subset(images, apart, f"{name}/test"), skipped)
-
-
-def _images(name: str, root: Path, classes: tuple[str, ...], found: _ByClass) -> FolderImages:
+def _images(name: str, root: Path, classes: tuple[str, ...], found: _ByClass) -> Images:
     pairs = [(label, image) for label, cls in enumerate(classes) for image in sorted(found.get(cls, []))]
     labels = np.array([label for label, _ in pairs], dtype=np.int64)
-    labels.flags.writeable = False
-    return FolderImages(name, root, classes, labels, tuple(image for _, image in pairs))
+    return Images(name, classes, labels, tuple(ImageFile(image, root) for _, image in pairs))
 
 
 @dataclass

@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tightframe.data import selection
 from tightframe.data.digits import load_digits_images
 from tightframe.data.folder import load_folder
-from tightframe.data.selection import check_share, check_shots
+from tightframe.data.selection import at_most, check_per_class, check_share
 from tightframe.data.table import load_listed
 from tightframe.images import ImageSplits
 from tightframe.progress import Progress, silent
@@ -48,11 +47,11 @@ def load_images(
     """
     check_share(test_share)
     if shots is not None:
-        check_shots(shots)  # before hours of checking images
+        check_per_class(shots)  # before hours of checking images
     scheme, colon, rest = str(uri).partition(":")
     if isinstance(uri, str) and scheme == "digits":
         splits = load_digits_images(rest if colon else None, test_share=test_share, seed=seed)
     else:
         load = load_listed if Path(uri).suffix.lower() == ".csv" and not Path(uri).is_dir() else load_folder
         splits = load(Path(uri), test_share=test_share, seed=seed, skip_bad=skip_bad, progress=progress)
-    return splits if shots is None else replace(splits, train=selection.shots(splits.train, shots, seed))
+    return splits if shots is None else replace(splits, train=at_most(splits.train, shots, seed))

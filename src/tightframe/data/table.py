@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from tightframe.data.decoding import IMAGE_SUFFIXES, open_image
-from tightframe.data.folder import FolderImages, held_out
-from tightframe.data.selection import check_share
+from tightframe.data.items import ImageFile
+from tightframe.data.selection import check_share, hold_out
 from tightframe.errors import BadImage, DataError
-from tightframe.images import ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.progress import Progress, silent
 
 COLUMNS, FOLDER = ("filename", "label"), "images"
@@ -64,10 +64,9 @@ def load_listed(
     if len(classes) < 2:
         raise DataError(f"{table} lists images of {len(classes)} classes; two or more can be told apart")
     labels = np.searchsorted(np.array(classes), [label for label, _ in kept]).astype(np.int64)
-    labels.flags.writeable = False
     name = f"{root.name}/{table.stem}"
-    everything = FolderImages(name, root, classes, labels, tuple(image for _, image in kept))
-    return held_out(name, everything, test_share, seed, tuple(skipped))
+    everything = Images(name, classes, labels, tuple(ImageFile(image, root) for _, image in kept))
+    return hold_out(name, everything, test_share, seed, tuple(skipped))
 
 
 def _rows(table: Path) -> list[tuple[str, str]]:

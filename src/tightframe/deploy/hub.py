@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from tightframe.errors import SavedError, SettingsError, TightframeError
 from tightframe.files import write_text
 from tightframe.models.backbones import BUILDER, folder_of, short_name
-from tightframe.report.columns import METHODS
+from tightframe.report.fields import TABLES, shown
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
@@ -109,7 +109,7 @@ def card(description: Description, repo_id: str, license: str | None = None) -> 
         f"---\n{told.to_yaml()}\n---\n",
         f"# {_plain(name)}\n",
         f"{_plain(short_name(uri))}, tuned by {_plain(description.method)}"
-        + (f" at block {_plain(description.layer)}" if description.layer else "")
+        + (f" at block {_plain(description.block)}" if description.block else "")
         + f" with Tightframe to tell {len(description.classes)} classes of images apart.\n",
         f"## Classes\n\n{_classes(description.classes)}\n",
         f"## Measured\n\n{_measured(description.metrics)}\n",
@@ -127,7 +127,7 @@ def _classes(names: list[str]) -> str:
 def _measured(metrics: Row) -> str:
     """A table of what was measured when it was tuned, as the terminal spells it."""
     try:
-        rows = [(column.header, column.cell(metrics)) for column in METHODS if column.told_in(metrics)]
+        rows = [(field.title, field.told(metrics)) for field in shown(TABLES["tune"].columns, [metrics])]
     except (TypeError, ValueError) as error:
         raise SavedError(f"{DESCRIPTION} has metrics that are no numbers ({error}); tune again") from error
     lines = [f"| {_plain(header)} | {_plain(value)} |" for header, value in rows]

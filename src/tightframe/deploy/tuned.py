@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 from tightframe.backbone import Backbone
-from tightframe.data.decoding import as_opened, open_image
-from tightframe.errors import BadImage, SavedError
+from tightframe.data.items import unlabeled
+from tightframe.errors import SavedError
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
-from tightframe.images import ImageData
+from tightframe.images import Images
 from tightframe.models.backbones import BUILDER, load_backbone
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import logits_of, predict_features
 from tightframe.tuning.surgery import TunableModel
 
@@ -38,6 +38,7 @@ class Tuned:
         metrics: measured when it was tuned: accuracies with intervals, NC1, parameters, seconds, rate, decay.
         history: a row an epoch of training.
         notes: what a reader should know, in plain words.
+        test_logits: of the test images (n, K), as they were judged; not saved.
     """
 
     backbone: Backbone
@@ -46,6 +47,7 @@ class Tuned:
     metrics: Row = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    test_logits: torch.Tensor | None = None
 
     def predict(
         self, images: Sequence[str | Path | Image.Image], *, skip_bad: bool = False, device: str = "auto"
@@ -60,14 +62,13 @@ class Tuned:
         Raises:
             BadImage: a file can't be read as an image.
         """
-        loose = _Loose(tuple(images), self.classes)
+        loose = unlabeled(images, self.classes)
         faults = loose.faults() if skip_bad else {}
         good = [index for index in range(len(loose)) if index not in faults]
         rows: dict[int, Row] = {
             index: {"path": loose.identifiers[index], "error": reason} for index, reason in faults.items()
         }
-        readable = _Loose(tuple(loose.images[index] for index in good), self.classes)
-        for index, shares in zip(good, self.probabilities(readable, device=device), strict=True):
+        for index, shares in zip(good, self.probabilities(loose.subset(good), device=device), strict=True):
             rows[index] = {
                 "path": loose.identifiers[index],
                 "predicted": self.classes[int(shares.argmax())],
@@ -76,13 +77,13 @@ class Tuned:
             }
         return [rows[index] for index in range(len(loose))]
 
-    def probabilities(self, data: ImageData, batch_size: int = 64, device: str = "auto") -> np.ndarray:
+    def probabilities(self, data: Images, batch_size: int = 64, device: str = "auto") -> np.ndarray:
         """Class probabilities, shape (n, K), of every image in ``data``."""
         logits = self.logits_and_features(data, batch_size, device)[0]
         return torch.softmax(logits, 1).numpy()
 
     def logits_and_features(
-        self, data: ImageData, batch_size: int = 64, device: str = "auto"
+        self, data: Images, batch_size: int = 64, device: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (n, K) and the features (n, d) that the head sees, on the CPU, in float32."""
         where = device_of(device)
@@ -108,10 +109,10 @@ class Tuned:
             backbone=self.backbone.origin,
             weights=self.backbone.weights,
             method=self.model.method.name,
-            layer=self.model.layer,
+            block=self.model.block,
             pool=self.model.pool,
             align=self.model.neck.align,
-            scale=self.model.neck.scale,
+            skip_scale=self.model.neck.skip_scale,
             classes=list(self.classes),
             preprocessing=asdict(self.backbone.preprocessing),
             metrics=self.metrics,
@@ -153,41 +154,3 @@ def _base(folder: Path, description: checkpoint.Description, model: str | None) 
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise SavedError(f"{folder}/tightframe.json names a model that can't be read ({why})") from error
-
-
-@dataclass(frozen=True)
-class _Loose:
-    """Images without labels, as ``ImageData``."""
-
-    images: tuple[str | Path | Image.Image, ...]
-    classes: tuple[str, ...]
-    name: str = "images"
-    fingerprint: str = ""
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.zeros(len(self.images), dtype=np.int64)
-
-    @property
-    def identifiers(self) -> tuple[str, ...]:
-        return tuple(
-            f"image {index}" if isinstance(image, Image.Image) else str(image)
-            for index, image in enumerate(self.images)
-        )
-
-    def faults(self) -> dict[int, str]:
-        """Why images can't be read, by index."""
-        found = {}
-        for index in range(len(self)):
-            try:
-                self[index]
-            except BadImage as error:
-                found[index] = error.reason
-        return found
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        image = self.images[index]
-        return as_opened(image, f"image {index}") if isinstance(image, Image.Image) else open_image(image)

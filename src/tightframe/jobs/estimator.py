@@ -13,28 +13,26 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from hashlib import blake2b
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from tightframe.backbone import Backbone
-from tightframe.data.decoding import open_image
+from tightframe.data.items import unlabeled
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import DataError, SettingsError
+from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes
 from tightframe.images import ImageSplits
-from tightframe.jobs.plan import Plan
 from tightframe.jobs.tune import tune
 from tightframe.models.backbones import load_backbone
+from tightframe.tuning.config import TrainConfig
 
 
 class UnusableInput(DataError, ValueError):
@@ -64,11 +62,11 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         backbone: str = "timm/resnet18",
         method: str = "scl",
-        layer: str = "auto",
+        block: str = "auto",
         *,
         epochs: int = 30,
-        rates: Sequence[float] | None = None,
-        decays: Sequence[float] | None = None,
+        lr: Sequence[float] | None = None,
+        weight_decay: Sequence[float] | None = None,
         batch_size: int = 32,
         seed: int = 0,
         pool: str = "auto",
@@ -78,10 +76,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ):
         self.backbone = backbone
         self.method = method
-        self.layer = layer
+        self.block = block
         self.epochs = epochs
-        self.rates = rates
-        self.decays = decays
+        self.lr = lr
+        self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.seed = seed
         self.pool = pool
@@ -98,18 +96,18 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         images = _images(X)
         classes, labels = _encoded(y, len(images))
-        shown = _Labeled(images, labels, tuple(map(str, classes.tolist())))
-        plan = Plan(
+        shown = replace(unlabeled(images), labels=labels, classes=tuple(map(str, classes.tolist())))
+        config = TrainConfig(
             epochs=self.epochs,
-            rates=None if self.rates is None else tuple(self.rates),
-            decays=None if self.decays is None else tuple(self.decays),
+            lr=None if self.lr is None else tuple(self.lr),
+            weight_decay=None if self.weight_decay is None else tuple(self.weight_decay),
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        running: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
+        where: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
         splits = ImageSplits("images", shown, None)
         self._tuned: Tuned | None = tune(
-            splits, self._base(), method=self.method, layer=self.layer, plan=plan, **running
+            splits, self._base(), method=self.method, block=self.block, config=config, workspace=Workspace(**where)
         )
         self._saved: dict[str, bytes] = {}
         self.classes_ = classes
@@ -133,9 +131,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, K) of the classes in ``classes_``."""
         tuned = self.tuned_
-        images = _images(X)
-        shown = _Labeled(images, np.zeros(len(images), dtype=np.int64), tuned.classes)
-        return tuned.probabilities(shown, device=self.device)
+        return tuned.probabilities(unlabeled(_images(X), tuned.classes), device=self.device)
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest class (n,) of each image."""
@@ -165,43 +161,6 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 tuned.save(folder)
                 state["_saved"] = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
         return state | {"_tuned": None} if "_tuned" in state else state
-
-
-@dataclass(frozen=True, eq=False)
-class _Labeled:
-    """Paths, or bytes (n, h, w, 3), with labels, as ``ImageData``."""
-
-    images: tuple[str, ...] | np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    name: str = "images"
-
-    @cached_property
-    def identifiers(self) -> tuple[str, ...]:
-        """Paths, or numbers."""
-        if isinstance(self.images, np.ndarray):
-            return tuple(f"image {index}" for index in range(len(self)))
-        return self.images
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash over contents, order, labels and classes."""
-        digest = blake2b(repr(self.classes).encode(), digest_size=16, person=b"tf-estimator")
-        digest.update(self.labels.astype("<i8").tobytes())
-        if isinstance(self.images, np.ndarray):
-            digest.update(repr(self.images.shape).encode() + self.images.tobytes())
-            return digest.hexdigest()
-        for path in self.images:
-            digest.update(blake2b(Path(path).read_bytes(), digest_size=16).digest())
-        return digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        if isinstance(self.images, np.ndarray):
-            return Image.fromarray(self.images[index])
-        return open_image(self.images[index])
 
 
 def _images(X: Any) -> tuple[str, ...] | np.ndarray:

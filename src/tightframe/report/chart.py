@@ -18,7 +18,7 @@ from typing import Any
 
 import altair as alt
 
-from tightframe.report.fields import FIELDS, Field, Row, failed
+from tightframe.report.fields import FIELDS, Field, Row, failed, fields
 from tightframe.report.formats import MISSING, percent, text
 from tightframe.report.placing import place
 
@@ -31,6 +31,8 @@ FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu 
 
 WIDTH, HEIGHT = 640, 300
 """Pixels of a chart before the page fits it to its place."""
+MOST_TICKS = 11
+"""Most whole numbers that all have their tick."""
 MOST_DOTS = 12
 """Most marks of a line that are drawn as dots too."""
 
@@ -98,7 +100,7 @@ class Look:
     joined: str | None = None
     label: str | None = None
     chosen: str | None = None
-    tips: Sequence[Field] = ()
+    tips: Sequence[str] = ()
 
 
 def chart(
@@ -153,7 +155,9 @@ def panel(
         place(marks, log_x=x.log)
     across, up = _channel(alt.X, "x", x, marks), _channel(alt.Y, "y", y, marks)
     base = alt.Chart(data(marks)).encode(x=across, y=up, color=_color(shades, look))
-    layers = [_bars(base, "x" if y.named else "y")]
+    layers = []
+    if any(None not in (mark["low"], mark["high"]) for mark in marks):
+        layers.append(_bars(base, "x" if y.named else "y"))
     if look.chosen:
         chosen = alt.Chart(data(mark for mark in marks if mark["chosen"])).encode(y=up)
         layers.append(chosen.mark_rule(color=VERMILLION, strokeDash=[4, 4]))
@@ -175,21 +179,23 @@ def _mark(row: Row, x: Axis, y: Axis, look: Look) -> Mark | None:
     if failed(row) or None in where.values():
         return None
     measured = x if y.named else y
-    low, high = (measured.drawable(row.get(end)) for end in (measured.field.low, measured.field.high))
+    low, high = (measured.drawable(end) for end in measured.field.ends(row))
     names = {name: text(row.get(getattr(look, name) or "")) for name in ("color", "dash", "label")}
     order = row[look.joined] if look.joined else None
     chosen = bool(row.get(look.chosen or ""))
     return {**where, "low": low, "high": high, **names, "order": order, "chosen": chosen, **spelled(row, look.tips)}
 
 
-def spelled(row: Row, tips: Sequence[Field]) -> dict[str, str]:
+def spelled(row: Row, tips: Sequence[str]) -> dict[str, str]:
     """What ``tooltips`` show of a row."""
-    return {f"tip{index}": field.told(row) for index, field in enumerate(tips)}
+    return {f"tip{index}": field.told(row) for index, field in enumerate(fields(tips))}
 
 
-def tooltips(tips: Sequence[Field]) -> list[Any]:
+def tooltips(tips: Sequence[str]) -> list[Any]:
     """Tooltips over what ``spelled`` put into the marks."""
-    return [alt.Tooltip(field=f"tip{index}", type="nominal", title=tip.title) for index, tip in enumerate(tips)]
+    return [
+        alt.Tooltip(field=f"tip{index}", type="nominal", title=field.title) for index, field in enumerate(fields(tips))
+    ]
 
 
 def data(marks: Iterable[Mark]) -> Any:
@@ -230,9 +236,11 @@ def _share_scale(values: Sequence[float]) -> tuple[Any, dict[str, Any]]:
 
 
 def _plain_scale(values: Sequence[float]) -> tuple[Any, dict[str, Any]]:
-    """Numbers as they are; ticks of whole numbers are whole."""
-    whole = all(value == int(value) for value in values)
-    return alt.Scale(zero=False, nice=False, padding=10), {"tickMinStep": 1, "format": "~d"} if whole else {}
+    """Numbers as they are; ticks of whole numbers are whole, and none comes twice."""
+    scale, ticks = alt.Scale(zero=False, nice=False, padding=10), range(int(min(values)), int(max(values)) + 1)
+    if any(value != int(value) for value in values):
+        return scale, {}
+    return scale, {"format": "d"} | ({"values": list(ticks)} if len(ticks) <= MOST_TICKS else {"tickMinStep": 1})
 
 
 def _color(shades: Sequence[str], look: Look) -> Any:

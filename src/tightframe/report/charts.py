@@ -22,7 +22,7 @@ from tightframe.report.chart import (
     spelled,
     tooltips,
 )
-from tightframe.report.fields import Row, failed, fields
+from tightframe.report.fields import Row, failed
 from tightframe.report.formats import apart, percent, text
 
 EXPECTED, TEST = "expected", "ridge probe on the test set"
@@ -51,7 +51,7 @@ def ranking_chart(rows: Sequence[Row]) -> Chart | None:
         title="Accuracy of each model",
         subtitle="Simple classifiers on the frozen features, best model first. Bars: 95 % intervals.",
         color="kind",
-        tips=fields(("model", "kind", "accuracy", "nc1", "h_score", "logme", "parameters", "seconds")),
+        tips=("model", "kind", "accuracy", "nc1", "h_score", "logme", "parameters", "seconds"),
     )
 
 
@@ -77,7 +77,7 @@ def collapse_chart(rows: Sequence[Row]) -> Chart | None:
         title="Collapse and accuracy",
         subtitle="The further left, the closer images of one class lie together, relative to other classes.",
         label="model",
-        tips=fields(("model", "nc1", "test_accuracy", "probe_accuracy", "parameters")),
+        tips=("model", "nc1", "test_accuracy", "probe_accuracy", "parameters"),
     )
 
 
@@ -85,7 +85,7 @@ def layer_chart(rows: Sequence[Row]) -> Chart | None:
     """Probe accuracy and NC1 of each layer from the first to the last, in a pair of panels for each model."""
     good = sorted((row for row in rows if not failed(row)), key=lambda row: int(row["position"]))
     models = list(dict.fromkeys(text(row.get("model")) for row in good))
-    tips = fields(("layer", "position", "dimension", "nc1", "probe_accuracy", "chosen"))
+    tips = ("layer", "position", "dimension", "nc1", "probe_accuracy", "chosen")
     look = Look(joined="position", chosen="chosen", tips=tips)
     subtitle = "From the first layer, at the top, to the last. Bars: 95 % intervals."
     if any(row.get("chosen") for row in good):
@@ -104,11 +104,11 @@ def curve_chart(rows: Sequence[Row]) -> Chart | None:
     marks = [
         {**row, "split": split, "accuracy": row[key]}
         for row in rows
-        for split, key in (("training images", "train_accuracy"), ("images held out", "validation_accuracy"))
+        for split, key in (("training images", "train_accuracy"), ("held-out images", "validation_accuracy"))
         if row.get(key) is not None
     ]
     methods = list(dict.fromkeys(text(row.get("method")) for row in rows if not failed(row)))
-    tips = fields(("method", "epoch", "accuracy", "nc1", "train_loss", "validation_loss"))
+    tips = ("method", "epoch", "accuracy", "nc1", "train_loss", "validation_loss")
     epoch, look = Axis("epoch"), Look(color="method", joined="epoch", tips=tips)
     panels = [
         panel(marks, epoch, Axis("accuracy"), Look("method", dash="split", joined="epoch", tips=tips), methods),
@@ -128,7 +128,7 @@ def method_chart(rows: Sequence[Row]) -> Chart | None:
         Axis("method"),
         title="Test accuracy of each method",
         subtitle="Best first. Bars: 95 % intervals. Beside each name: the share of parameters that was trained.",
-        tips=fields(("method", *tips)),
+        tips=("method", *tips),
     )
 
 
@@ -141,7 +141,7 @@ def _method(row: Row) -> str:
 
 def confusion_chart(rows: Sequence[Row]) -> Chart | None:
     """How often each class was predicted as each: correct blue, mistakes orange, darker for a larger share."""
-    cells = [(text(row.get("true")), text(row.get("predicted")), row.get("count") or 0) for row in rows]
+    cells = [(text(row.get("true")), text(row.get("predicted")), float(row.get("count") or 0)) for row in rows]
     classes = list(dict.fromkeys([*(true for true, _, _ in cells), *(predicted for _, predicted, _ in cells)]))
     totals = {name: sum(amount for true, _, amount in cells if true == name) for name in classes}
     filled = [_confusion(*cell, totals[cell[0]]) for cell in cells if cell[2] > 0]
@@ -160,7 +160,7 @@ def confusion_chart(rows: Sequence[Row]) -> Chart | None:
     return figure([matrix], "Confusion matrix", subtitle, maxWidth=max(side + 160, 320), minHeight=least)
 
 
-CONFUSION = fields(("true", "predicted", "count", "share"))
+CONFUSION = ("true", "predicted", "count", "share")
 
 
 def _confusion(true: str, predicted: str, amount: float, total: float) -> dict[str, Any]:
@@ -173,7 +173,8 @@ def _class_axes(classes: Sequence[str]) -> dict[str, Any]:
     axis = {"grid": False, "ticks": False, "domain": False, "labelFontSize": size, "labelOverlap": False}
     every = f"ceil({19 * len(classes)} / room)"
     some = f"round((1 - datum.index) * {len(classes) - 1}) % {every} === 0 ? datum.label : ''"
-    across = alt.Axis(title="Predicted", labelAngle=-50, labelExpr=some, **axis)
+    angle = -50 if max(map(len, classes)) > 3 else 0
+    across = alt.Axis(title="Predicted", labelAngle=angle, labelExpr=some, **axis)
     down = alt.Axis(title="True", titleAlign="right", titleX=-6, **axis)
     return {
         "x": alt.X(field="x", type="nominal", scale=scale, axis=across),

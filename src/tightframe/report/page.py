@@ -4,7 +4,7 @@ Charts, tables and thumbnails are inside the file, and so is the program that dr
 policy forbids the page to load or send anything and to run any script but its own two, which it names by their hashes:
 should a class name ever slip through as markup, it still could not run. ::
 
-    page = [Section("Models", "Which separates the classes best.", [ranking_chart(rows), Grid(fields, rows)])]
+    page = [Section("Models", "Which separates the classes best.", [ranking_chart(rows), Grid(("model", "nc1"), rows)])]
     write_report(Path("report.html"), title="Flowers", summary=["..."], sections=page, settings={}, versions={})
 """
 
@@ -24,16 +24,16 @@ from markupsafe import Markup
 
 from tightframe.errors import TightframeError
 from tightframe.files import write_text
-from tightframe.report.fields import Field, Row
+from tightframe.report.fields import Row
 from tightframe.report.render import render
 from tightframe.row import plain
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table on the page, with the fields and rows of a terminal table."""
+    """A table on the page, with the keys and rows of a terminal table."""
 
-    fields: Sequence[Field]
+    columns: Sequence[str]
     rows: Sequence[Row]
     kind: ClassVar[str] = "table"
 
@@ -95,7 +95,7 @@ def _part(item: Any, charts: list[Markup]) -> Any:
     if isinstance(item, (Grid, Samples)):
         return item
     spec = item.to_dict()
-    title = spec.pop("title", {})
+    title = {"text": "", "subtitle": ""} | spec.pop("title", {})
     charts.append(_embeddable(spec))
     width = spec.get("usermeta", {}).get("tightframe", {}).get("maxWidth")
     return {"kind": "chart", "name": f"chart-{len(charts)}", "title": title, "width": width}

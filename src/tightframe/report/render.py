@@ -49,7 +49,7 @@ def _one_line(value: Any) -> Any:
 
 def breakable(value: Any) -> Markup:
     """``value`` escaped, with places to break lines after its own punctuation."""
-    return Markup(re.sub(r"([._/-])", r"\1<wbr>", escape(_one_line(value))))
+    return Markup(re.sub(r"([._/-])", r"\1<wbr>", str(escape(_one_line(value)))))
 
 
 def data_uri(image: Image.Image) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console, Group, RenderableType
 
 from tightframe.errors import TightframeError
 from tightframe.files import write_text
-from tightframe.report.fields import FIELDS, TABLES, Field
+from tightframe.report.fields import FIELDS, TABLES
 from tightframe.report.formats import RESPELLED, printable
 from tightframe.report.render import render
 from tightframe.report.tables import table
@@ -61,15 +61,14 @@ class Result:
         return f"{name} ({data})" if isinstance(data, str) else name
 
     @property
-    def fields(self) -> list[Field]:
-        """What is shown of the rows."""
+    def columns(self) -> tuple[str, ...]:
+        """The keys that are shown of the rows."""
         if self.job in TABLES:
-            return TABLES[self.job].fields
-        keys = dict.fromkeys(key for row in self.rows for key in row)
-        return [FIELDS[key] for key in keys if key in FIELDS]
+            return TABLES[self.job].columns
+        return tuple(key for key in dict.fromkeys(key for row in self.rows for key in row) if key in FIELDS)
 
     def __rich__(self) -> RenderableType:
-        shown = table(self.title, self.fields, self.rows[:MOST_ROWS])
+        shown = table(self.title, self.columns, self.rows[:MOST_ROWS])
         left = len(self.rows) - MOST_ROWS
         return Group(shown, f"… and {left} more rows") if left > 0 else shown
 

@@ -1,6 +1,6 @@
-"""Terminal tables: rows (dicts) read through fields, laid out for the width there is. ::
+"""Terminal tables: rows (dicts) read through their fields, laid out for the width there is. ::
 
-    console.print(table("Models", TABLES["rank"].fields, rows))
+    console.print(table("Models", TABLES["rank"].columns, rows))
 
 Numbers stay whole, names fold, and columns that don't fit go into a second table below. Fields with nothing in them are
 left out. A row with an ``error`` is shown as its name and its message instead of as numbers. Names come from users'
@@ -21,7 +21,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tightframe.report.fields import Field, Row, failed
+from tightframe.report.fields import FIELDS, Row, failed, shown
 from tightframe.report.formats import MISSING, text
 
 INTERVAL = "95 % interval"
@@ -47,25 +47,25 @@ class Column(NamedTuple):
         return self.full if self.right else min(self.full, narrowest)
 
 
-def columns(fields: Sequence[Field], rows: Sequence[Row]) -> list[Column]:
+def columns(keys: Sequence[str], rows: Sequence[Row]) -> list[Column]:
     """The columns with something in them; a 95 % interval stands right of its value."""
-    found = []
-    for index, field in enumerate(fields):
-        if index == 0 or any(map(field.told_in, rows)):
+    found: list[Column] = []
+    for field in shown(keys, rows):
+        if not found or any(map(field.told_in, rows)):
             found.append(Column(field.title, [field.cell(row) for row in rows], field.right))
         if any(map(field.interval, rows)):
             found.append(Column(INTERVAL, [field.interval(row) or MISSING for row in rows], True))
     return found
 
 
-def table(title: str, fields: Sequence[Field], rows: Sequence[Row]) -> Group:
+def table(title: str, keys: Sequence[str], rows: Sequence[Row]) -> Group:
     """A table for the terminal, with failed rows below the others where a message has the whole width."""
     measured, errors = [row for row in rows if not failed(row)], [row for row in rows if failed(row)]
     parts: list[RenderableType] = [Text(text(title), style="bold")]
     if measured or not errors:
-        parts.append(_Fitted(columns(fields, measured)))
+        parts.append(_Fitted(columns(keys, measured)))
     for row in errors:
-        parts += ["", _error(fields[0].cell(row), text(row["error"]))]
+        parts += ["", _error(FIELDS[keys[0]].cell(row), text(row["error"]))]
     return Group(*parts)
 
 

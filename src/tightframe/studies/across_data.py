@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from tightframe.backbone import PENULTIMATE, Backbone
-from tightframe.features.extract import Features, extract
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.features.extract import Features
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.evidence import Evidence, correlation, minus
 from tightframe.studies.probing import probed
@@ -30,9 +29,7 @@ def _rows(lab: Lab, backbone: Backbone) -> list[Row]:
     classes = min(len(data.classes) for data in lab.data)
     images = min(int(np.bincount(data.train.labels).min()) for data in lab.data)
     for data in lab.data:
-        parts = [
-            extract(backbone, part, layers=[PENULTIMATE], **lab.running) for part in (data.train, data.test) if part
-        ]
+        parts = [lab.workspace.features(backbone, part, [PENULTIMATE]) for part in (data.train, data.test) if part]
         whole = _of(parts, range(len(data.classes)))
         counted = {"classes": len(data.classes), "images": len(data.train)}
         made.append({"data": data.name, "sample": WHOLE, "draw": 0, **counted, **probed(*whole, len(data.classes))})
@@ -73,19 +70,19 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 
 
 def _plot(rows: Sequence[Row]) -> Any:
-    return relation_chart(
+    return chart(
         [row for row in rows if not row.get("draw")],
         Axis("nc1", "NC1 (log scale; lower: more collapsed)", log=True),
-        Axis("test_accuracy", "Probe accuracy on test images (%)", share=True),
+        Axis("test_accuracy", "Probe accuracy on test images (%)"),
         title="Collapse and accuracy, from dataset to dataset",
         subtitle="Each mark is a model on a dataset; on the right sets are cut down to the same size.",
-        panel="sample",
+        panels="sample",
         color="data",
         tips=(
-            Column("model", "Model", text),
-            Column("data", "Images", text),
-            Column("nc1", "NC1", number),
-            Column("test_accuracy", "Probe accuracy", percent),
+            "model",
+            "data",
+            "nc1",
+            "test_accuracy",
         ),
     )
 
@@ -101,13 +98,13 @@ STUDY = Study(
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("model", "Model", text),
-        Column("data", "Images", text),
-        Column("sample", "Sample", text),
-        Column("classes", "Classes", count),
-        Column("images", "Training images", count),
-        Column("nc1", "NC1", number),
-        Column("test_accuracy", "Probe, test", percent),
+        "model",
+        "data",
+        "sample",
+        "classes",
+        "images",
+        "nc1",
+        "test_accuracy",
     ),
     plot=_plot,
     scales={"small": Scale(seeds=5), "paper": Scale(seeds=5, models=("open_clip/ViT-B-32/openai",))},

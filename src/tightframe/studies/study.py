@@ -10,23 +10,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from tightframe.backbone import Backbone
 from tightframe.data.loading import load_images
 from tightframe.errors import DataError, ModelError, SettingsError, TightframeError
-from tightframe.features.extract import Running
+from tightframe.features.stages import Stages, claim
+from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes, write_text
 from tightframe.images import ImageSplits
 from tightframe.jobs import demo
-from tightframe.jobs.run import Run, claim
 from tightframe.models.backbones import load_backbone
-from tightframe.progress import Progress, silent
-from tightframe.report.columns import EVIDENCE
+from tightframe.progress import Progress
+from tightframe.report.fields import TABLES
+from tightframe.report.formats import apart, number
 from tightframe.report.page import Grid, Section, write_report
 from tightframe.report.result import Result
-from tightframe.report.tables import Column, number
-from tightframe.report.theme import apart
 from tightframe.row import Row
 from tightframe.studies.evidence import RULE, Evidence
 
@@ -69,7 +68,7 @@ class Lab:
     data: tuple[ImageSplits, ...]
     models: tuple[Backbone, ...]
     folder: Path
-    running: Running
+    workspace: Workspace
 
     @property
     def seeds(self) -> range:
@@ -116,7 +115,7 @@ class Study:
     minutes: int
     points: Callable[[Lab], Iterator[Point]]
     evidence: Callable[[Sequence[Row]], list[Evidence]]
-    columns: tuple[Column, ...]
+    columns: tuple[str, ...]
     plot: Callable[[Sequence[Row]], Any]
     scales: Mapping[str, Scale] = field(default_factory=dict)
     pretrains: bool = False
@@ -134,9 +133,9 @@ def run_study(
     epochs: int | None = None,
     shots: int | None = None,
     model_options: Mapping[str, Any] | None = None,
-    **running: Unpack[Running],
+    workspace: Workspace | None = None,
 ) -> Result:
-    """Run every point of ``study`` and say what came of it; points that ``out`` already holds are not run again.
+    """Stages every point of ``study`` and say what came of it; points that ``out`` already holds are not run again.
 
     Several such calls at once, in processes of their own, share the work. ``out`` is given ``rows.csv``,
     ``result.json``, ``report.html`` and ``plot.png``.
@@ -152,7 +151,7 @@ def run_study(
         seeds, epochs: in place of those of the scale.
         shots: at most so many training images a class of each set (a study of few images has its own numbers).
         model_options: further arguments of ``load_backbone``.
-        running: how models run, see ``extract``.
+        workspace: where and how models run.
 
     Raises:
         SettingsError: a value out of range, or ``out`` holds something else.
@@ -165,7 +164,8 @@ def run_study(
         raise SettingsError("the paper's scale needs images; name some with --data")
     if study.pretrains and model_options:
         raise SettingsError(f"{study.name} makes its own models: leave out {', '.join(model_options)}")
-    folder, progress = Path(out).absolute(), running.get("progress", silent)
+    workspace, folder = workspace or Workspace(), Path(out).absolute()
+    progress = workspace.progress
     splits = _images(study, data or study.built_in, shots, progress)
     wanted = () if study.pretrains else models or chosen.models
     given = _named([load_backbone(one, **(model_options or {})) if isinstance(one, str) else one for one in wanted])
@@ -177,16 +177,16 @@ def run_study(
         "images": [len(one.train) for one in splits],
         "shots_at_most": shots,
         "models": [one.name for one in given],
-        "pool": running.get("pool", "auto"),
-        "precision": running.get("precision", "auto"),
+        "pool": workspace.pool,
+        "precision": workspace.precision,
     }
     images = [part.fingerprint for one in splits for part in (one.train, one.test) if part is not None]
     claim(folder, [settings, images, [[one.fingerprint, [layer.name for layer in one.layers]] for one in given]])
     if not given and not study.pretrains:
-        with Run(folder).held("models"):
+        with Stages(folder).held("models"):
             made = demo.candidates(folder / "models", progress)
         given = _named([load_backbone(one) if isinstance(one, str) else one for one in made])
-    rows = _rows(study, Lab(chosen, splits, given, folder, running))
+    rows = _rows(study, Lab(chosen, splits, given, folder, workspace))
     settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
     result = _result(study, rows, settings)
     _write(study, result, folder)
@@ -233,9 +233,9 @@ def _used(study: Study, scale: Scale) -> Row:
 
 def _rows(study: Study, lab: Lab) -> list[Row]:
     """Of all points; the first row of each holds the seconds it took."""
-    run, points = Run(lab.folder), {json.dumps(point.labels): point for point in study.points(lab)}
+    run, points = Stages(lab.folder), {json.dumps(point.labels): point for point in study.points(lab)}
     found: dict[str, list[Row]] = {}
-    for name in lab.running.get("progress", silent)(_in_turn(run, list(points)), study.name, len(points)):
+    for name in lab.workspace.progress(_in_turn(run, list(points)), study.name, len(points)):
         point = points[name]
         try:
             found[name] = run.remember(name, point.labels, partial(_computed, point))
@@ -244,7 +244,7 @@ def _rows(study: Study, lab: Lab) -> list[Row]:
     return [point.labels | row for name, point in points.items() for row in found[name]]
 
 
-def _in_turn(run: Run, names: Sequence[str]) -> Iterator[str]:
+def _in_turn(run: Stages, names: Sequence[str]) -> Iterator[str]:
     """Points, held while they are worked on; those that another run in the same folder is at come last."""
     for wait in (False, True):
         left = []
@@ -297,7 +297,7 @@ def _result(study: Study, rows: list[Row], settings: dict[str, Any]) -> Result:
         raise ModelError(f"every point of {study.name} failed; the first: {failed[0] if failed else 'there are none'}")
     some = [f"{len(failed)} of {len(rows)} rows failed and are not counted; the first: {failed[0]}"] if failed else []
     notes = [f"the paper: {study.claim}", *map(_told, found), *some, RULE]
-    return Result(study.name, rows, settings, notes, [], further={"evidence": found})
+    return Result(study.name, rows, settings, notes, [], tables={"evidence": found})
 
 
 def _told(row: Row) -> str:
@@ -307,7 +307,7 @@ def _told(row: Row) -> str:
 
 
 def _write(study: Study, result: Result, folder: Path) -> None:
-    evidence, chart = result.further["evidence"], study.plot(result.rows)
+    evidence, chart = result.tables["evidence"], study.plot(result.rows)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in result.rows for key in row)))
     writer.writeheader()
@@ -321,7 +321,7 @@ def _write(study: Study, result: Result, folder: Path) -> None:
         title=f"Study: {study.name}",
         summary=[f"The paper: {study.claim}", *map(_told, evidence)],
         sections=[
-            Section("What came of it", RULE, [chart, Grid(EVIDENCE, evidence)]),
+            Section("What came of it", RULE, [chart, Grid(TABLES["evidence"].columns, evidence)]),
             Section(
                 "Every point", f"The paper: {study.paper}\n\nHere: {study.small}", [Grid(study.columns, result.rows)]
             ),
@@ -329,7 +329,7 @@ def _write(study: Study, result: Result, folder: Path) -> None:
         settings=result.settings,
         versions=result.versions,
     )
-    result.save(folder / "result.json")
+    result.to_json(folder / "result.json")
 
 
 def png(chart: Any) -> bytes:

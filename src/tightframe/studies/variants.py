@@ -11,14 +11,12 @@ import numpy as np
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import DataError
-from tightframe.features.extract import extract
 from tightframe.images import ImageSplits
 from tightframe.jobs import demo
 from tightframe.jobs.pretrain import Pretraining, pretrain
 from tightframe.metrics.collapse import nc1
 from tightframe.models.backbones import load_backbone
 from tightframe.probes.episodes import Episodes, accuracies, draw
-from tightframe.report.tables import Column, count, number, percent, text
 from tightframe.row import Row
 from tightframe.studies.probing import probed
 from tightframe.studies.study import Lab, Point, Scale, tried
@@ -32,15 +30,15 @@ MEDIUM = Scale(epochs=60, seeds=3, arch="cifar_resnet18", augment=0.0, batch_siz
 """The same for the paper's model: minutes of a GPU, shared by several processes."""
 PAPER = Scale(epochs=200, seeds=3, arch="cifar_resnet18", augment=0.25, batch_size=128, episodes=600)
 COLUMNS = (
-    Column("data", "Transferred to", text),
-    Column("seed", "Seed", count),
-    Column("source_nc1", "Source NC1", number),
-    Column("source_test_nc1", "NC1, test", number),
-    Column("source_train_accuracy", "Source accuracy", percent),
-    Column("source_test_accuracy", "Accuracy, test", percent),
-    Column("nc1", "NC1 downstream", number),
-    Column("test_accuracy", "Linear probe", percent),
-    Column("fewshot_accuracy", f"{SHOTS}-shot", percent),
+    "data",
+    "seed",
+    "source_nc1",
+    "source_test_nc1",
+    "source_train_accuracy",
+    "source_test_accuracy",
+    "nc1",
+    "test_accuracy",
+    "fewshot_accuracy",
 )
 
 
@@ -83,7 +81,7 @@ def _rows(lab: Lab, how: Pretraining, episodes: Sequence[Episodes]) -> list[Row]
     )
     for name, part in (("source_nc1", source.train), ("source_test_nc1", source.test)):
         if part is not None:
-            known[name] = nc1(extract(backbone, part, layers=[PENULTIMATE], **lab.running).moments(PENULTIMATE))
+            known[name] = nc1(lab.workspace.features(backbone, part, [PENULTIMATE]).moments(PENULTIMATE))
     return [
         {"data": other.name} | known | tried(partial(_transferred, lab, backbone, other, drawn))
         for other, drawn in zip(others, episodes, strict=True)
@@ -94,7 +92,7 @@ def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Ro
     """The model, and its accuracy on the source."""
     name = f"{how.loss}-projector{how.projector}-augment{how.augment:g}-epochs{how.epochs}-seed{how.seed}"
     folder = lab.folder / "models" / name
-    device, precision = lab.running.get("device", "auto"), lab.running.get("precision", "auto")
+    device, precision = str(lab.workspace.device), lab.workspace.precision
     found = pretrain(source, folder, how, resume=True, device=device, precision=precision)
     last = found.rows[-1]
     known = {f"source_{name}": last.get(name) for name in ("train_accuracy", "test_accuracy")}
@@ -104,7 +102,7 @@ def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Ro
 def _transferred(lab: Lab, backbone: Backbone, data: ImageSplits, episodes: Episodes) -> Row:
     """What the model is worth on ``data``: NC1, a probe, few-shot episodes of logistic regression."""
     assert data.test is not None  # `run_study` saw to it
-    train, test = (extract(backbone, part, layers=[PENULTIMATE], **lab.running) for part in (data.train, data.test))
+    train, test = (lab.workspace.features(backbone, part, [PENULTIMATE]) for part in (data.train, data.test))
     seen, unseen = train[PENULTIMATE], test[PENULTIMATE]
     (right,) = accuracies(np.concatenate([seen, unseen]), episodes, ["logistic"]).values()
     found = probed(seen, train.labels, unseen, test.labels, len(data.classes))

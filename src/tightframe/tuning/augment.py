@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,15 +23,6 @@ from tightframe.errors import SettingsError
 Augmentation = Literal["none", "flip", "crop", "randaugment"]
 SMALLEST_CROP = 0.35
 """Of the area."""
-
-
-@runtime_checkable
-class Views(Protocol):
-    """What makes views of images."""
-
-    def of(self, images: Tensor, indices: Sequence[int], views: np.ndarray, /) -> Tensor:
-        """Of images (b, 3, h, w) in bytes, known by their ``indices``, the views (b,) asked for."""
-        ...
 
 
 @dataclass(frozen=True)

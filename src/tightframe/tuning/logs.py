@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tightframe.errors import SettingsError, TightframeError
-from tightframe.process import is_first
+from tightframe.processes import is_first
 
 Row = dict[str, Any]
 Tell = Callable[[str, Row], None]

@@ -16,7 +16,7 @@
     spec.config = spec.config || {};
     spec.config.axisY = { ...spec.config.axisY, labelLimit: Math.max(96, Math.min(300, 0.34 * width)) };
     if (width < NARROW) {
-      spec.config.legend = { ...spec.config.legend, columns: 1 };
+      spec.config.legend = { ...spec.config.legend, columns: 1, layout: { top: { direction: "vertical" } } };
       spec.config.axisX = { ...spec.config.axisX, labelLimit: 110 };
       spec.columns = 1;
     }
