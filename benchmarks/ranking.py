@@ -61,7 +61,7 @@ def table(shared: Path, cache: Path) -> Found:
         models = models_for(shared, folder.name)
         for shots in SHOTS:
             started = time.perf_counter()
-            data = tightframe.load_images(str(folder), shots=shots)
+            data = tightframe.load_images(str(folder), max_per_class=shots)
             run, store = Run(cache / f"{folder.name}-{shots}"), tightframe.FeatureStore(cache / "features")
             rows = rank(data, models, run=run, store=store, precision="float32").rows
             found[folder.name, shots] = rows

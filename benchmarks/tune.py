@@ -96,7 +96,7 @@ def alone(case: str, mode: str) -> dict[str, Any]:
 def measured(shared: Path, case: str, mode: str) -> dict[str, Any]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     uri, images, side = CASES[case]
-    data = tightframe.load_images(str(shared / "data" / images), shots=20)
+    data = tightframe.load_images(str(shared / "data" / images), max_per_class=20)
     named = uri.replace("zoo:", f"{shared / 'zoo' / 'zoo.py'}:build:")
     backbone = tightframe.load_backbone(named, input_size=side, pretrained=uri.startswith("zoo:"))
     if mode == "race":

@@ -31,7 +31,7 @@ def exact():
 
 @pytest.fixture
 def data():
-    return load_images("digits:5-9", shots=8, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=8, test_share=0.2)
 
 
 def test_it_is_taken_by_itself():
@@ -93,7 +93,7 @@ def test_tuning_stopped_goes_on(names, data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "supcon"])
 def test_pretraining(tmp_path, loss):
-    data = load_images("digits:0-4", shots=40, test_share=0.5)
+    data = load_images("digits:0-4", max_per_class=40, test_share=0.5)
     how = Pretraining("cifar_resnet8", loss, 1, augment=0.5, epochs=2, lr=0.05, batch_size=32)
     found = [pretrain(data, tmp_path / device, how, device=device, precision="float32") for device in ("cpu", "cuda")]
     for one, other in zip(*(each.rows for each in found), strict=True):
@@ -125,5 +125,5 @@ def test_studies(names, tmp_path, name):
     assert isinstance(scale, Scale)
     small = dataclasses.replace(study, scales={"small": scale})
     models = () if study.pretrains else list(names.values())
-    found = run_study(small, tmp_path, models=models, data=("digits:0-4", "digits:5-9"), shots=8)
+    found = run_study(small, tmp_path, models=models, data=("digits:0-4", "digits:5-9"), max_per_class=8)
     assert [row for row in found.rows if "error" in row] == []

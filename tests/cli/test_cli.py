@@ -40,7 +40,7 @@ def run(capsys, monkeypatch):
 def images(tmp_path_factory):
     """Digits as a person would have them: PNG files in class folders."""
     root = tmp_path_factory.mktemp("images") / "my digits"
-    data = load_images("digits:5-9", shots=8).train
+    data = load_images("digits:5-9", max_per_class=8).train
     for index, label in enumerate(data.labels):
         folder = root / f"digit {data.classes[label]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def test_study_lists_runs_and_says_what_came_of_it(run, names, tmp_path):
     status, out, _ = run("study", "list")
     assert status == 0
     assert re.search(r"^layers +from layer to layer", out, re.M)
-    command = ("study", "layers", "--models", names["wide"], "--data", "digits:5-9", "--shots", "8")
+    command = ("study", "layers", "--models", names["wide"], "--data", "digits:5-9", "--max-per-class", "8")
     status, out, err = run(*command, "--out", tmp_path / "out")
     assert status == 0, err
     told = out.replace("\n", " ")
@@ -214,7 +214,7 @@ def test_bad_files_stop_it_by_name_or_are_skipped_and_counted(run, images, names
         (("rank", "digits", "--models", "timm/resnet18", "--no-pretrained", "--sort-by", "beauty"), "choose"),
         (("tune", "digits", "--model", "x", "--out", "o", "--method", "magic"), "timm/NAME"),
         (("measure", "digits", "--model", "x", "--input-size", "1", "2", "3"), "--input-size"),
-        (("measure", "digits", "--shots", "0", "--model", "x"), "ask for 1 or more"),
+        (("measure", "digits", "--max-per-class", "0", "--model", "x"), "ask for 1 or more"),
         (("predict", "nowhere", "a.png"), "tightframe.json"),
     ],
 )

@@ -32,7 +32,7 @@ def run(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("images") / "digits here"
-    data = load_images("digits:5-9", shots=8).train
+    data = load_images("digits:5-9", max_per_class=8).train
     for index, label in enumerate(data.labels):
         (root / f"digit {data.classes[label]}").mkdir(parents=True, exist_ok=True)
         data[index].save(root / f"digit {data.classes[label]}" / f"{index}.png")
@@ -55,7 +55,7 @@ def test_evaluate_judges_what_tune_held_out(run, tuned, images, tmp_path):
     metrics = json.loads((tuned / "tightframe.json").read_text())["metrics"]
     assert found["rows"][0]["images"] == 10
     assert found["rows"][0]["accuracy"] == metrics["test_accuracy"]
-    assert "surest mistakes" in out
+    assert "confident mistakes" in out
     assert max(map(len, out.split("rows, settings")[0].splitlines())) <= 80
 
 

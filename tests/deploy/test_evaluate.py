@@ -20,7 +20,7 @@ PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_strange_classes_are_named_with_what_to_do(tuned):
 
 
 def test_without_test_images_all_are_judged_and_it_says_so(tuned, data):
-    whole = load_images("digits:5-9", test_share=0.0, shots=4)
+    whole = load_images("digits:5-9", test_share=0.0, max_per_class=4)
     found = evaluate(tuned, whole)
     assert found.rows[0]["images"] == 20
     assert "looks too good" in found.notes[-1]

@@ -22,7 +22,7 @@ PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.1)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def test_checks_left_out_are_checks_that_there_are():
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:0-2", shots=16)
+    return load_images("digits:0-2", max_per_class=16)
 
 
 @pytest.fixture(scope="module")
@@ -225,12 +225,12 @@ def test_nothing_is_checked_before_fit(arrays, words):
         (np.zeros((4, 8, 8), np.uint8), "height, width, 3"),
         (np.zeros((4, 3, 8, 8), np.uint8), "height, width, 3"),
         (np.zeros((4, 64)), "give paths"),
-        ([1, 2, 3, 4], "X holds a int"),
-        (np.arange(4.0), "X holds a float64"),
+        ([1, 2, 3, 4], "is a int"),
+        (np.arange(4.0), "is a float64"),
         ("one.png", "give a list"),
         ([], "X holds 0 images"),
         (np.zeros((0, 8, 8, 3), np.uint8), "X holds 0 images"),
-        (7, "X holds a int"),
+        (7, "is a int"),
     ],
     ids=str,
 )

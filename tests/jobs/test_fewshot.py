@@ -17,7 +17,7 @@ SMALL = {"ways": 3, "shots": (1, 4), "episodes": 30, "queries": 5}
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:4-9", shots=15, test_share=0.05)
+    return load_images("digits:4-9", max_per_class=15, test_share=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_collapse_is_that_of_all_images(found, data, backbone, pool):
 
 
 def test_a_bound_stands_where_collapse_can_not_be_told(backbone):
-    few = load_images("digits:5-9", shots=3, test_share=0.0)
+    few = load_images("digits:5-9", max_per_class=3, test_share=0.0)
     row = fewshot(few, backbone, ways=2, shots=[1], queries=1, episodes=5).rows[0]
     assert row["nc1_corrected"] is None
     assert row["nc1_corrected_low"] > 0

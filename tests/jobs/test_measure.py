@@ -14,7 +14,7 @@ from tightframe.metrics.folds import Folds
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=12, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=12, test_share=0.5)
 
 
 def test_a_row_for_every_block_and_the_penultimate_features(data, names):
@@ -34,7 +34,7 @@ def test_the_model_runs_over_the_training_images_once(data, names):
     backbone = load_backbone(names["wide"])
     seen = []
     backbone.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    measure(data, backbone, batch_size=16, precision="float32")
+    measure(data, backbone, workspace=Workspace(batch_size=16, precision="float32"))
     assert sum(seen) == len(data.train)
 
 
@@ -60,7 +60,7 @@ def test_notes_read_the_numbers(data, names):
 
 def test_one_image_a_class_can_not_be_measured(names):
     with pytest.raises(MeasureError):
-        measure(load_images("digits:5-9", shots=1), load_backbone(names["wide"]))
+        measure(load_images("digits:5-9", max_per_class=1), load_backbone(names["wide"]))
 
 
 def test_metrics_come_with_intervals_and_corrections_with_bounds(data, names):

@@ -26,7 +26,7 @@ HOW = Pretraining("cifar_resnet8", augment=0.0, epochs=2, lr=0.05, batch_size=32
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:0-4", shots=40, test_share=0.5)
+    return load_images("digits:0-4", max_per_class=40, test_share=0.5)
 
 
 @pytest.fixture(scope="module")

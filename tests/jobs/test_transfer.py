@@ -26,7 +26,7 @@ TIMES = ("seconds",)
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_everything_is_there_at_the_end(data, finished):
     assert [row["method"] for row in finished.methods] == ["linear", "layer", "scl", "full"]
     assert sum(row["chosen"] for row in finished.layers) == 1
     chosen = next(row["layer"] for row in finished.layers if row["chosen"])
-    assert {row["layer"] for row in finished.methods} == {None, chosen}
+    assert {row["block"] for row in finished.methods} == {None, chosen}
     assert finished.ranking.rows[0]["model"] == finished.tuned.backbone.name
     assert finished.tuned.model.method.name == "scl"
     report = (finished.folder / "report.html").read_text()
@@ -132,7 +132,7 @@ def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finishe
 def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finished, tmp_path, stopping_at, moment):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        transfer(data, list(names.values()), out=folder, config=PLAN, progress=stopping_at(moment))
+        transfer(data, list(names.values()), out=folder, config=PLAN, workspace=Workspace(progress=stopping_at(moment)))
     transfer(data, list(names.values()), out=folder, config=PLAN)
     assert outcome(folder) == outcome(finished.folder)
     assert not list(folder.rglob("*unfinished*"))
@@ -141,7 +141,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finishe
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system can't kill a process outright")
 def test_killed_outright_it_goes_on_to_the_same_result(names, tmp_path):
     def command(folder):
-        images = ["digits:5-9", "--shots", "6", "--test-share", "0.2", "--models", *names.values()]
+        images = ["digits:5-9", "--max-per-class", "6", "--test-share", "0.2", "--models", *names.values()]
         training = ["--epochs", "3", "--lr", "0.05", "--weight-decay", "1e-4", "--out", str(folder)]
         return [sys.executable, "-m", "tightframe", "transfer", *images, *training]
 
@@ -176,7 +176,7 @@ def test_no_model_that_can_be_used(data, tmp_path):
 
 
 def test_without_test_images_there_is_a_report_all_the_same(names, tmp_path):
-    data = load_images("digits:5-9", shots=6, test_share=0.0)
+    data = load_images("digits:5-9", max_per_class=6, test_share=0.0)
     run = transfer(data, [names["narrow"]], out=tmp_path / "run", config=PLAN, methods=["linear"])
     assert run.samples == []
     assert "test_accuracy" not in run.methods[0]
@@ -187,7 +187,7 @@ def test_a_named_layer_and_chosen_methods(data, names, tmp_path):
     run = transfer(
         data, [names["wide"]], out=tmp_path / "run", config=PLAN, methods=["layer", "layer"], block="layer2.0"
     )
-    assert [(row["method"], row["layer"]) for row in run.methods] == [("layer", "layer2.0")]
+    assert [(row["method"], row["block"]) for row in run.methods] == [("layer", "layer2.0")]
     assert run.tuned.model.method.name == "layer"
     np.testing.assert_array_equal([row["chosen"] for row in run.layers], [False, True, False, False, False])
 
@@ -208,5 +208,5 @@ def test_without_a_method_that_needs_one_no_layer_is_chosen(data, tmp_path):
         "def make():\n    return Mean()\n"
     )
     run = transfer(data, [f"{tmp_path / 'net.py'}:make"], out=tmp_path / "run", config=PLAN, methods=["linear"])
-    assert run.result.settings["layer"] is None
+    assert run.result.settings["block"] is None
     assert run.result.notes[0] == "chosen: make"

@@ -31,7 +31,7 @@ def tune(model, out, *options, launcher=None, **environment):
 
 def run(job, out, *options, launcher=None, **environment):
     command = [*LAUNCHERS[launcher], "tightframe"] if launcher else ["python", "-m", "tightframe"]
-    command += [job, "digits:5-9", "--shots", "9", "--out", str(out), *options]
+    command += [job, "digits:5-9", "--max-per-class", "9", "--out", str(out), *options]
     command[0] = str(BIN / command[0])
     given = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)

@@ -42,7 +42,7 @@ def changed(before, after):
 
 
 @pytest.mark.parametrize(
-    ("name", "trained", "whole", "trainable_share"),
+    ("name", "trained", "whole", "share"),
     [("resnet18", 924_170, 11_181_642, "8.27"), ("resnet50", 1_532_938, 23_528_522, "6.52")],
 )
 def test_parameters_of_the_papers_models(name, trained, whole, share):
@@ -176,7 +176,7 @@ def test_a_head_alone_keeps_the_same_promises():
 
 @pytest.mark.parametrize(("method", "layer"), [("linear", BLOCK), ("full", BLOCK), ("scl", None), ("layer", None)])
 def test_methods_and_layers_that_do_not_go_together(wide, method, layer):
-    with pytest.raises(SettingsError, match=r"layer"):
+    with pytest.raises(SettingsError, match=r"block"):
         model(wide, method, layer)
 
 

@@ -324,7 +324,7 @@ def _study(commands: Any) -> None:
     command.add_argument("--seeds", dest="repeats", type=int, metavar="N", help="how many (default: the scale's)")
     command.add_argument("--epochs", type=int, metavar="N", help="of pre-training or tuning (default: the scale's)")
     command.add_argument(
-        "--shots", type=int, metavar="N", help="at most N training images a class of every set (default: all)"
+        "--max-per-class", type=int, metavar="N", help="at most N training images a class of every set (default: all)"
     )
     command.add_argument(
         "--out",
@@ -347,7 +347,6 @@ def _predict(commands: Any) -> None:
     )
     command.add_argument("folder", metavar="DIR", type=Path, help="what `tightframe tune --out DIR` wrote")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    command.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read")
     command.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
     command.add_argument("--model", metavar="M", help="the base model, if its files moved or it is your own builder")
 
@@ -448,7 +447,9 @@ def _run_options(command: argparse.ArgumentParser, cache: bool = True) -> None:
 
 def _data_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("images")
-    group.add_argument("--shots", type=int, metavar="N", help="at most N training images a class (default: all)")
+    group.add_argument(
+        "--max-per-class", type=int, metavar="N", help="at most N training images a class (default: all)"
+    )
     group.add_argument(
         "--test-share",
         type=float,

@@ -32,7 +32,7 @@ def transfer(options: argparse.Namespace) -> None:
             data, models = _images(options, progress), options.models
         elif options.data in ("digits", demo.DOWNSTREAM):
             torch.set_num_threads(1)  # models this small would only wait for each other's threads
-            data = demo.downstream(options.shots, options.seed)
+            data = demo.downstream(options.max_per_class, options.seed)
             models = demo.candidates(options.out.with_name(options.out.name + "-models"), progress)
         else:
             raise SettingsError(f"no models to choose from for {options.data}; name some with --models")
@@ -220,7 +220,7 @@ def study(options: argparse.Namespace) -> None:
             models=options.models,
             seeds=options.repeats,
             epochs=options.epochs,
-            shots=options.shots,
+            max_per_class=options.max_per_class,
             model_options=_model(options),
             workspace=_workspace(options, progress),
         )
@@ -241,11 +241,11 @@ def predict(options: argparse.Namespace) -> None:
     from tightframe.deploy.tuned import load_tuned
     from tightframe.report.result import Result
 
-    rows = load_tuned(options.folder, options.model).predict(
-        options.images, skip_bad=options.skip_bad, device=options.device
-    )
+    rows = load_tuned(options.folder, options.model).predict(options.images, device=options.device)
     terminal.show("Predictions", "predict", rows)
     terminal.close(Result("predict", rows, {"folder": str(options.folder)}), options.json)
+    if any("error" in row for row in rows):
+        raise SystemExit(1)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -315,7 +315,7 @@ def _images(options: argparse.Namespace, progress: Any) -> Any:
         options.data,
         test_share=options.test_share,
         seed=options.seed,
-        shots=options.shots,
+        max_per_class=options.max_per_class,
         skip_bad=options.skip_bad,
         progress=progress,
     )

@@ -111,9 +111,7 @@ class Trainer:
         split = self._split(kept, held_out) if config.patience and len(held_out) else self._split(everything)
         recipe = self._in_time(recipe, pace * len(split.training))
         if recipe.epochs < config.epochs:
-            notes.append(
-                f"{title}: trained for {recipe.epochs} of {config.epochs} epochs, the time limit allowing no more"
-            )
+            notes.append(f"{title}: trained for {recipe.epochs} of {config.epochs} epochs, within the time limit")
         recipe, final, more = self._final(recipe, rows, split, start)
         notes += more
         if len(split.validation):

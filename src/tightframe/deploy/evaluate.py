@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tightframe.deploy.tuned import Tuned
+from tightframe.deploy.tuned import Tuned, listed
 from tightframe.errors import DataError
 from tightframe.images import Images, ImageSplits
 from tightframe.probes.calibration import calibration_error
@@ -21,8 +21,6 @@ from tightframe.row import Row
 
 MISTAKES, SAMPLES = 10, 12
 """Most rows of these tables."""
-NAMED = 5
-"""Most class names to put into one message."""
 
 
 def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, device: str = "auto") -> Result:
@@ -190,13 +188,7 @@ def _labels_of(tuned: Tuned, data: Images) -> np.ndarray:
     strange = [data.classes[label] for label in present if data.classes[label] not in places]
     if strange:
         raise DataError(
-            f"{data.name} has images of {_listed(strange)}, but the model was tuned on {_listed(tuned.classes)}: "
+            f"{data.name} has images of {listed(strange)}, but the model was tuned on {listed(tuned.classes)}: "
             "rename those folders as the model's classes, take them out, or tune on all these classes"
         )
     return np.array([places.get(name, -1) for name in data.classes], dtype=np.int64)[data.labels]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    shown = ", ".join(f'"{name}"' for name in names[:NAMED])
-    return f"{shown} and {more} more" if more > 0 else shown

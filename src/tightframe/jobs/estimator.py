@@ -29,7 +29,7 @@ from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes
-from tightframe.images import ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.tune import tune
 from tightframe.models.backbones import load_backbone
 from tightframe.tuning.config import TrainConfig
@@ -96,7 +96,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         images = _images(X)
         classes, labels = _encoded(y, len(images))
-        shown = replace(unlabeled(images), labels=labels, classes=tuple(map(str, classes.tolist())))
+        shown = replace(images, labels=labels, classes=tuple(map(str, classes.tolist())))
         config = TrainConfig(
             epochs=self.epochs,
             lr=None if self.lr is None else tuple(self.lr),
@@ -131,7 +131,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, K) of the classes in ``classes_``."""
         tuned = self.tuned_
-        return tuned.probabilities(unlabeled(_images(X), tuned.classes), device=self.device)
+        return tuned.probabilities(_images(X), device=self.device)
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest class (n,) of each image."""
@@ -163,24 +163,17 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return state | {"_tuned": None} if "_tuned" in state else state
 
 
-def _images(X: Any) -> tuple[str, ...] | np.ndarray:
-    """Paths, or bytes (n, h, w, 3). Raises ``UnusableInput``."""
-    wanted = "give paths, or bytes (uint8) of shape (n, height, width, 3)"
-    if isinstance(X, (str, Path)):
+def _images(X: Any) -> Images:
+    """The images ``X``, as yet without labels. Raises ``UnusableInput``."""
+    if isinstance(X, str | Path):
         raise UnusableInput(f"X is one path, {X}; give a list of them")
-    if isinstance(X, np.ndarray) and X.ndim > 1:
-        if X.ndim != 4 or X.shape[3] != 3 or X.dtype != np.uint8:
-            raise UnusableInput(f"X is an array of {X.dtype} and of shape {X.shape}; {wanted}")
-        found: tuple[str, ...] | np.ndarray = np.ascontiguousarray(X)
-    else:
-        entries = list(X) if hasattr(X, "__iter__") else [X]
-        strange = [entry for entry in entries if not isinstance(entry, (str, Path))]
-        if strange:
-            raise UnusableInput(f"X holds a {type(strange[0]).__name__} ({strange[0]!r:.60}); {wanted}")
-        found = tuple(map(str, entries))
-    if not len(found):
+    try:
+        images = unlabeled(X)
+    except DataError as error:
+        raise UnusableInput(f"X can't be used: {error}") from error
+    if not len(images):
         raise UnusableInput("X holds 0 images, and at least 1 is needed")
-    return found
+    return images
 
 
 def _encoded(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:

@@ -221,7 +221,7 @@ class _Work:
         title = f"pre-training {self.how.arch} on {self.data.name}"
         ticks = iter(self.progress(range(self.how.epochs), title, self.how.epochs))
         rows: list[Row] = []
-        with logging_to([*log, "jsonl"], self.folder, title, settings) as tell:
+        with logging_to(log, self.folder, title, settings) as tell:
 
             def on_epoch(row: Row) -> None:
                 rows.append(_renamed(row))

@@ -23,7 +23,8 @@ from tightframe.metrics.agreement import agreement
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.registry import MEASURES
-from tightframe.models.backbones import load_backbone, short_name
+from tightframe.models.backbones import load_backbone
+from tightframe.models.names import short_name
 from tightframe.probes.discriminant import cross_validated_lda
 from tightframe.probes.knn import NeighborsResult, neighbors_accuracy
 from tightframe.probes.results import ProbeResult

@@ -131,7 +131,7 @@ def run_study(
     models: Sequence[str | Backbone] = (),
     seeds: int | None = None,
     epochs: int | None = None,
-    shots: int | None = None,
+    max_per_class: int | None = None,
     model_options: Mapping[str, Any] | None = None,
     workspace: Workspace | None = None,
 ) -> Result:
@@ -149,7 +149,7 @@ def run_study(
             is the source and the others are transferred to.
         models: models, or their names as for ``load_backbone``; not for studies that pre-train.
         seeds, epochs: in place of those of the scale.
-        shots: at most so many training images a class of each set (a study of few images has its own numbers).
+        max_per_class: at most so many training images a class of each set (a study of few images has its own numbers).
         model_options: further arguments of ``load_backbone``.
         workspace: where and how models run.
 
@@ -166,7 +166,7 @@ def run_study(
         raise SettingsError(f"{study.name} makes its own models: leave out {', '.join(model_options)}")
     workspace, folder = workspace or Workspace(), Path(out).absolute()
     progress = workspace.progress
-    splits = _images(study, data or study.built_in, shots, progress)
+    splits = _images(study, data or study.built_in, max_per_class, progress)
     wanted = () if study.pretrains else models or chosen.models
     given = _named([load_backbone(one, **(model_options or {})) if isinstance(one, str) else one for one in wanted])
     settings = {
@@ -175,7 +175,7 @@ def run_study(
         **_used(study, chosen),
         "data": [one.name for one in splits],
         "images": [len(one.train) for one in splits],
-        "shots_at_most": shots,
+        "max_per_class": max_per_class,
         "models": [one.name for one in given],
         "pool": workspace.pool,
         "precision": workspace.precision,
@@ -193,11 +193,13 @@ def run_study(
     return result
 
 
-def _images(study: Study, names: Sequence[str], shots: int | None, progress: Progress) -> tuple[ImageSplits, ...]:
+def _images(
+    study: Study, names: Sequence[str], max_per_class: int | None, progress: Progress
+) -> tuple[ImageSplits, ...]:
     """Datasets with test images, their names made different."""
     if study.pretrains and len(names) < 2:
         raise SettingsError(f"{study.name} needs two datasets or more: where to train, and where to transfer to")
-    found = [load_images(name, shots=shots, progress=progress) for name in names]
+    found = [load_images(name, max_per_class=max_per_class, progress=progress) for name in names]
     for one in found:
         if one.test is None:
             raise DataError(f"{one.name} has no test images; give it a test folder")
