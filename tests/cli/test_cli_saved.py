@@ -103,7 +103,7 @@ def test_push_names_where_it_went(run, tuned, monkeypatch):
         def create_repo(self, repo_id, *, private=None, exist_ok=False):
             return f"https://hub.example/{repo_id}?{private}"
 
-        def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
             pass
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Shelf)
