@@ -178,7 +178,7 @@ def test_transfer_on_folders(run, images, names, tmp_path):
     status, out, err = run(*command, "--methods", "linear", "scl")
     assert status == 0
     assert "tuning scl" in err  # progress
-    assert "Trained" in out
+    assert "Trainable" in out
     assert "report.html" in out
     assert (tmp_path / "run" / "report.html").is_file()
 

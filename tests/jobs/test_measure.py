@@ -88,5 +88,5 @@ def test_intervals_follow_the_weighting(data, names):
 
 def test_the_command_suggested_next_loads_the_same_model(data, names):
     backbone = load_backbone(names["wide"], input_size=24, layers=["layer2.0"])
-    following = measure(data, backbone).following[0]
+    following = measure(data, backbone).next_steps[0]
     assert following == f"tightframe tune DATA --model {names['wide']} --layers layer2.0 --input-size 24 --out DIR"

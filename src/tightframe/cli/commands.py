@@ -23,7 +23,6 @@ from tightframe.features.workspace import Workspace
 from tightframe.jobs import compare, demo, fewshot, layers, measure, pretrain, rank, transfer, tune
 from tightframe.models.backbones import load_backbone
 from tightframe.models.fetching import nearest
-from tightframe.report import columns
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.studies import STUDIES
@@ -82,10 +81,10 @@ def transfer_command(given: Given) -> None:
         else:
             raise SettingsError(f"no models to choose from for {given.data}; name some with --models")
         run = given.call(transfer.transfer, data, models, config=_config(given), **_shared(given, progress))
-    terminal.show("Models", columns.RANKING, run.ranking.rows)
-    terminal.show(f"Methods on {run.tuned.backbone.name}", columns.METHODS, run.methods)
+    terminal.show("Models", "rank", run.ranking.rows)
+    terminal.show(f"Methods on {run.tuned.backbone.name}", "compare", run.methods)
     if run.samples:
-        terminal.show(f"{run.tuned.model.method.name} on test images", columns.SAMPLES, run.samples[::3])
+        terminal.show(f"{run.tuned.model.method.name}: sample predictions", "samples", run.samples[::3])
     terminal.close(run.result, given.json)
 
 
@@ -95,7 +94,7 @@ def measure_command(given: Given) -> None:
     with terminal.progress() as progress:
         data, backbone = _loaded(given, progress)
         found = given.call(measure.measure, data, backbone, workspace=_workspace(given, progress))
-    terminal.show(f"{backbone.name} on {data.train.name}", columns.LAYERS, found.rows)
+    terminal.show(f"{backbone.name} on {data.train.name}", "measure", found.rows)
     terminal.close(found, given.json, given.data)
 
 
@@ -106,7 +105,7 @@ def layers_command(given: Given) -> None:
         data, backbone = _loaded(given, progress)
         found = given.call(layers.layers, data, backbone, workspace=_workspace(given, progress))
     title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test images"
-    terminal.show(title, columns.PROBES, found.rows)
+    terminal.show(title, "layers", found.rows)
     terminal.close(found, given.json, given.data)
 
 
@@ -128,7 +127,7 @@ def fewshot_command(given: Given) -> None:
         workspace = _workspace(given, progress)
         found = given.call(fewshot.fewshot, data, backbone, classes=classes, seed=given.seed, workspace=workspace)
     title = f"{backbone.name} on {data.name}: {given.episodes} episodes of {given.ways} classes"
-    terminal.show(title, columns.EPISODES, found.rows)
+    terminal.show(title, "fewshot", found.rows)
     terminal.close(found, given.json, given.data)
 
 
@@ -144,11 +143,11 @@ def rank_command(given: Given) -> None:
     with terminal.progress() as progress:
         data = given.call(load_images, progress=progress)
         found = given.call(rank.rank, data, given.models, seed=given.seed, **_shared(given, progress))
-    terminal.show(f"Models on {data.train.name}", columns.RANKING, found.rows)
+    terminal.show(f"Models on {data.train.name}", "rank", found.rows)
     scored = [row for row in found.rows if "nc1" in row]
-    terminal.show("Scores, higher is better except NC1, CDNV and VCI", columns.SCORES, scored)
-    if found.further:
-        terminal.show("How well each column ranks these models", columns.QUALITY, found.further["quality"])
+    terminal.show("Scores, higher is better except NC1, CDNV and VCI", "scores", scored)
+    if found.tables:
+        terminal.show("How well each column ranks these models", "quality", found.tables["quality"])
     terminal.close(found, given.json, given.data)
     if all("error" in row for row in found.rows):
         raise ModelError("none of the models could be measured; each row above says why")
@@ -180,7 +179,7 @@ def tune_command(given: Given) -> None:
             result = compare.compare(data, backbone, names, **more).result
         else:
             result = given.call(tune.tune, data, backbone, **more).result(given.out)
-    terminal.show(f"{backbone.name} on {data.name}", columns.METHODS, result.rows)
+    terminal.show(f"{backbone.name} on {data.name}", "compare", result.rows)
     terminal.close(result, given.json)
 
 
@@ -201,7 +200,7 @@ def pretrain_command(given: Given) -> None:
     with terminal.progress() as progress:
         data = given.call(load_images, progress=progress)
         found = given.call(pretrain.pretrain, data, config=how, workspace=_workspace(given, progress))
-    terminal.show(f"{how.arch} on {found.settings['data']}", columns.EPOCHS, spaced(found.rows))
+    terminal.show(f"{how.arch} on {found.settings['data']}", "pretrain", spaced(found.rows))
     terminal.close(found, given.json, given.data)
 
 
@@ -216,10 +215,10 @@ def study_command(given: Given) -> None:
     """A study of the paper."""
     if given.name == "list":
         rows = [
-            {"name": s.name, "claim": s.claim, "models": MADE[s.pretrains], "minutes": s.minutes}
+            {"name": s.name, "claim": s.claim, "models_from": MADE[s.pretrains], "minutes": s.minutes}
             for s in STUDIES.values()
         ]
-        terminal.show("What the paper claims, study by study", columns.STUDIES_LISTED, rows)
+        terminal.show("What the paper claims, study by study", "studies", rows)
         return
     if given.name not in STUDIES:
         known = nearest(given.name, list(STUDIES))
@@ -238,7 +237,7 @@ def study_command(given: Given) -> None:
 def predict_command(given: Given) -> int:
     """Class and probability."""
     rows = given.call(load_tuned).predict(given.images, device=given.device)
-    terminal.show("Predictions", columns.PREDICTIONS, rows)
+    terminal.show("Predictions", "predict", rows)
     terminal.close(Result("predict", rows, {"folder": str(given.folder)}), given.json)
     return int(any("error" in row and row["error"] for row in rows))
 
@@ -250,11 +249,11 @@ def evaluate_command(given: Given) -> None:
         tuned = given.call(load_tuned)
         found = given.call(judge, tuned, given.call(load_images, progress=progress))
     title = f"{tuned.backbone.name} ({tuned.model.method.name}) on {found.settings['data']}"
-    terminal.show(title, columns.EVALUATION, found.rows)
-    terminal.show("Each class", columns.CLASSES, found.further["classes"])
-    if found.further["mistakes"]:
-        terminal.show("Confusions", columns.CONFUSIONS, mistaken(found.further["confusion"])[:SHOWN])
-        terminal.show("The most confident mistakes", columns.SAMPLES, found.further["mistakes"])
+    terminal.show(title, "evaluate", found.rows)
+    terminal.show("Each class", "classes", found.tables["classes"])
+    if found.tables["mistakes"]:
+        terminal.show("Most frequent mistakes", "confusion", mistaken(found.tables["confusion"])[:SHOWN])
+        terminal.show("Most confident mistakes", "samples", found.tables["mistakes"])
     terminal.close(found, given.json)
 
 
@@ -262,7 +261,7 @@ def evaluate_command(given: Given) -> None:
 def merge_command(given: Given) -> None:
     """A plain model."""
     found = merged(given.call(load_tuned), given.out)
-    terminal.show(f"A plain model in {given.out}", columns.MERGED, found.rows)
+    terminal.show(f"A plain model in {given.out}", "merge", found.rows)
     terminal.close(found, given.json)
 
 
@@ -278,7 +277,7 @@ def export_command(given: Given) -> None:
     with terminal.progress() as progress:
         data = given.call(load_images, progress=progress) if given.data else None
         found = export_onnx(given.call(load_tuned), given.onnx, data, pixels=given.pixels, tolerance=given.tolerance)
-    terminal.show(f"{given.onnx} beside PyTorch", columns.EXPORTED, found.rows)
+    terminal.show(f"{given.onnx} beside PyTorch", "export", found.rows)
     terminal.close(found, given.json)
 
 
@@ -289,7 +288,7 @@ def export_command(given: Given) -> None:
 def push_command(given: Given) -> None:
     """To the hub."""
     found = given.call(push_to_hub)
-    terminal.show("On the hub", columns.PUSHED, found.rows)
+    terminal.show("On the hub", "push", found.rows)
     terminal.close(found, given.json)
 
 

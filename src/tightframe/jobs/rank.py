@@ -115,10 +115,10 @@ def rank(
         "seed": seed,
     }
     told = [{key: value for key, value in row.items() if key not in ("correct", PARTS)} for row in rows]
-    further = {"quality": quality(good, known, seed)} if truth is not None else {}
+    tables = {"quality": quality(good, known, seed)} if truth is not None else {}
     spared = [_spared(good, len(data.train))] if time_limit is not None else []
     notes = [*data.notes, *spared, *_notes(good, sort_by)]
-    return Result("rank", told, settings, notes, _following(good, options), further=further)
+    return Result("rank", told, settings, notes, _next_steps(good, options), tables=tables)
 
 
 def ordered(rows: list[Row], sort_by: str, seed: int = 0) -> list[Row]:
@@ -388,5 +388,5 @@ def _notes(good: list[Row], sort_by: str) -> list[str]:
     return notes
 
 
-def _following(good: list[Row], options: Mapping[str, Any]) -> list[str]:
+def _next_steps(good: list[Row], options: Mapping[str, Any]) -> list[str]:
     return [tune_command(good[0]["uri"] or good[0]["model"], options)] if good else []

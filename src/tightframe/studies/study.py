@@ -22,11 +22,10 @@ from tightframe.images import ImageSplits
 from tightframe.jobs import demo
 from tightframe.models.backbones import load_backbone
 from tightframe.progress import Progress
-from tightframe.report.columns import EVIDENCE
+from tightframe.report.fields import TABLES
+from tightframe.report.formats import apart, number
 from tightframe.report.page import Grid, Section, write_report
 from tightframe.report.result import Result
-from tightframe.report.tables import Column, number
-from tightframe.report.theme import apart
 from tightframe.row import Row
 from tightframe.studies.evidence import RULE, Evidence
 
@@ -116,7 +115,7 @@ class Study:
     minutes: int
     points: Callable[[Lab], Iterator[Point]]
     evidence: Callable[[Sequence[Row]], list[Evidence]]
-    columns: tuple[Column, ...]
+    columns: tuple[str, ...]
     plot: Callable[[Sequence[Row]], Any]
     scales: Mapping[str, Scale] = field(default_factory=dict)
     pretrains: bool = False
@@ -302,7 +301,7 @@ def _result(study: Study, rows: list[Row], settings: dict[str, Any]) -> Result:
         raise ModelError(f"every point of {study.name} failed; the first: {failed[0] if failed else 'there are none'}")
     some = [f"{len(failed)} of {len(rows)} rows failed and are not counted; the first: {failed[0]}"] if failed else []
     notes = [f"the paper: {study.claim}", *map(_told, found), *some, RULE]
-    return Result(study.name, rows, settings, notes, [], further={"evidence": found})
+    return Result(study.name, rows, settings, notes, [], tables={"evidence": found})
 
 
 def _told(row: Row) -> str:
@@ -312,7 +311,7 @@ def _told(row: Row) -> str:
 
 
 def _write(study: Study, result: Result, folder: Path) -> None:
-    evidence, chart = result.further["evidence"], study.plot(result.rows)
+    evidence, chart = result.tables["evidence"], study.plot(result.rows)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in result.rows for key in row)))
     writer.writeheader()
@@ -326,7 +325,7 @@ def _write(study: Study, result: Result, folder: Path) -> None:
         title=f"Study: {study.name}",
         summary=[f"The paper: {study.claim}", *map(_told, evidence)],
         sections=[
-            Section("What came of it", RULE, [chart, Grid(EVIDENCE, evidence)]),
+            Section("What came of it", RULE, [chart, Grid(TABLES["evidence"].columns, evidence)]),
             Section(
                 "Every point", f"The paper: {study.paper}\n\nHere: {study.small}", [Grid(study.columns, result.rows)]
             ),
@@ -334,7 +333,7 @@ def _write(study: Study, result: Result, folder: Path) -> None:
         settings=result.settings,
         versions=result.versions,
     )
-    result.save(folder / "result.json")
+    result.to_json(folder / "result.json")
 
 
 def png(chart: Any) -> bytes:
