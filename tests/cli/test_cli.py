@@ -86,12 +86,12 @@ def test_fewshot_shows_a_row_for_each_classifier_and_number_of_shots(run, images
     found = json.loads((tmp_path / "rows.json").read_text())
     assert [row["shots"] for row in found["rows"]] == [1] * 4 + [5] * 4
     assert found["settings"]["classes"] == ["digit 5", "digit 7", "digit 9"]
-    status, _, err = run(*command, "--shots", "1,3,9")
+    status, _, err = run(*command, "--shots", "1", "3", "9")
     assert status == 1
     assert "0 of 5 classes have the 12 images" in err.replace("\n", " ")
-    status, _, err = run(*command, "--shots", "1,x")
+    status, _, err = run(*command, "--shots", "1", "x")
     assert status == 2
-    assert "write one as 1,5" in err.replace("\n", " ")
+    assert "--shots" in err
 
 
 def test_pretrain_shows_epochs_and_leaves_a_model(run, images, tmp_path):

@@ -128,11 +128,12 @@ def _reported(
     ]
     epochs = epoch_rows({name: outcome.history for name, outcome in tuned.items()})
     tables = {"rank": ranking.rows, "measure": layers, "epochs": epochs}
+    shown = None
     if data.test is not None:  # as its images were decoded for judging
-        data = replace(data, test=workspace.pixels(data.test, main.backbone.preprocessing).data)
-        tables |= Answers(data.test, main.classes, data.test.labels, _logits(main, data.test, workspace)).tables()
+        shown = workspace.pixels(data.test, main.backbone.preprocessing).data
+        tables |= Answers(shown, main.classes, shown.labels, _logits(main, shown, workspace)).tables()
     result = Result("transfer", rows, settings, notes, next_steps, tables=tables)
-    write_story(folder / "report.html", result, data.test)
+    write_story(folder / "report.html", result, shown)
     result.to_json(folder / "result.json")
     return Transfer(folder, ranking, layers, rows, main, tables.get("samples", []), result)
 
