@@ -122,6 +122,8 @@ def _reported(
     probabilities = _probabilities(main, data.test, workspace) if data.test is not None else None
     samples = sample_rows(data.test, probabilities) if data.test is not None and probabilities is not None else []
     finished = Transfer(folder, ranking, layers, rows, main, samples, result)
+    if data.test is not None:  # as they were decoded for judging
+        data = replace(data, test=workspace.pixels(data.test, main.backbone.preprocessing).data)
     histories = {name: outcome.history for name, outcome in tuned.items()}
     write_story(folder / "report.html", data, finished, histories, probabilities)
     result.save(folder / "result.json")
