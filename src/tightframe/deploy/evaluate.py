@@ -1,4 +1,4 @@
-"""Evaluate a tuned model on labeled images: accuracy, calibration, every class, and confusions."""
+"""How good a tuned model is on labeled images: accuracy, calibration, each class, and what it confuses."""
 
 from __future__ import annotations
 
@@ -20,43 +20,48 @@ from tightframe.report.result import Result
 from tightframe.row import Row
 
 MISTAKES = 10
-"""Most wrong predictions that are listed."""
 
 
 def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, device: str = "auto") -> Result:
-    """Evaluate ``tuned`` on the images in ``data``.
+    """Judge ``tuned`` on the images in ``data``.
 
     The one row holds ``images``, ``classes`` (those that occur), ``accuracy`` with its exact 95 % interval
     (``accuracy_low``, ``accuracy_high``), ``balanced_accuracy`` (mean over classes), ``calibration_error`` (expected,
     in 0 … 1) and ``log_loss`` (mean, in nats). ``further`` holds
 
-    - ``classes``: a row for each class that occurs: ``images``, ``right``, ``accuracy`` with interval, and how often it
-      was ``predicted``
-    - ``confusion``: for each true class, the classes predicted: ``count`` and ``share`` of the class
-    - ``mistakes``: the wrong predictions with the highest probability, at most ``MISTAKES``
+    - ``classes``: a row a class that occurs: ``images``, ``right``, ``accuracy`` with interval, and how often it was
+      ``predicted``
+    - ``confusion``: for each actual class, the classes that it was taken for: ``count`` and ``share`` of the class
+    - ``mistakes``: the ``MISTAKES`` surest wrong answers
 
     Args:
-        tuned: The tuned model.
-        data: Labeled images; of splits, the test images, or all images where there is no test set.
-        batch_size: Images in one forward pass.
-        device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
+        tuned: the model.
+        data: labeled images; of splits, the test images, or all where there are none.
+        batch_size: images at a time.
+        device: where to run.
 
     Raises:
-        DataError: there are no images, or images of classes that the model does not know.
+        DataError: no images, or classes that the model does not know.
         BadImage: an image can't be decoded.
     """
     judged, notes = _judged_part(data)
     labels = _labels_of(tuned, judged)
     logits, _ = tuned.logits_and_features(judged, batch_size, device)
     answers = _Answers(judged, tuned.classes, labels, logits)
-    settings = tuned.settings | {"data": judged.name, "images": judged.fingerprint}
+    settings = {
+        "model": tuned.backbone.name,
+        "method": tuned.model.method.name,
+        "data": judged.name,
+        "images": judged.fingerprint,
+        "classes": list(tuned.classes),
+    }
     further = {"classes": answers.by_class(), "confusion": answers.confusion(), "mistakes": answers.mistakes()}
     return Result("evaluate", [answers.overall()], settings, notes, further=further)
 
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """The model's logits (n, K), and the labels (n,) in its numbering of classes."""
+    """Labels (n,) in the model's own numbering, and logits (n, K)."""
 
     data: Images
     classes: tuple[str, ...]
@@ -70,12 +75,12 @@ class _Answers:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """Predicted classes (n,), as numbers."""
+        """Classes (n,) as numbers."""
         return self.shares.argmax(1).numpy()
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Images, right predictions and predictions of each class, (3, K)."""
+        """Images of each class, right answers and predictions of it, (3, K)."""
         lists = (self.labels, self.labels[self.predicted == self.labels], self.predicted)
         return np.stack([np.bincount(entries, minlength=len(self.classes)) for entries in lists])
 
@@ -93,7 +98,7 @@ class _Answers:
         }
 
     def by_class(self) -> list[Row]:
-        """A row for each class that occurs."""
+        """A row a class that occurs."""
         return [
             {"class": self.classes[index], "images": images, "right": right}
             | _rated(right, images)
@@ -103,7 +108,7 @@ class _Answers:
         ]
 
     def confusion(self) -> list[Row]:
-        """How often each class was predicted for images of each class; pairs that never occurred have no row."""
+        """What each class was taken for, right answers included; what never happened has no row."""
         pairs, counts = np.unique(np.stack([self.labels, self.predicted], 1), axis=0, return_counts=True)
         return [
             {
@@ -116,7 +121,7 @@ class _Answers:
         ]
 
     def mistakes(self) -> list[Row]:
-        """The wrong predictions with the highest probability, highest first."""
+        """The surest wrong answers, surest first."""
         confidence = self.shares.amax(1).numpy()
         wrong = np.flatnonzero(self.predicted != self.labels)
         return [
@@ -141,19 +146,19 @@ def _rated(right: int, total: int) -> Row:
 
 
 def _judged_part(data: Images | ImageSplits) -> tuple[Images, list[str]]:
-    """The images to evaluate on, and notes about them."""
+    """The images to judge on, and what to know about them."""
     if not isinstance(data, ImageSplits):
         return data, []
     if data.test is not None:
         return data.test, data.notes
-    told = f"all {len(data.train)} images of {data.name} were used; those that the model was trained on raise accuracy"
+    told = f"all {len(data.train)} images of {data.name} were judged: on those it was trained on it looks too good"
     return data.train, [*data.notes, told]
 
 
 def _labels_of(tuned: Tuned, data: Images) -> np.ndarray:
-    """Labels (n,) of the images in the model's numbering of classes."""
+    """Labels (n,) of ``data`` in the numbering of ``tuned``."""
     if not len(data):
-        raise DataError(f"{data.name} has no images to evaluate on; hold some out with --test-share, or give others")
+        raise DataError(f"{data.name} has no images to judge on; hold some out with --test-share, or give others")
     places = {name: index for index, name in enumerate(tuned.classes)}
     present = np.unique(data.labels).tolist()
     strange = [data.classes[label] for label in present if data.classes[label] not in places]
