@@ -7,8 +7,8 @@ With a skip connection (SCL) the neck combines φ, the penultimate features, and
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -115,6 +115,7 @@ class TunableModel(Trainable):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.owned = method.owns(self.base, block)
+        self._suffix: Suffix | None = None
         self._modules_trained = [*self.owned.modules, self.neck, self.head]
         for parameter in (
             *self.owned.parameters,
@@ -132,22 +133,29 @@ class TunableModel(Trainable):
         """Number of all parameters, with the new head and without the old one."""
         return sum(p.numel() for p in self.parameters())
 
-    def parts(self, inputs: Float[Tensor, "n ..."], run: Callable[[Tensor], Any] | None = None) -> list[Tensor]:
-        """The neck's pooled features (n, d_i), from images; or, with ``run``, from whatever ``run`` takes instead."""
+    def parts(self, inputs: Float[Tensor, "n ..."]) -> list[Tensor]:
+        """The neck's pooled features (n, d_i)."""
         with tapped(self.backbone, self.read, self.pool, module=self.base) as read:
-            output = (run or self.base)(inputs)
-        if run is not None and self.backbone.head is None:  # no module of the base put these features out
+            output = (self._suffix or self.base)(inputs)
+        if self._suffix and self.backbone.head is None:  # no module of the base put these features out
             how = pooling_of(self.backbone, self.pool)
             read[PENULTIMATE] = pooled(output, self.backbone.penultimate, how)
         return [read[name] for name in self.read]
 
-    def features(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """What the head sees."""
+    def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+        """What the head sees, from images; of what ``from_block`` returns, from inputs of the tuned block."""
         return self.neck(self.parts(inputs))
 
-    def from_block(self) -> FromBlock:
-        """The same model, run on inputs of its tuned block. Raises ``CannotCut`` if it can't be cut there."""
-        return FromBlock(self)
+    def from_block(self) -> TunableModel:
+        """The same model, with the same modules, run on inputs of its tuned block instead of images.
+
+        Raises:
+            CannotCut: the model can't be cut there.
+        """
+        assert self.block is not None
+        part = copy.copy(self)
+        part._suffix = Suffix(self.base, self.block)
+        return part
 
     def plain_base(self) -> nn.Module:
         """A copy of the base on the CPU, in eval mode; modules that the method inserted are merged into its own."""
@@ -186,34 +194,6 @@ class TunableModel(Trainable):
             for name, buffer in module._buffers.items() if whole else ():
                 if buffer is not None and name not in module._non_persistent_buffers_set:
                     yield f"{prefix}.{name}", buffer
-
-
-class FromBlock(Trainable):
-    """A tunable model that takes inputs of its tuned block instead of images: same modules, same state."""
-
-    def __init__(self, model: TunableModel):
-        super().__init__()
-        assert model.block is not None
-        self.model, self.head = model, model.head
-        self._suffix = Suffix(model.base, model.block)
-
-    def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
-        """What the head sees."""
-        return self.model.neck(self.model.parts(inputs, self._suffix))
-
-    def train(self, mode: bool = True) -> FromBlock:
-        """As the whole model's."""
-        self.model.train(mode)
-        self.training = mode
-        return self
-
-    def changed_state(self) -> dict[str, Tensor]:
-        """As the whole model's."""
-        return self.model.changed_state()
-
-    def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
-        """As the whole model's."""
-        self.model.load_changed_state(tensors)
 
 
 class HeadOnly(Trainable):
