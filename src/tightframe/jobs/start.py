@@ -12,8 +12,7 @@ from tightframe.backbone import Backbone
 from tightframe.features.taps import Pool
 from tightframe.jobs.plan import Plan
 from tightframe.metrics.folds import Folds
-from tightframe.probes.logistic import logistic_path
-from tightframe.probes.logistic_probe import cross_validated_logistic
+from tightframe.probes.logistic import cross_validated_logistic, logistic_path
 from tightframe.tuning.methods import Method
 from tightframe.tuning.surgery import TunableModel
 
@@ -67,6 +66,6 @@ def _probe(features: Tensor, labels: np.ndarray, classes: int) -> tuple[Tensor, 
     if np.bincount(labels).max() > 1:
         head = cross_validated_logistic(Folds.of(features, labels, classes)).result.head
     else:
-        head = logistic_path(features, torch.from_numpy(labels), classes, (USUAL,)).heads[0]
+        head = logistic_path(features, torch.from_numpy(labels), classes, (USUAL,))[0]
     least = head.bias[head.bias.isfinite()].min() - UNSEEN
     return head.weight, head.bias.clamp(min=float(least))
