@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 import tightframe
+from tightframe.decide.block import candidates, readings
 from tightframe.decide.layers import recommend_layer
-from tightframe.jobs.block import candidates, readings
 from tightframe.jobs.tune import choose_layer
 from tightframe.tuning.methods import METHODS
 
@@ -48,17 +48,17 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     regrets = []
     for name, model, side in CASES:
-        data = tightframe.load_images(str(shared / "data" / name), shots=SHOTS)
+        data = tightframe.load_images(str(shared / "data" / name), max_per_class=SHOTS)
         backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}", input_size=side)
-        plan = tightframe.Plan(epochs=EPOCHS)
-        known = readings(backbone, tightframe.extract(backbone, data.train), plan.align)
+        plan = tightframe.TrainConfig(epochs=EPOCHS)
+        known = readings(backbone, tightframe.Workspace().features(backbone, data.train), plan.align)
         racing, usual = candidates(*known), recommend_layer(*known)
         started = time.perf_counter()
         chosen, _ = choose_layer(data, backbone, METHODS["scl"], plan, {})
         race = time.perf_counter() - started
         found, seconds = {}, []
         for block in dict.fromkeys([*racing, usual]):
-            tuned = tightframe.tune(data, backbone, layer=block, plan=replace(plan))
+            tuned = tightframe.tune(data, backbone, block=block, config=replace(plan))
             found[block] = 100 * tuned.metrics["test_accuracy"]
             seconds.append(tuned.metrics["seconds"])
         best = max(found.values())

@@ -129,7 +129,7 @@ def real(shared: Path) -> None:
         train = tightframe.load_images(str(shared / "data" / images)).train
         for model in models:
             backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}")
-            features = tightframe.extract(backbone, train, layers=["penultimate"])
+            features = tightframe.Workspace().features(backbone, train, ["penultimate"])
             rows(f"{images}, {model}", np.asarray(features["penultimate"], float), np.asarray(features.labels))
 
 

@@ -29,7 +29,6 @@ from sklearn.linear_model import LogisticRegression
 import tightframe
 from tightframe.backbone import PENULTIMATE
 from tightframe.data.class_lists import class_list
-from tightframe.data.selection import of_classes
 from tightframe.probes.episodes import Episodes, Pool, accuracies, draw, logistic
 
 WAYS, SHOTS, QUERIES, EPISODES = 5, (1, 5), 15, 600
@@ -55,8 +54,8 @@ def real(shared: Path) -> Iterator[Named]:
         data = tightframe.load_images(shared / "data" / images)
         backbone = tightframe.load_backbone(zoo + model, **options)
         splits = [data.train, data.test]
-        parts = [of_classes(part, classes) if classes else part for part in splits if part is not None]
-        passes = [tightframe.extract(backbone, part, layers=[PENULTIMATE])[PENULTIMATE] for part in parts]
+        parts = [part.of_classes(classes) if classes else part for part in splits if part is not None]
+        passes = [tightframe.Workspace().features(backbone, part, [PENULTIMATE])[PENULTIMATE] for part in parts]
         labels = np.unique(np.concatenate([part.labels for part in parts]), return_inverse=True)[1]
         features = np.concatenate(passes)
         yield f"{model} on {images}, d = {features.shape[1]}", features, labels

@@ -22,7 +22,7 @@ import tightframe
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import autocast
-from tightframe.images import ImageData
+from tightframe.images import Images
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.summary import collapse_metrics
 
@@ -42,14 +42,14 @@ def images(folder: Path) -> tightframe.ImageSplits:
     return tightframe.load_images(str(folder), test_share=0.0)
 
 
-def measured(backbone: Backbone, data: ImageData, precision: str) -> tightframe.Features:
-    features = tightframe.extract(backbone, data, precision=precision, batch_size=BATCH)
+def measured(backbone: Backbone, data: Images, precision: str) -> tightframe.Features:
+    features = tightframe.Workspace(precision=precision, batch_size=BATCH).features(backbone, data)
     for layer in features:
         features.moments(layer)
     return features
 
 
-def bare(backbone: Backbone, data: ImageData, precision: str) -> None:
+def bare(backbone: Backbone, data: Images, precision: str) -> None:
     device = torch.device("cpu")
     module = backbone.module.to(memory_format=torch.channels_last)
     with torch.inference_mode(), autocast(device, precision):
@@ -58,7 +58,7 @@ def bare(backbone: Backbone, data: ImageData, precision: str) -> None:
             module(ready)
 
 
-def plain_loop(backbone: Backbone, data: ImageData) -> None:
+def plain_loop(backbone: Backbone, data: Images) -> None:
     seen = []
     module = backbone.module.to(memory_format=torch.contiguous_format)
     head = module.get_submodule(backbone.head)

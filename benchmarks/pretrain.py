@@ -17,44 +17,35 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import tightframe
+from tightframe.data.items import unlabeled
 from tightframe.features.precision import likely_precision
-from tightframe.images import ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.models.cifar import NAMES, SIDE
 
 CLASSES, BATCH = 10, 128
 STRENGTH = 0.5
 
 
-class Noise:
+def noise(count: int) -> Images:
     """Made-up images."""
-
-    def __init__(self, count: int):
-        generator = np.random.default_rng(0)
-        self.pixels = generator.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
-        self.labels = np.arange(count) % CLASSES
-        self.classes = tuple(f"class {index}" for index in range(CLASSES))
-        self.fingerprint = self.name = f"{count} made-up images"
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
+    pixels = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+    classes = tuple(f"class {index}" for index in range(CLASSES))
+    return replace(unlabeled(pixels, classes), name=f"{count} made-up images", labels=np.arange(count) % CLASSES)
 
 
-def ours(data: Noise, arch: str, augment: float, epochs: int) -> list[float]:
+def ours(data: Images, arch: str, augment: float, epochs: int) -> list[float]:
     """Seconds of each epoch: what passes between two of its reports."""
     how = tightframe.Pretraining(arch, augment=augment, epochs=epochs, batch_size=BATCH)
     ticks = [time.perf_counter()]
@@ -69,7 +60,7 @@ def ours(data: Noise, arch: str, augment: float, epochs: int) -> list[float]:
     return list(np.diff(ticks)[-epochs:])
 
 
-def plain(data: Noise, arch: str, augment: float, epochs: int) -> list[float]:
+def plain(data: Images, arch: str, augment: float, epochs: int) -> list[float]:
     """The loop one would write."""
     torch.manual_seed(0)
     model = timm.create_model(arch, num_classes=CLASSES).to(memory_format=torch.channels_last)
@@ -95,8 +86,14 @@ def plain(data: Noise, arch: str, augment: float, epochs: int) -> list[float]:
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-def _tensors(data: Noise) -> Batches:
-    pixels, labels = torch.from_numpy(data.pixels).permute(0, 3, 1, 2), torch.from_numpy(data.labels)
+def _stacked(data: Images) -> tuple[Tensor, Tensor]:
+    """Bytes (n, 3, SIDE, SIDE) and labels (n,)."""
+    pixels = np.stack([np.asarray(image) for image in data])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(data.labels.copy())
+
+
+def _tensors(data: Images) -> Batches:
+    pixels, labels = _stacked(data)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.randperm(len(labels)).split(BATCH):
@@ -105,7 +102,7 @@ def _tensors(data: Noise) -> Batches:
     return batches
 
 
-def _loader(data: Noise, augment: float) -> Batches:
+def _loader(data: Images, augment: float) -> Batches:
     color = 0.8 * augment
     steps = v2.Compose(
         [
@@ -123,7 +120,7 @@ def _loader(data: Noise, augment: float) -> Batches:
             pixels, label = super().__getitem__(index)
             return steps(pixels), label
 
-    images = Changed(torch.from_numpy(data.pixels).permute(0, 3, 1, 2), torch.from_numpy(data.labels))
+    images = Changed(*_stacked(data))
     workers = max(1, (os.cpu_count() or 1) - 1)
     loader = DataLoader(images, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
     return lambda: iter(loader)
@@ -137,7 +134,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=NAMES, default=["cifar_resnet8", "cifar_resnet20", "cifar_vit"])
     parser.add_argument("--beside", default="unknown", help="what else was running")
     options = parser.parse_args()
-    data = Noise(options.images)
+    data = noise(options.images)
     print("# Pre-training beside a plain loop that measures nothing\n")
     print(
         f"`python benchmarks/pretrain.py` on {platform.machine()}, {torch.get_num_threads()} threads; Python "

@@ -23,8 +23,8 @@ import torch
 
 import tightframe
 from tightframe.decide.recommendation import FADING, MOVING, SIZE, WEIGHTS
+from tightframe.features.stages import Run
 from tightframe.jobs.rank import orders, quality, rank
-from tightframe.jobs.run import Run
 from tightframe.metrics.agreement import agreement
 from tightframe.row import Row
 
@@ -61,7 +61,7 @@ def table(shared: Path, cache: Path) -> Found:
         models = models_for(shared, folder.name)
         for shots in SHOTS:
             started = time.perf_counter()
-            data = tightframe.load_images(str(folder), shots=shots)
+            data = tightframe.load_images(str(folder), max_per_class=shots)
             run, store = Run(cache / f"{folder.name}-{shots}"), tightframe.FeatureStore(cache / "features")
             rows = rank(data, models, run=run, store=store, precision="float32").rows
             found[folder.name, shots] = rows
@@ -161,7 +161,7 @@ def races(shared: Path, cache: Path, found: Found) -> None:
     for name in sorted({name for name, _ in found}):
         data, rows = tightframe.load_images(str(shared / "data" / name)), found[name, None]
         store = tightframe.FeatureStore(cache / "features")
-        raced = rank(data, models_for(shared, name), budget=600.0, store=store, precision="float32").rows
+        raced = rank(data, models_for(shared, name), time_limit=600.0, store=store, precision="float32").rows
         truth = {row["model"]: row["test_accuracy"] for row in rows}
         passes = len(rows) * len(data.train) / sum(row["images_seen"] for row in raced)
         regret = 100 * (max(truth.values()) - truth[raced[0]["model"]])

@@ -81,7 +81,7 @@ def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...
         missing = [name for name in options.methods if (model, data, shots, seed, name) not in done]
         if model not in options.models or not missing:
             continue
-        images = tightframe.load_images(str(shared / "data" / data), shots=shots, seed=seed)
+        images = tightframe.load_images(str(shared / "data" / data), max_per_class=shots, seed=seed)
         backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}", input_size=SIDES[model])
         for name in missing:
             row = tuned_by(name, images, backbone, seed, options.epochs)
@@ -89,9 +89,9 @@ def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...
 
 
 def tuned_by(name: str, images: tightframe.ImageSplits, backbone: tightframe.Backbone, seed: int, epochs: int) -> Row:
-    plan = tightframe.Plan(epochs=epochs, seed=seed, **FORMS.get(name, {}))
+    plan = tightframe.TrainConfig(epochs=epochs, seed=seed, **FORMS.get(name, {}))
     try:
-        tuned = tightframe.tune(images, backbone, method="scl" if name in FORMS else name, plan=plan)
+        tuned = tightframe.tune(images, backbone, method="scl" if name in FORMS else name, config=plan)
     except TightframeError as error:
         return {"test_accuracy": None, "seconds": None, "error": str(error)}
     kept = ("layer", "test_accuracy", "train_accuracy", "share", "rate", "decay", "seconds", "bytes")

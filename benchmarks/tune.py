@@ -32,10 +32,10 @@ from torch.nn import functional
 
 import tightframe
 from tightframe.data.selection import stratified
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import autocast, likely_precision, on_device
 from tightframe.jobs.tune import choose_layer
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import Inputs, fit
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.prefix import inputs_of
@@ -96,7 +96,7 @@ def alone(case: str, mode: str) -> dict[str, Any]:
 def measured(shared: Path, case: str, mode: str) -> dict[str, Any]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     uri, images, side = CASES[case]
-    data = tightframe.load_images(str(shared / "data" / images), shots=20)
+    data = tightframe.load_images(str(shared / "data" / images), max_per_class=20)
     named = uri.replace("zoo:", f"{shared / 'zoo' / 'zoo.py'}:build:")
     backbone = tightframe.load_backbone(named, input_size=side, pretrained=uri.startswith("zoo:"))
     if mode == "race":
@@ -107,7 +107,7 @@ def measured(shared: Path, case: str, mode: str) -> dict[str, Any]:
 
 def block(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str) -> dict[str, Any]:
     started = time.perf_counter()
-    plan = tightframe.Plan(epochs=EPOCHS)
+    plan = tightframe.TrainConfig(epochs=EPOCHS)
     chosen, _ = choose_layer(data, backbone, METHODS["scl"], plan, {})
     model = model_of(data, backbone, "scl", chosen)
     precision = likely_precision(model.base, CPU, "auto")
@@ -126,7 +126,7 @@ def block(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str
     if mode == "scl":
         bare = {"bare": bare_epoch(part, inputs, data, precision)}
     seconds = float(np.median([row["seconds"] for row in rows[1:]]))
-    owned = {"layer": chosen, "share": model.trained_parameters / model.all_parameters}
+    owned = {"layer": chosen, "share": model.trainable_parameters / model.all_parameters}
     return summed(prepared, seconds, memory, model) | owned | bare
 
 
@@ -157,7 +157,7 @@ def whole(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str
 
 def logistic(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str) -> dict[str, Any]:
     before, started = resident(reset=True), time.perf_counter()
-    features = tightframe.extract(backbone, data.train, layers=["penultimate"])["penultimate"]
+    features = tightframe.Workspace().features(backbone, data.train, ["penultimate"])["penultimate"]
     prepared, begun = time.perf_counter() - started, time.perf_counter()
     found = LogisticRegression(max_iter=1000).fit(features, data.train.labels)
     seconds = time.perf_counter() - begun
@@ -169,7 +169,7 @@ def to_accuracy(data: tightframe.ImageSplits, backbone: tightframe.Backbone) -> 
     """Validation accuracy after each epoch, and when, of `full` and `scl`, each at the best of three rates."""
     training, held_out = stratified(data.train.labels, 0.2, 0)
     split = Split(data.train.labels, training, held_out, len(data.classes))
-    plan, found = tightframe.Plan(epochs=20), {}
+    plan, found = tightframe.TrainConfig(epochs=20), {}
     for method in ("full", "scl"):
         started = time.perf_counter()
         chosen = choose_layer(data, backbone, METHODS["scl"], plan, {})[0] if method == "scl" else None
@@ -209,10 +209,10 @@ def race(courses: dict[str, Any], case: str) -> str:
 def model_of(
     data: tightframe.ImageSplits, backbone: tightframe.Backbone, method: str, chosen: str | None
 ) -> TunableModel:
-    plan = tightframe.Plan()
+    plan = tightframe.TrainConfig()
     made = TunableModel(backbone, METHODS[method], chosen, len(data.classes), "auto", plan.align, plan.scale)
     if chosen:
-        features = tightframe.extract(backbone, data.train, layers=made.read)
+        features = tightframe.Workspace().features(backbone, data.train, made.read)
         made.neck.rescale([torch.from_numpy(features[name]) for name in made.read])
     on_device(made, CPU)
     return made

@@ -30,9 +30,9 @@ ALL = ("*",)
 NEW_SETS = ("cifar100", "dtd10", "flowers5", "sign_digits", "trashnet")
 """None that a model was trained on: some are of CIFAR-10."""
 LARGE_IMAGES = ("dtd10", "flowers5", "trashnet", "sign_digits")
-VARIANTS: dict[str, Any] = {"data": ("cifar10", "cifar100", "sign_digits", "flowers5"), "shots": 200}
+VARIANTS: dict[str, Any] = {"data": ("cifar10", "cifar100", "sign_digits", "flowers5"), "max_per_class": 200}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "downstream-collapse": {"models": ALL, "side": 96, "data": NEW_SETS, "shots": 100},
+    "downstream-collapse": {"models": ALL, "side": 96, "data": NEW_SETS, "max_per_class": 100},
     "source-collapse": VARIANTS,
     "projection-head": VARIANTS,
     "augmentation": VARIANTS,
@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "side": 96,
         "data": ("dtd10", "flowers5", "sign_digits", "trashnet"),
     },
-    "across-data": {"models": ALL, "side": 96, "data": NEW_SETS, "shots": 100},
+    "across-data": {"models": ALL, "side": 96, "data": NEW_SETS, "max_per_class": 100},
     "tuned-layer": {
         "models": ("mobilenetv1_050", "mobilenetv1_025", "resnet20_cifar10"),
         "side": 96,

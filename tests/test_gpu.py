@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe import Plan, Pretraining, extract, fewshot, load_backbone, load_images, pretrain, rank, tune
+from tightframe import Pretraining, TrainConfig, fewshot, load_backbone, load_images, pretrain, rank, tune
 from tightframe.features.precision import device_of
+from tightframe.features.workspace import Workspace
 from tightframe.studies import STUDIES, run_study
 from tightframe.studies.study import Scale
 from tightframe.tuning.augment import Distort
 from tightframe.tuning.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA finds")
-PLAN = Plan(epochs=3, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3))
+PLAN = TrainConfig(epochs=3, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-4, 1e-3))
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def exact():
 
 @pytest.fixture
 def data():
-    return load_images("digits:5-9", shots=8, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=8, test_share=0.2)
 
 
 def test_it_is_taken_by_itself():
@@ -40,7 +41,7 @@ def test_it_is_taken_by_itself():
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-4), ("bfloat16", 0.1)])
 def test_features(names, data, precision, error):
     found = {
-        device: extract(load_backbone(names["wide"]), data.train, device=device, precision=chosen)
+        device: Workspace(device=device, precision=chosen).features(load_backbone(names["wide"]), data.train)
         for device, chosen in (("cpu", "float32"), ("cuda", precision))
     }
     for layer in found["cpu"]:
@@ -63,7 +64,7 @@ def test_tuning(names, data, tmp_path, method, augment):
     for device in ("cpu", "cuda"):
         backbone = load_backbone(names["wide"])
         found = tune(
-            data, backbone, method=method, plan=plan, out=tmp_path / device, device=device, precision="float32"
+            data, backbone, method=method, config=plan, out=tmp_path / device, device=device, precision="float32"
         )
         rows[device] = found
         assert next(found.model.parameters()).device.type == device
@@ -75,7 +76,7 @@ def test_tuning(names, data, tmp_path, method, augment):
 
 def test_tuning_stopped_goes_on(names, data, tmp_path, monkeypatch):
     monkeypatch.setattr("tightframe.tuning.state.SAVE_SECONDS", 0.0)
-    whole = tune(data, load_backbone(names["wide"]), method="full", plan=PLAN, out=tmp_path / "whole")
+    whole = tune(data, load_backbone(names["wide"]), method="full", config=PLAN, out=tmp_path / "whole")
 
     def stopping(items, description, total):
         for place, item in enumerate(items):
@@ -84,16 +85,16 @@ def test_tuning_stopped_goes_on(names, data, tmp_path, monkeypatch):
             yield item
 
     with pytest.raises(KeyboardInterrupt):
-        tune(data, load_backbone(names["wide"]), method="full", plan=PLAN, out=tmp_path / "parts", progress=stopping)
-    parts = tune(data, load_backbone(names["wide"]), method="full", plan=PLAN, out=tmp_path / "parts", resume=True)
+        tune(data, load_backbone(names["wide"]), method="full", config=PLAN, out=tmp_path / "parts", progress=stopping)
+    parts = tune(data, load_backbone(names["wide"]), method="full", config=PLAN, out=tmp_path / "parts", resume=True)
     for one, other in zip(whole.model.changed_state().values(), parts.model.changed_state().values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)  # sums on a GPU come in any order
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "supcon"])
 def test_pretraining(tmp_path, loss):
-    data = load_images("digits:0-4", shots=40, test_share=0.5)
-    how = Pretraining("cifar_resnet8", loss, 1, augment=0.5, epochs=2, rate=0.05, batch_size=32)
+    data = load_images("digits:0-4", max_per_class=40, test_share=0.5)
+    how = Pretraining("cifar_resnet8", loss, 1, augment=0.5, epochs=2, lr=0.05, batch_size=32)
     found = [pretrain(data, tmp_path / device, how, device=device, precision="float32") for device in ("cpu", "cuda")]
     for one, other in zip(*(each.rows for each in found), strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.05)
@@ -124,5 +125,5 @@ def test_studies(names, tmp_path, name):
     assert isinstance(scale, Scale)
     small = dataclasses.replace(study, scales={"small": scale})
     models = () if study.pretrains else list(names.values())
-    found = run_study(small, tmp_path, models=models, data=("digits:0-4", "digits:5-9"), shots=8)
+    found = run_study(small, tmp_path, models=models, data=("digits:0-4", "digits:5-9"), max_per_class=8)
     assert [row for row in found.rows if "error" in row] == []

@@ -32,7 +32,7 @@ def test_type_checkers_see_the_same_names():
 
 
 def test_the_readmes_python_runs(names, tmp_path, monkeypatch):
-    data = tightframe.load_images("digits:5-9", shots=6)
+    data = tightframe.load_images("digits:5-9", max_per_class=6)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "new").mkdir()
     data.train[0].save(tmp_path / "new" / "1.jpg")

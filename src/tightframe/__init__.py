@@ -19,16 +19,15 @@ if TYPE_CHECKING:
     from tightframe.deploy.merge import merge
     from tightframe.deploy.tuned import Tuned, load_tuned
     from tightframe.errors import TightframeError
-    from tightframe.features.extract import Features, extract
+    from tightframe.features.extract import Features
     from tightframe.features.moments import ClassMoments
-    from tightframe.features.store import FeatureStore
-    from tightframe.images import ImageData, ImageSplits
+    from tightframe.features.workspace import Workspace
+    from tightframe.images import Images, ImageSplits
     from tightframe.jobs.compare import Comparison, compare
     from tightframe.jobs.estimator import TransferClassifier
     from tightframe.jobs.fewshot import fewshot
     from tightframe.jobs.layers import layers
     from tightframe.jobs.measure import measure
-    from tightframe.jobs.plan import Plan
     from tightframe.jobs.pretrain import Pretraining, pretrain
     from tightframe.jobs.rank import rank
     from tightframe.jobs.transfer import Transfer, transfer
@@ -40,12 +39,13 @@ if TYPE_CHECKING:
     from tightframe.report.result import Result
     from tightframe.scores.transferability import transferability
     from tightframe.studies import STUDIES, run_study
+    from tightframe.tuning.config import TrainConfig
 
 _HOMES = {
     "errors": ("TightframeError",),
-    "features.extract": ("Features", "extract"),
+    "features.extract": ("Features",),
     "features.moments": ("ClassMoments",),
-    "features.store": ("FeatureStore",),
+    "features.workspace": ("Workspace",),
     "jobs.compare": ("Comparison", "compare"),
     "jobs.estimator": ("TransferClassifier",),
     "deploy.evaluate": ("evaluate",),
@@ -55,7 +55,7 @@ _HOMES = {
     "jobs.layers": ("layers",),
     "jobs.measure": ("measure",),
     "deploy.merge": ("merge",),
-    "jobs.plan": ("Plan",),
+    "tuning.config": ("TrainConfig",),
     "jobs.pretrain": ("Pretraining", "pretrain"),
     "jobs.rank": ("rank",),
     "report.result": ("Result",),
@@ -67,7 +67,7 @@ _HOMES = {
     "metrics.summary": ("CollapseMetrics", "collapse_metrics"),
     "scores.transferability": ("transferability",),
     "backbone": ("Backbone",),
-    "images": ("ImageData", "ImageSplits"),
+    "images": ("Images", "ImageSplits"),
     "models.backbones": ("load_backbone",),
     "data.loading": ("load_images",),
     "studies": ("STUDIES", "run_study"),
@@ -82,23 +82,22 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "ClassMoments",
     "CollapseMetrics",
     "Comparison",
-    "FeatureStore",
     "Features",
     "Head",
-    "ImageData",
     "ImageSplits",
-    "Plan",
+    "Images",
     "Pretraining",
     "Result",
     "TightframeError",
+    "TrainConfig",
     "Transfer",
     "TransferClassifier",
     "Tuned",
+    "Workspace",
     "collapse_metrics",
     "compare",
     "evaluate",
     "export_onnx",
-    "extract",
     "fewshot",
     "layers",
     "load_backbone",

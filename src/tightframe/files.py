@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tightframe.process import is_first
+from tightframe.processes import is_first
 
 
 def write_text(path: Path, text: str) -> None:

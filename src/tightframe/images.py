@@ -1,57 +1,210 @@
-"""Labeled images, as everything that runs a model over them sees them; ``data`` makes them."""
+"""The labeled images of one split, as everything that runs a model over them sees them; ``data`` makes them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from threading import Lock
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
+from tightframe.errors import BadImage, DataError
+from tightframe.progress import Progress, silent
+
+THREADS = min(8, os.cpu_count() or 1)
+
 
 @runtime_checkable
-class ImageData(Protocol):
-    """Labeled images of one split. Labels, classes and names are known without decoding an image."""
+class Item(Protocol):
+    """One image, wherever it is kept: a file, an array, an image that is open already."""
 
     @property
     def name(self) -> str:
-        """What to call it in a table, such as ``flowers5/train``."""
+        """What to call it in a message or a table, such as its path below the data folder."""
         ...
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; ``labels`` indexes them."""
+    def digest(self) -> str:
+        """A hash of its contents. Raises ``BadImage`` when they can't be read."""
         ...
 
-    @property
-    def labels(self) -> np.ndarray:
-        """Integer labels, shape (n,), int64."""
+    def open(self) -> Image.Image:
+        """The image decoded, upright, in mode RGB. Raises ``BadImage`` when it can't be decoded."""
         ...
 
-    @property
-    def identifiers(self) -> tuple[str, ...]:
-        """A name for each of the n images (its path below the data folder, say)."""
-        ...
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash over the images' contents, order and labels: equal only if the data is."""
-        ...
+@dataclass(frozen=True, eq=False, repr=False)
+class Images:
+    """The n labeled images of one split. ``images[index]`` decodes one; all else is known without decoding.
 
-    def __len__(self) -> int: ...
+    Attributes:
+        name: what to call them in a table, such as ``flowers5/train``.
+        classes: class names; ``labels`` indexes them. A class may be left without an image.
+        labels: shape (n,), int64, read-only.
+        items: the n images.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    items: tuple[Item, ...]
+
+    def __post_init__(self) -> None:
+        labels = np.array(self.labels, dtype=np.int64)
+        labels.flags.writeable = False
+        if labels.shape != (len(self.items),):
+            raise DataError(f"{self.name}: labels of shape {labels.shape} for {len(self.items)} images; give one each")
+        object.__setattr__(self, "labels", labels)
+
+    def __len__(self) -> int:
+        return len(self.items)
 
     def __getitem__(self, index: int) -> Image.Image:
         """Image ``index``, upright, in mode RGB. Raises ``BadImage`` when it can't be decoded."""
-        ...
+        return self.items[index].open()
+
+    def __repr__(self) -> str:
+        return f"Images {self.name}: {len(self)} images of {len(self.classes)} classes"
+
+    @cached_property
+    def identifiers(self) -> tuple[str, ...]:
+        """The images' names."""
+        return tuple(item.name for item in self.items)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of classes, labels, names and contents in this order; reads every file, the first time.
+
+        Raises:
+            BadImage: a file is gone, or can't be read.
+        """
+        digest = blake2b(repr(self.classes).encode(), digest_size=16, person=b"tf-images")
+        digest.update(self.labels.astype("<i8").tobytes())
+        with ThreadPoolExecutor(THREADS) as pool:
+            for item, content in zip(self.items, pool.map(_digest, self.items), strict=True):
+                digest.update(repr((item.name, content)).encode())
+        return digest.hexdigest()
+
+    def subset(self, indices: np.ndarray | Sequence[int], name: str = "") -> Images:
+        """The images ``indices`` in that order, with the same classes.
+
+        Args:
+            indices: whole numbers in [0, n), shape (m,).
+            name: what to call them; the present name if empty.
+
+        Raises:
+            DataError: ``indices`` are not of that shape, kind or range.
+        """
+        chosen = np.asarray(indices)
+        if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+            raise DataError(f"indices must be a list of whole numbers; got {chosen.dtype} of shape {chosen.shape}")
+        chosen = chosen.astype(np.int64)
+        outside = chosen[(chosen < 0) | (chosen >= len(self))]
+        if outside.size:
+            raise DataError(f"index {outside[0]}: {self.name} has {len(self)} images; count them from 0")
+        items = tuple(self.items[index] for index in chosen)
+        return Images(name or self.name, self.classes, self.labels[chosen], items)
+
+    def of_classes(self, names: Sequence[str]) -> Images:
+        """The images of the classes ``names``; ``classes`` and the meaning of labels stay as they are.
+
+        Raises:
+            DataError: there is no class of such a name.
+        """
+        if unknown := sorted(set(names) - set(self.classes)):
+            raise DataError(
+                f"{self.name} lacks {len(unknown)} of {len(set(names))} classes: {', '.join(unknown)}; correct their "
+                f"names, or add images. It has {', '.join(self.classes)}."
+            )
+        return self.subset(np.flatnonzero(np.isin(self.labels, [self.classes.index(name) for name in names])))
+
+    def joined(self, others: Images) -> Images:
+        """These images and then ``others``, which have the same classes."""
+        labels = np.concatenate([self.labels, others.labels])
+        return Images(f"{self.name} + {others.name}", self.classes, labels, self.items + others.items)
+
+    def decoded_once(self, budget_bytes: int) -> Images:
+        """The same images, each kept in memory after it was decoded first, as far as ``budget_bytes`` reach.
+
+        What is kept is shared by subsets, is safe to use from several threads, and goes with the last of them. An
+        image that is kept is given out again, not copied: it must not be changed in place.
+        """
+        memory = _Memory(budget_bytes)
+        return replace(self, items=tuple(_Kept(item, memory) for item in self.items))
 
 
-@dataclass(frozen=True)
+def undecodable(items: Sequence[Item], progress: Progress = silent) -> dict[int, str]:
+    """Decode all ``items``; of those that can't be decoded, the reasons by index."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        reasons = progress(pool.map(_fault, items), "decoding images", len(items))
+        return {index: reason for index, reason in enumerate(reasons) if reason}
+
+
+def _digest(item: Item) -> str:
+    return item.digest()
+
+
+def _fault(item: Item) -> str:
+    try:
+        item.open()
+    except BadImage as error:
+        return error.reason
+    return ""
+
+
+class _Memory:
+    """Bytes that decoded images may take in memory; images are kept one thread at a time."""
+
+    def __init__(self, budget: int):
+        self.budget = self.left = budget
+        self._lock = Lock()
+
+    def keep(self, item: _Kept, image: Image.Image) -> Image.Image:
+        """The image that ``item`` keeps from now on, or ``image`` where memory does not reach."""
+        size = 4 * image.width * image.height  # Pillow keeps RGB in four bytes a pixel
+        with self._lock:
+            if item.image is None and size <= self.left:
+                item.image = image
+                self.left -= size
+        return item.image or image
+
+    def __reduce__(self) -> tuple[type[_Memory], tuple[int]]:
+        return _Memory, (self.budget,)  # another process has a memory of its own
+
+
+class _Kept:
+    """An item that is decoded once, if memory allows."""
+
+    def __init__(self, item: Item, memory: _Memory):
+        self.item, self.memory = item, memory
+        self.image: Image.Image | None = None
+
+    @property
+    def name(self) -> str:
+        return self.item.name
+
+    def digest(self) -> str:
+        return self.item.digest()
+
+    def open(self) -> Image.Image:
+        return self.image or self.memory.keep(self, self.item.open())
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[Item, _Memory]]:
+        return _Kept, (self.item, self.memory)
+
+
+@dataclass(frozen=True, repr=False)
 class ImageSplits:
-    """Training images, held-out test images with the same ``classes``, and what was left out on the way."""
+    """Training images, held-out test images with the same ``classes``, and the files that were left out, with why."""
 
     name: str
-    train: ImageData
-    test: ImageData | None
+    train: Images
+    test: Images | None
     skipped: tuple[str, ...] = ()
 
     @property
@@ -66,3 +219,9 @@ class ImageSplits:
             return []
         files = "1 file was" if len(self.skipped) == 1 else f"{len(self.skipped)} files were"
         return [f"{files} left out; the first: {self.skipped[0]}"]
+
+    def __repr__(self) -> str:
+        test = "no test images" if self.test is None else f"{len(self.test)} test images"
+        left_out = f", {len(self.skipped)} files left out" if self.skipped else ""
+        size = f"{len(self.classes)} classes, {len(self.train)} training images"
+        return f"ImageSplits {self.name}: {size}, {test}{left_out}"

@@ -16,7 +16,7 @@ from tightframe import load_images
 from tightframe.cli import main, terminal
 
 COMMANDS = ("transfer", "measure", "fewshot", "rank", "tune", "pretrain", "study", "predict")
-SHORT = ("--epochs", "2", "--rates", "0.05", "--decays", "0.0001")
+SHORT = ("--epochs", "2", "--lr", "0.05", "--weight-decay", "0.0001")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def run(capsys, monkeypatch):
 def images(tmp_path_factory):
     """Digits as a person would have them: PNG files in class folders."""
     root = tmp_path_factory.mktemp("images") / "my digits"
-    data = load_images("digits:5-9", shots=8).train
+    data = load_images("digits:5-9", max_per_class=8).train
     for index, label in enumerate(data.labels):
         folder = root / f"digit {data.classes[label]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def test_measure_shows_a_row_a_layer_and_says_what_next(run, images, names, tmp_
 
 
 def test_rank_shows_the_best_first_and_failures_in_words(run, images, names):
-    status, out, _ = run("rank", images, "--models", *names.values(), "timm/resnett18", "--by", "nc1")
+    status, out, _ = run("rank", images, "--models", *names.values(), "timm/resnett18", "--sort-by", "nc1")
     assert status == 0
     assert "✗ resnett18" in out
     assert "resnet18" in out
@@ -111,7 +111,7 @@ def test_study_lists_runs_and_says_what_came_of_it(run, names, tmp_path):
     status, out, _ = run("study", "list")
     assert status == 0
     assert re.search(r"^layers +from layer to layer", out, re.M)
-    command = ("study", "layers", "--models", names["wide"], "--data", "digits:5-9", "--shots", "8")
+    command = ("study", "layers", "--models", names["wide"], "--data", "digits:5-9", "--max-per-class", "8")
     status, out, err = run(*command, "--out", tmp_path / "out")
     assert status == 0, err
     told = out.replace("\n", " ")
@@ -151,7 +151,7 @@ def test_tune_into_a_folder_in_use_is_refused_and_resume_loads_it(run, images, n
 
 def test_tune_compares_methods(run, images, names, tmp_path):
     command = ("tune", images, "--model", names["wide"], "--compare", "linear, scl", "--out", tmp_path / "ways")
-    training = ("--epochs", "2", "--rates", "0.05", "0.01", "--decays", "0.0001", "--json", tmp_path / "rows.json")
+    training = ("--epochs", "2", "--lr", "0.05", "0.01", "--weight-decay", "0.0001", "--json", tmp_path / "rows.json")
     status, out, _ = run(*command, *training)
     assert status == 0
     assert re.search(r"linear +–? .*\n *scl +layer\d", out)
@@ -211,10 +211,10 @@ def test_bad_files_stop_it_by_name_or_are_skipped_and_counted(run, images, names
         (("measure", "nowhere", "--model", "timm/resnet18"), "no such folder"),
         (("measure", "digits", "--model", "resnet18"), "timm/NAME"),
         (("measure", "digits", "--model", "timm/resnet18", "--no-pretrained", "--layers", "layer9"), "nearest"),
-        (("rank", "digits", "--models", "timm/resnet18", "--no-pretrained", "--by", "beauty"), "choose"),
+        (("rank", "digits", "--models", "timm/resnet18", "--no-pretrained", "--sort-by", "beauty"), "choose"),
         (("tune", "digits", "--model", "x", "--out", "o", "--method", "magic"), "timm/NAME"),
         (("measure", "digits", "--model", "x", "--input-size", "1", "2", "3"), "--input-size"),
-        (("measure", "digits", "--shots", "0", "--model", "x"), "ask for 1 or more"),
+        (("measure", "digits", "--max-per-class", "0", "--model", "x"), "ask for 1 or more"),
         (("predict", "nowhere", "a.png"), "tightframe.json"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_json_file_that_can_not_be_written_is_said_before_the_work(run):
 
 def test_a_folder_that_can_not_be_written_is_said_in_words(run, images, names, tmp_path):
     (tmp_path / "file").touch()
-    for option in (("measure", "--model", "--cache"), ("transfer", "--models", "--out")):
+    for option in (("measure", "--model", "--feature-cache"), ("transfer", "--models", "--out")):
         status, out, err = run(option[0], images, option[1], names["narrow"], option[2], tmp_path / "file" / "x")
         assert status == 1
         assert "file" in err
@@ -323,6 +323,6 @@ def test_help_names_what_the_jobs_know():
     assert arguments.parser().parse_args(["transfer"]).methods == list(PAPER)
     assert all(name in arguments.METHOD_HELP for name in METHODS)
     given = vars(arguments.parser().parse_args(["transfer"]))
-    shared = {name: value for name, value in vars(plan.Plan()).items() if name in given}
+    shared = {name: value for name, value in vars(plan.TrainConfig()).items() if name in given}
     assert len(shared) > 15
     assert {name: given[name] for name in shared} == shared  # the defaults are told twice

@@ -32,7 +32,7 @@ def run(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("images") / "digits here"
-    data = load_images("digits:5-9", shots=8).train
+    data = load_images("digits:5-9", max_per_class=8).train
     for index, label in enumerate(data.labels):
         (root / f"digit {data.classes[label]}").mkdir(parents=True, exist_ok=True)
         data[index].save(root / f"digit {data.classes[label]}" / f"{index}.png")
@@ -42,7 +42,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(images, names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "net"
-    short = ("--epochs", "2", "--rates", "0.05", "--decays", "0.0001", "--layer", "layer3.0")
+    short = ("--epochs", "2", "--lr", "0.05", "--weight-decay", "0.0001", "--block", "layer3.0")
     assert main(["tune", str(images), "--model", names["wide"], "--out", str(folder), *short]) == 0
     return folder
 
@@ -75,7 +75,7 @@ def test_merge_refuses_a_skip_connection_and_takes_others(run, tuned, images, na
     status, _, err = run("merge", tuned, "--out", tmp_path / "plain")
     assert status == 1
     assert "tightframe export" in err.replace("\n", " ")
-    short = ("--epochs", "1", "--rates", "0.05", "--decays", "0.0001", "--method", "linear")
+    short = ("--epochs", "1", "--lr", "0.05", "--weight-decay", "0.0001", "--method", "linear")
     assert run("tune", images, "--model", names["wide"], "--out", tmp_path / "linear", *short)[0] == 0
     status, out, _ = run("merge", tmp_path / "linear", "--out", tmp_path / "plain")
     assert status == 0

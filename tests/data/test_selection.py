@@ -9,33 +9,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tightframe.data.selection import Subset, of_classes, shots, stratified
+from tightframe.data.selection import at_most, stratified
 from tightframe.errors import DataError, SettingsError
-from tightframe.images import ImageData
+from tightframe.images import Images
 
 LABELS = st.lists(st.integers(0, 6), max_size=80).map(lambda labels: np.array(labels, dtype=np.int64))
 SHARES = st.floats(0, 0.99)
 SEEDS = st.integers(0, 2**40)
 
 
-@dataclass(frozen=True, eq=False)
-class Grays:
+@dataclass(frozen=True)
+class Gray:
     """Image i is uniformly i."""
 
-    labels: np.ndarray
-    name: str = "grays"
-    classes: tuple[str, ...] = tuple("abcdefg")
-    fingerprint: str = "grays of the test"
+    value: int
+    content: str = "gray"
 
     @property
-    def identifiers(self) -> tuple[str, ...]:
-        return tuple(f"gray{index}" for index in range(len(self)))
+    def name(self) -> str:
+        return f"gray{self.value}"
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def digest(self) -> str:
+        return self.content
 
-    def __getitem__(self, index: int) -> Image.Image:
-        return Image.new("RGB", (2, 2), (index, index, index))
+    def open(self) -> Image.Image:
+        return Image.new("RGB", (2, 2), (self.value,) * 3)
+
+
+def grays(labels: np.ndarray, content: str = "gray") -> Images:
+    return Images("grays", tuple("abcdefg"), labels, tuple(Gray(index, content) for index in range(len(labels))))
 
 
 def counts(labels: np.ndarray) -> np.ndarray:
@@ -118,62 +120,60 @@ def test_negative_seed() -> None:
 
 
 @given(LABELS, st.integers(1, 20), SEEDS)
-def test_shots_are_so_many_a_class_in_order(labels: np.ndarray, per_class: int, seed: int) -> None:
-    few = shots(Grays(labels), per_class, seed)
-    assert isinstance(few, Subset)
+def test_at_most_so_many_of_each_class_are_drawn_in_order(labels: np.ndarray, per_class: int, seed: int) -> None:
+    few = at_most(grays(labels), per_class, seed)
     np.testing.assert_array_equal(counts(few.labels), np.minimum(counts(labels), per_class))
-    assert (np.diff(few.indices) > 0).all()
-    more = shots(Grays(labels), per_class + 1, seed)
+    assert (np.diff([item.value for item in few.items]) > 0).all()
+    more = at_most(grays(labels), per_class + 1, seed)
     assert set(few.identifiers) <= set(more.identifiers)
 
 
-def test_shots_depend_on_the_seed() -> None:
-    data = Grays(np.zeros(50, dtype=np.int64))
-    assert len({shots(data, 5, seed).identifiers for seed in range(10)}) == 10
+def test_what_is_drawn_depends_on_the_seed() -> None:
+    data = grays(np.zeros(50, dtype=np.int64))
+    assert len({at_most(data, 5, seed).identifiers for seed in range(10)}) == 10
 
 
 @pytest.mark.parametrize("per_class", [0, -3])
-def test_no_shots_are_refused(per_class: int) -> None:
-    with pytest.raises(DataError, match=f"{per_class} images"):
-        shots(Grays(np.array([0, 1])), per_class, 0)
+def test_none_of_a_class_is_refused(per_class: int) -> None:
+    with pytest.raises(SettingsError, match=f"{per_class} images"):
+        at_most(grays(np.array([0, 1])), per_class, 0)
 
 
 def test_subset_shows_the_images_chosen_in_the_order_given() -> None:
-    data = Grays(np.array([3, 1, 4, 1, 5]))
-    subset = Subset(data, np.array([4, 0, 1]))
-    assert isinstance(subset, ImageData)
+    data = grays(np.array([3, 1, 4, 1, 5]))
+    subset = data.subset(np.array([4, 0, 1]))
     assert (len(subset), subset.name, subset.classes) == (3, "grays", data.classes)
     assert subset.labels.tolist() == [5, 3, 1]
     assert subset.labels.dtype == np.int64
     assert subset.identifiers == ("gray4", "gray0", "gray1")
     assert [image.getpixel((0, 0))[0] for image in subset] == [4, 0, 1]
-    assert Subset(data, np.array([0]), "other").name == "other"
+    assert data.subset(np.array([0]), "other").name == "other"
 
 
 def test_subset_of_a_subset() -> None:
-    inner = Subset(Grays(np.array([3, 1, 4, 1, 5])), np.array([4, 2, 0]))
-    assert Subset(inner, np.array([2, 0])).identifiers == ("gray0", "gray4")
+    inner = grays(np.array([3, 1, 4, 1, 5])).subset(np.array([4, 2, 0]))
+    assert inner.subset(np.array([2, 0])).identifiers == ("gray0", "gray4")
 
 
-def test_subset_does_not_follow_changes_to_the_array_given() -> None:
-    indices = np.array([1, 0])
-    subset = Subset(Grays(np.array([0, 1])), indices)
-    indices[:] = 0
-    assert subset.indices.tolist() == [1, 0]
+def test_labels_do_not_follow_changes_to_the_array_given() -> None:
+    labels = np.array([1, 0])
+    data = grays(labels)
+    labels[:] = 0
+    assert data.labels.tolist() == [1, 0]
     with pytest.raises(ValueError, match="read-only"):
-        subset.indices[0] = 0
+        data.labels[0] = 0
 
 
 def test_subset_fingerprints() -> None:
-    data, other = Grays(np.array([0, 1, 0])), Grays(np.array([0, 1, 0]), fingerprint="others")
+    data, other = grays(np.array([0, 1, 0])), grays(np.array([0, 1, 0]), content="others")
     choices = [(data, [0, 1]), (data, [1, 0]), (data, [0]), (data, []), (other, [0, 1])]
-    prints = [Subset(source, np.array(chosen, dtype=np.int64)).fingerprint for source, chosen in choices]
+    prints = [source.subset(np.array(chosen, dtype=np.int64)).fingerprint for source, chosen in choices]
     assert len(set(prints)) == len(choices)
-    assert prints[0] == Subset(data, np.array([0, 1]), "another name").fingerprint
+    assert prints[0] == data.subset(np.array([0, 1]), "another name").fingerprint
 
 
 def test_subset_travels_to_workers() -> None:
-    subset = Subset(Grays(np.array([0, 1, 0])), np.array([2, 1]))
+    subset = grays(np.array([0, 1, 0])).subset(np.array([2, 1]))
     back = pickle.loads(pickle.dumps(subset))
     assert (back.identifiers, back.fingerprint) == (subset.identifiers, subset.fingerprint)
 
@@ -181,14 +181,14 @@ def test_subset_travels_to_workers() -> None:
 @pytest.mark.parametrize("indices", [[3], [-1], [[0]], [0.5], [True, False, True]])
 def test_indices_that_cannot_be(indices: list[object]) -> None:
     with pytest.raises(DataError, match="ind"):
-        Subset(Grays(np.array([0, 1, 0])), np.array(indices))
+        grays(np.array([0, 1, 0])).subset(np.array(indices))
 
 
 def test_of_classes_keeps_their_images_and_all_names():
-    data = Grays(np.array([3, 0, 1, 3, 2, 0]))
-    chosen = of_classes(data, ["d", "a", "g", "d"])
+    data = grays(np.array([3, 0, 1, 3, 2, 0]))
+    chosen = data.of_classes(["d", "a", "g", "d"])
     assert chosen.labels.tolist() == [3, 0, 3, 0]
     assert chosen.identifiers == ("gray0", "gray1", "gray3", "gray5")
     assert chosen.classes == data.classes
     with pytest.raises(DataError, match=r"grays lacks 2 of 3 classes: tulip, x; correct their names.* It has a, b"):
-        of_classes(data, ["x", "a", "tulip"])
+        data.of_classes(["x", "a", "tulip"])

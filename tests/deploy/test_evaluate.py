@@ -10,23 +10,22 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 
-from tightframe import Plan, evaluate, load_backbone, load_images, tune
-from tightframe.data.selection import Subset
+from tightframe import TrainConfig, evaluate, load_backbone, load_images, tune
 from tightframe.errors import DataError
 from tightframe.probes.calibration import calibration_error
 from tightframe.probes.results import interval
 
-PLAN = Plan(epochs=2, rates=(0.05,), decays=(1e-4,))
+PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
 def tuned(data, names):
-    return tune(data, load_backbone(names["wide"]), method="linear", plan=PLAN)
+    return tune(data, load_backbone(names["wide"]), method="linear", config=PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_classes_and_confusion_are_those_of_scikit_learn(tuned, data, found):
     for row in found.further["confusion"]:
         place = data.classes.index(row["actual"]), data.classes.index(row["predicted"])
         rebuilt[place] = row["count"]
-        assert row["share"] == row["count"] / table[place[0]].sum()
+        assert row["trainable_share"] == row["count"] / table[place[0]].sum()
     assert (rebuilt == table).all()
 
 
@@ -94,12 +93,12 @@ def test_some_classes_in_another_order_are_found_by_name(tuned, data):
 
 
 def test_classes_without_an_image_do_not_count(tuned, data):
-    few = Subset(data.test, np.flatnonzero(data.test.labels == 2))
+    few = data.test.subset(np.flatnonzero(data.test.labels == 2))
     found = evaluate(tuned, few)
     assert found.rows[0]["classes"] == 1
     assert [row["class"] for row in found.further["classes"]] == ["7"]
     wider = load_images("digits:4-9", test_share=0.0).train
-    known = Subset(wider, np.flatnonzero(wider.labels > 0))
+    known = wider.subset(np.flatnonzero(wider.labels > 0))
     assert evaluate(tuned, known).rows[0]["classes"] == 5
 
 
@@ -111,7 +110,7 @@ def test_strange_classes_are_named_with_what_to_do(tuned):
 
 
 def test_without_test_images_all_are_judged_and_it_says_so(tuned, data):
-    whole = load_images("digits:5-9", test_share=0.0, shots=4)
+    whole = load_images("digits:5-9", test_share=0.0, max_per_class=4)
     found = evaluate(tuned, whole)
     assert found.rows[0]["images"] == 20
     assert "looks too good" in found.notes[-1]
@@ -120,7 +119,7 @@ def test_without_test_images_all_are_judged_and_it_says_so(tuned, data):
 
 def test_no_image_at_all(tuned, data):
     with pytest.raises(DataError, match="no images"):
-        evaluate(tuned, Subset(data.test, np.array([], dtype=np.int64)))
+        evaluate(tuned, data.test.subset(np.array([], dtype=np.int64)))
 
 
 def test_it_is_written_as_json(found, tmp_path):

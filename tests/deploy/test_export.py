@@ -12,24 +12,23 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe import Plan, export_onnx, load_backbone, load_images, load_tuned, tune
-from tightframe.data.selection import Subset
+from tightframe import TrainConfig, export_onnx, load_backbone, load_images, load_tuned, tune
 from tightframe.deploy import export
 from tightframe.deploy.export import ExportFailed, OnnxMissing
 from tightframe.errors import SettingsError
 
-PLAN = Plan(epochs=2, rates=(0.05,), decays=(1e-4,))
+PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.1)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.1)
 
 
 @pytest.fixture(scope="module")
 def tuned(data, names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    tune(data, load_backbone(names["wide"]), method="scl", layer="layer3.0", plan=PLAN, out=folder)
+    tune(data, load_backbone(names["wide"]), method="scl", block="layer3.0", config=PLAN, out=folder)
     tuned = load_tuned(folder)
     with torch.no_grad():
         tuned.model.head.weight.mul_(6000)  # probabilities all alike would agree whatever the file says
@@ -63,7 +62,7 @@ def test_it_says_the_same_for_any_number_of_images(tuned, data, exported):
 
 
 def test_lora_is_exported(data, names, tmp_path):
-    tuned = tune(data, load_backbone(names["wide"]), method="lora", plan=PLAN)
+    tuned = tune(data, load_backbone(names["wide"]), method="lora", config=PLAN)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in (*tuned.model.owned.parameters, tuned.model.head.weight):
@@ -147,7 +146,7 @@ def test_wrong_settings(tuned, data, tmp_path):
     with pytest.raises(SettingsError, match="choose uint8 or float32"):
         export_onnx(tuned, tmp_path / "x", pixels="int4")
     with pytest.raises(SettingsError, match="no images"):
-        export._shown(tuned, Subset(data.test, np.array([], dtype=np.int64)))
+        export._shown(tuned, data.test.subset(np.array([], dtype=np.int64)))
 
 
 def test_the_tuned_model_predicts_as_before(tuned, data, exported):

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tightframe import Plan, load_backbone, load_images, merge, tune
+from tightframe import TrainConfig, load_backbone, load_images, merge, tune
 from tightframe.deploy.merge import NotPlain, difference, plain_model
 from tightframe.errors import SettingsError, TightframeError
 from tightframe.features.taps import submodule
 
-PLAN = Plan(epochs=1, rates=(0.05,), decays=(1e-4,))
+PLAN = TrainConfig(epochs=1, lr=(0.05,), weight_decay=(1e-4,))
 NET = """
 from torch import nn
 
@@ -41,12 +41,12 @@ def squeezed():
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=4, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=4, test_share=0.2)
 
 
 @pytest.fixture(scope="module", params=["linear", "layer", "full", "lora"])
 def tuned(request, data, names):
-    return tune(data, load_backbone(names["wide"]), method=request.param, plan=PLAN)
+    return tune(data, load_backbone(names["wide"]), method=request.param, config=PLAN)
 
 
 def inputs_of(tuned, n=5):
@@ -88,7 +88,7 @@ def test_the_config_has_class_names_and_no_path(tuned, data, model_folders, tmp_
 
 
 def test_merging_leaves_the_tuned_model_as_it_is(data, names, tmp_path):
-    tuned = tune(data, load_backbone(names["wide"]), method="linear", plan=PLAN)
+    tuned = tune(data, load_backbone(names["wide"]), method="linear", config=PLAN)
     before = logits(tuned, inputs_of(tuned))
     merge(tuned, tmp_path / "plain")
     assert torch.equal(logits(tuned, inputs_of(tuned)), before)
@@ -97,12 +97,12 @@ def test_merging_leaves_the_tuned_model_as_it_is(data, names, tmp_path):
 
 def test_what_was_merged_can_be_tuned_again(tuned, data, tmp_path):
     merge(tuned, tmp_path / "plain")
-    again = tune(data, load_backbone(f"local-dir:{tmp_path / 'plain'}"), method="linear", plan=PLAN)
+    again = tune(data, load_backbone(f"local-dir:{tmp_path / 'plain'}"), method="linear", config=PLAN)
     assert again.backbone.name == "plain"
 
 
 def test_a_skip_connection_is_refused_with_what_to_do(data, names, tmp_path):
-    tuned = tune(data, load_backbone(names["wide"]), method="scl", layer="layer2.0", plan=PLAN)
+    tuned = tune(data, load_backbone(names["wide"]), method="scl", block="layer2.0", config=PLAN)
     with pytest.raises(NotPlain, match=r"skip connection from layer2\.0 .* `tightframe export DIR --onnx"):
         merge(tuned, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
@@ -115,7 +115,7 @@ def test_other_architectures_with_a_size_of_their_own(data, name, method, tmp_pa
     timm_net = timm.create_model(name, num_classes=7, **({"img_size": 32} if "vit" in name else {}), **small)
     folder = saved_for_timm(timm_net, name, small, tmp_path / "net")
     size = {} if "vit" in name else {"input_size": 32}
-    tuned = tune(data, load_backbone(f"local-dir:{folder}", **size), method=method, plan=PLAN)
+    tuned = tune(data, load_backbone(f"local-dir:{folder}", **size), method=method, config=PLAN)
     (row,) = merge(tuned, tmp_path / "plain").rows
     assert row["format"] == "timm"
     assert row["difference"] < 1e-4
@@ -135,7 +135,7 @@ def test_a_model_of_timm_without_a_head_gets_one(data, tmp_path):
     small = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
     bare = timm.create_model("resnet18", num_classes=0, **small)
     folder = saved_for_timm(bare, "resnet18", small, tmp_path / "net")
-    tuned = tune(data, load_backbone(f"local-dir:{folder}"), method="linear", plan=PLAN)
+    tuned = tune(data, load_backbone(f"local-dir:{folder}"), method="linear", config=PLAN)
     assert tuned.backbone.head is None
     merge(tuned, tmp_path / "plain")
     module = timm.create_model(f"local-dir:{tmp_path / 'plain'}", pretrained=True).eval()
@@ -145,7 +145,7 @@ def test_a_model_of_timm_without_a_head_gets_one(data, tmp_path):
 
 def test_a_model_of_ones_own_becomes_a_state_dict_and_the_builder_is_named(data, tmp_path):
     (tmp_path / "net.py").write_text(NET)
-    tuned = tune(data, load_backbone(f"{tmp_path / 'net.py'}:plain"), method="full", plan=PLAN)
+    tuned = tune(data, load_backbone(f"{tmp_path / 'net.py'}:plain"), method="full", config=PLAN)
     found = merge(tuned, tmp_path / "plain")
     assert found.rows[0]["format"] == "state dict"
     said = json.loads((tmp_path / "plain" / "merged.json").read_text())
@@ -163,7 +163,7 @@ def test_a_model_of_ones_own_becomes_a_state_dict_and_the_builder_is_named(data,
 
 def test_what_comes_after_the_old_head_is_seen(data, tmp_path):
     (tmp_path / "net.py").write_text(NET)
-    tuned = tune(data, load_backbone(f"{tmp_path / 'net.py'}:squeezed"), method="linear", plan=PLAN)
+    tuned = tune(data, load_backbone(f"{tmp_path / 'net.py'}:squeezed"), method="linear", config=PLAN)
     with pytest.raises(NotPlain, match=r"what comes around it\. `tightframe export"):
         merge(tuned, tmp_path / "plain")
 
@@ -176,7 +176,7 @@ def test_arguments_that_timm_does_not_know_of_make_it_a_state_dict(data, tmp_pat
         "    net.pretrained_cfg = net.default_cfg = cfg | {'crop_pct': 1.0, 'interpolation': 'bilinear'}\n"
         "    return net\n"
     )
-    tuned = tune(data, load_backbone(f"{tmp_path / 'net.py'}:make"), method="linear", plan=PLAN)
+    tuned = tune(data, load_backbone(f"{tmp_path / 'net.py'}:make"), method="linear", config=PLAN)
     assert merge(tuned, tmp_path / "plain").rows[0]["format"] == "state dict"
     assert {path.name for path in (tmp_path / "plain").iterdir()} == {"merged.json", "model.safetensors"}
 

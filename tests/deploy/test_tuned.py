@@ -12,21 +12,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tightframe import Plan, load_backbone, load_images, load_tuned, tune
-from tightframe.errors import BadImage, SavedError, TightframeError
+from tightframe import TrainConfig, load_backbone, load_images, load_tuned, tune
+from tightframe.errors import BadImage, DataError, SavedError, TightframeError
 
-PLAN = Plan(epochs=2, rates=(0.05,), decays=(1e-4,))
+PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module", params=["linear", "layer", "scl", "full"])
 def saved(request, data, names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / request.param
-    return tune(data, load_backbone(names["wide"]), method=request.param, plan=PLAN, out=folder), folder
+    return tune(data, load_backbone(names["wide"]), method=request.param, config=PLAN, out=folder), folder
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(data, names, tmp_path_factory, tmp_path):
     """A fresh copy of a saved folder, to be spoilt."""
     whole = tmp_path_factory.getbasetemp() / "whole"
     if not whole.exists():
-        tune(data, load_backbone(names["wide"]), plan=PLAN, out=whole)
+        tune(data, load_backbone(names["wide"]), config=PLAN, out=whole)
     return shutil.copytree(whole, tmp_path / "copy")
 
 
@@ -225,6 +225,7 @@ def test_predictions(saved, data, tmp_path):
     assert [row["path"] for row in rows] == [str(tmp_path / "one.png")] * 2 + ["image 2"]
     assert rows[0]["probabilities"] == rows[1]["probabilities"] == pytest.approx(rows[2]["probabilities"])
     assert rows[0]["probability"] == max(rows[0]["probabilities"].values())
+    assert rows[0]["predicted"] == max(rows[0]["probabilities"], key=rows[0]["probabilities"].get)
     assert sum(rows[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert tuned.predict([]) == []
 
@@ -233,12 +234,52 @@ def test_an_image_that_can_not_be_read(saved, tmp_path):
     tuned, _ = saved
     (tmp_path / "bad.png").write_bytes(b"nothing")
     Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
+    files = [tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "none.png"]
     with pytest.raises(BadImage, match=r"bad\.png"):
-        tuned.predict([tmp_path / "good.png", tmp_path / "bad.png"])
-    good, bad = tuned.predict([tmp_path / "good.png", tmp_path / "bad.png"], skip_bad=True)
+        tuned.predict(files, on_error="raise")
+    good, bad, gone = tuned.predict(files)
     assert good["predicted"] in tuned.classes
     assert "bad.png" in bad["path"]
     assert bad["error"]
+    assert "no such file" in gone["error"]
+
+
+def test_one_image_or_several_of_any_kind(saved, data, tmp_path):
+    tuned, _ = saved
+    image = data.test[0]
+    (tmp_path / "below").mkdir()
+    for name in ("b.png", "below/c.PNG", ".hidden.png"):
+        image.save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    values = np.asarray(image)
+    (expected,) = tuned.predict([image])
+    for one in (image, values, values[None], tmp_path / "b.png", str(tmp_path / "b.png"), data.test.subset([0])):
+        (row,) = tuned.predict(one)
+        assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
+    rows = tuned.predict([tmp_path, np.stack([values, values]), image])
+    assert [row["path"] for row in rows[:2]] == [str(tmp_path / "b.png"), str(tmp_path / "below/c.PNG")]
+    assert len(rows) == 5
+    assert all(row["predicted"] == expected["predicted"] for row in rows)
+
+
+def test_what_is_no_image_is_refused(saved, tmp_path):
+    tuned, _ = saved
+    with pytest.raises(DataError, match=r"float64 .*uint8"):
+        tuned.predict(np.zeros((4, 4, 3)))
+    with pytest.raises(DataError, match="holds no images"):
+        tuned.predict(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(DataError, match="holds no images"):
+        tuned.predict(tmp_path / "in")
+
+
+def test_it_says_what_it_is(saved):
+    tuned, _ = saved
+    assert len(repr(tuned).splitlines()) == 3
+    assert tuned.backbone.name in repr(tuned)
+    assert '5 classes: "' in repr(tuned)
 
 
 def test_the_command_that_predicts_names_what_has_to_be_named(saved, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
 from tightframe.errors import BadImage
+from tightframe.images import Images
 
 
 class Net(nn.Module):
@@ -27,32 +29,36 @@ class Net(nn.Module):
         return self.head(torch.relu(self.second(torch.relu(self.first(images)))).mean((2, 3)))
 
 
+@dataclass(frozen=True)
 class Noise:
-    """Labeled images of noise; ``bad`` ones can't be decoded."""
+    """An image of noise; a bad one can't be decoded. Attempts are noted down in ``decoded``, by index."""
 
-    def __init__(self, count: int, seed: int, bad: tuple[int, ...]):
-        self.name, self.classes = "noise/train", ("a", "b", "c")
-        self.labels = np.arange(count, dtype=np.int64) % 3
-        self.identifiers = tuple(f"noise{index}.png" for index in range(count))
-        self.fingerprint = f"noise {count} {seed}"
-        self.seed, self.bad = seed, bad
-        self.decoded: list[int] = []
+    index: int
+    seed: int
+    bad: bool
+    decoded: list[int]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def name(self) -> str:
+        return f"noise{self.index}.png"
 
-    def __getitem__(self, index: int) -> Image.Image:
-        self.decoded.append(index)
-        if index in self.bad:
-            raise BadImage(self.identifiers[index], "it is noise")
-        generator = np.random.default_rng((self.seed, index))
+    def digest(self) -> str:
+        return f"{self.index} {self.seed}"
+
+    def open(self) -> Image.Image:
+        self.decoded.append(self.index)
+        if self.bad:
+            raise BadImage(self.name, "it is noise")
+        generator = np.random.default_rng((self.seed, self.index))
         return Image.fromarray(generator.integers(0, 256, (14, 12, 3), dtype=np.uint8))
 
 
 @pytest.fixture
-def noise() -> Callable[..., Noise]:
-    def make(count: int = 11, seed: int = 0, bad: tuple[int, ...] = ()) -> Noise:
-        return Noise(count, seed, bad)
+def noise() -> Callable[..., Images]:
+    def make(count: int = 11, seed: int = 0, bad: tuple[int, ...] = ()) -> Images:
+        decoded: list[int] = []
+        items = tuple(Noise(index, seed, index in bad, decoded) for index in range(count))
+        return Images("noise/train", ("a", "b", "c"), np.arange(count) % 3, items)
 
     return make
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,21 @@ from tightframe.backbone import PENULTIMATE, Backbone, Layer
 from tightframe.errors import BadImage, LayerNotFound, SettingsError
 from tightframe.features import extract as extraction
 from tightframe.features import store as storage
-from tightframe.features.extract import Features, extract
+from tightframe.features.extract import Features
 from tightframe.features.moments import ClassMoments
 from tightframe.features.store import FeatureStore
+from tightframe.features.workspace import Workspace
 
 Make = Callable[..., Any]
 LAYERS = ("first", "second", PENULTIMATE)
 
 
-def made(net: Backbone, data: Any, **changes: Any) -> Features:
-    return extract(net, data, **{"precision": "float32", "device": "cpu", "batch_size": 4} | changes)
+def made(
+    net: Backbone, data: Any, layers: Sequence[str] | None = None, store: FeatureStore | None = None, **changes: Any
+) -> Features:
+    running = {"precision": "float32", "device": "cpu", "batch_size": 4} | changes
+    folder = store.folder.parent if store is not None and store.folder is not None else None
+    return Workspace(folder, **running).features(net, data, layers)
 
 
 def by_hand(net: Backbone, data: Any) -> dict[str, np.ndarray]:
@@ -88,7 +93,7 @@ def test_one_pass_serves_all_layers(model: Make, noise: Make, batch_size: int, p
 
     made(net, data, batch_size=batch_size, progress=progress)
     assert net.module.passes == passes
-    assert sorted(data.decoded) == list(range(11))
+    assert sorted(data.items[0].decoded) == list(range(11))
     assert shown == [("net on noise/train", passes)]
 
 
@@ -113,11 +118,11 @@ def test_moments_are_computed_once(model: Make, noise: Make, monkeypatch: pytest
 def test_a_hit_runs_nothing_and_is_the_same_to_the_last_bit(model: Make, noise: Make, store: FeatureStore) -> None:
     net, data = model(), noise()
     before = made(net, data, store=store)
-    passes, decoded = net.module.passes, len(data.decoded)
+    passes, decoded = net.module.passes, len(data.items[0].decoded)
     again, other_object = made(net, data, store=store, batch_size=5), model()
     assert_same(again, before)
-    assert_same(made(other_object, data, store=FeatureStore(str(store.folder))), before)
-    assert (net.module.passes, other_object.module.passes, len(data.decoded)) == (passes, 0, decoded)
+    assert_same(made(other_object, data, store=store), before)
+    assert (net.module.passes, other_object.module.passes, len(data.items[0].decoded)) == (passes, 0, decoded)
     assert again.seconds == before.seconds
 
 
@@ -127,7 +132,7 @@ def test_layers_are_kept_apart(model: Make, noise: Make, store: FeatureStore) ->
     passes = net.module.passes
     assert_same(made(net, data, store=store, layers=["second"]), {"second": before["second"]})
     assert net.module.passes == passes
-    assert_same(made(net, data, store=store), made(net, data))  # one is missing: all are made anew
+    assert_same(made(net, data, store=store), made(net, data))  # the one that is missing is computed
     assert net.module.passes > passes
 
 

@@ -61,7 +61,7 @@ def test_images_are_kept_only_if_all_fit(noise: Make, keep_bytes: int, times: in
     first.zero_()  # a batch is the caller's own
     second = torch.cat([batch.clone() for _, batch in pixels.batches(range(11), 5)])
     assert torch.equal(second, kept)
-    assert sorted(data.decoded) == sorted(list(range(11)) * times)
+    assert sorted(data.items[0].decoded) == sorted(list(range(11)) * times)
 
 
 def test_one_batch_is_the_callers_own(noise: Make) -> None:
@@ -86,7 +86,7 @@ def test_decoding_runs_no_further_ahead_than_it_says(noise: Make) -> None:
     batches = Pixels(data, WANTS, 0).batches(range(60), 2)
     next(batches)
     batches.close()
-    assert set(data.decoded) <= set(range(2 * (AHEAD + 1)))
+    assert set(data.items[0].decoded) <= set(range(2 * (AHEAD + 1)))
 
 
 def test_a_bad_image_stops_what_was_to_be_decoded_next(noise: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_a_bad_image_stops_what_was_to_be_decoded_next(noise: Make, monkeypatch:
     monkeypatch.setattr(module, "THREADS", 2)
     with pytest.raises(BadImage, match="noise0"):
         next(Pixels(data, WANTS, 0).batches(range(40), 20))
-    assert len(data.decoded) < 20
+    assert len(data.items[0].decoded) < 20
 
 
 def test_no_images_no_batches(noise: Make) -> None:

@@ -1,6 +1,27 @@
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
+
+from tightframe.errors import DataError
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    name: str
+
+    def digest(self):
+        return ""
+
+    def open(self):
+        raise DataError("disk gone")
+
+
+@pytest.fixture
+def unreadable():
+    """Makes the same images, but on a disk that is gone."""
+    return lambda images: replace(images, items=tuple(map(Unreadable, images.identifiers)))
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_checks_left_out_are_checks_that_there_are():
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:0-2", shots=16)
+    return load_images("digits:0-2", max_per_class=16)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_paths_are_the_same_as_arrays(fitted, names, paths, arrays, words):
 
 
 def test_cross_validation_and_grid_search(paths, words, arrays):
-    estimator = TransferClassifier(SMALL, "full", epochs=6, rates=(0.2,), decays=(0.0,), batch_size=8)
+    estimator = TransferClassifier(SMALL, "full", epochs=6, lr=(0.2,), weight_decay=(0.0,), batch_size=8)
     scores = cross_val_score(estimator, paths, words, cv=3)
     assert scores.shape == (3,)
     assert np.isfinite(scores).all()
@@ -203,7 +203,7 @@ def test_settings_reach_the_training(arrays, words):
     options = {"input_size": 12}
     fitted = TransferClassifier(SMALL, "layer", "1", **QUICK, backbone_options=options).fit(arrays, words)
     metrics = fitted.tuned_.metrics
-    assert (metrics["method"], metrics["layer"], metrics["epochs"], metrics["rate"]) == ("layer", "1", 2, 0.05)
+    assert (metrics["method"], metrics["block"], metrics["epochs"], metrics["lr"]) == ("layer", "1", 2, 0.05)
     assert fitted.tuned_.backbone.preprocessing.input_size == (12, 12)
 
 
@@ -225,12 +225,12 @@ def test_nothing_is_checked_before_fit(arrays, words):
         (np.zeros((4, 8, 8), np.uint8), "height, width, 3"),
         (np.zeros((4, 3, 8, 8), np.uint8), "height, width, 3"),
         (np.zeros((4, 64)), "give paths"),
-        ([1, 2, 3, 4], "X holds a int"),
-        (np.arange(4.0), "X holds a float64"),
+        ([1, 2, 3, 4], "is a int"),
+        (np.arange(4.0), "is a float64"),
         ("one.png", "give a list"),
         ([], "X holds 0 images"),
         (np.zeros((0, 8, 8, 3), np.uint8), "X holds 0 images"),
-        (7, "X holds a int"),
+        (7, "is a int"),
     ],
     ids=str,
 )

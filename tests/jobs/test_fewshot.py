@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tightframe import ClassMoments, FeatureStore, extract, fewshot, load_backbone, load_images, measure
+from tightframe import ClassMoments, FeatureStore, fewshot, load_backbone, load_images, measure
 from tightframe.data.class_lists import class_list
-from tightframe.data.selection import Subset, of_classes
 from tightframe.errors import DataError, MeasureError, SettingsError
+from tightframe.features.workspace import Workspace
 from tightframe.probes.episodes import accuracies, draw, mean_and_margin
 
 SMALL = {"ways": 3, "shots": (1, 4), "episodes": 30, "queries": 5}
@@ -17,7 +17,7 @@ SMALL = {"ways": 3, "shots": (1, 4), "episodes": 30, "queries": 5}
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:4-9", shots=15, test_share=0.05)
+    return load_images("digits:4-9", max_per_class=15, test_share=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_collapse_is_that_of_all_images(found, data, backbone, pool):
 
 
 def test_a_bound_stands_where_collapse_can_not_be_told(backbone):
-    few = load_images("digits:5-9", shots=3, test_share=0.0)
+    few = load_images("digits:5-9", max_per_class=3, test_share=0.0)
     row = fewshot(few, backbone, ways=2, shots=[1], queries=1, episodes=5).rows[0]
     assert row["nc1_corrected"] is None
     assert row["nc1_corrected_low"] > 0
@@ -79,7 +79,7 @@ def test_classes_by_name(data, backbone):
 def test_classes_with_too_few_images_are_left_out_and_named(data, backbone):
     small = data.train.labels.tolist().index(2)
     kept = np.flatnonzero((data.train.labels != 2) | (np.arange(len(data.train)) == small))
-    fewer = fewshot(Subset(data.train, kept), backbone, **SMALL)
+    fewer = fewshot(data.train.subset(kept), backbone, **SMALL)
     assert "1 of 6 classes have fewer than 9 images and are in no episode: 6" in fewer.notes
     with pytest.raises(MeasureError, match=r"0 of 6 classes have the 104 images that 4 shots and 100 queries take"):
         fewshot(data, backbone, **SMALL | {"queries": 100})
@@ -122,7 +122,7 @@ def test_a_real_model_on_a_published_split(shared, zoo):
     result = fewshot(data, backbone, episodes=60, classes=classes)
     one, five = ({row["classifier"]: row for row in result.rows if row["shots"] == shots} for shots in (1, 5))
     assert all(five[name]["accuracy"] > one[name]["accuracy"] + 0.05 > 0.4 for name in one)
-    labels, features = _pool(backbone, [of_classes(part, classes) for part in (data.train, data.test)])
+    labels, features = _pool(backbone, [part.of_classes(classes) for part in (data.train, data.test)])
     drawn = draw(np.unique(labels, return_inverse=True)[1], 5, 5, 15, 60)
     right = accuracies(features, drawn, ["logistic"])["logistic"]
     assert five["logistic"]["accuracy"] == pytest.approx(float(right.mean()))
@@ -135,5 +135,5 @@ def test_a_real_model_on_a_published_split(shared, zoo):
 
 def _pool(backbone, parts):
     """Labels and features of all images in ``parts``, in their order."""
-    features = [extract(backbone, part, layers=["penultimate"])["penultimate"] for part in parts]
+    features = [Workspace().features(backbone, part, ["penultimate"])["penultimate"] for part in parts]
     return np.concatenate([part.labels for part in parts]), np.concatenate(features)

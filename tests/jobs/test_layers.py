@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tightframe import extract, layers, load_backbone, load_images
+from tightframe import layers, load_backbone, load_images
 from tightframe.errors import MeasureError
+from tightframe.features.workspace import Workspace
 from tightframe.jobs.layers import JUDGES, recommended
 from tightframe.probes.discriminant import nearest_center
 from tightframe.probes.knn import neighbors_predict
@@ -16,7 +17,7 @@ from tightframe.probes.knn import neighbors_predict
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=10, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=10, test_share=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,8 @@ def test_every_layer_has_every_probe(found, backbone):
 
 
 def test_probes_are_those_of_their_functions(found, data, backbone):
-    train, test = extract(backbone, data.train), extract(backbone, data.test)
+    workspace = Workspace()
+    train, test = workspace.features(backbone, data.train), workspace.features(backbone, data.test)
     row = found.rows[-1]
     head = nearest_center(train.moments("penultimate"))
     assert row["center_train"] == head.accuracy(train["penultimate"], train.labels)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tightframe import collapse_metrics, extract, load_backbone, load_images, measure
+from tightframe import collapse_metrics, load_backbone, load_images, measure
 from tightframe.errors import MeasureError
+from tightframe.features.workspace import Workspace
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.intervals import collapse_intervals, corrected_intervals
@@ -13,7 +14,7 @@ from tightframe.metrics.intervals import collapse_intervals, corrected_intervals
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=12, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=12, test_share=0.5)
 
 
 def test_a_row_for_every_block_and_the_penultimate_features(data, names):
@@ -22,7 +23,7 @@ def test_a_row_for_every_block_and_the_penultimate_features(data, names):
     assert [row["layer"] for row in rows] == ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "penultimate"]
     assert [row["dimension"] for row in rows] == [8, 8, 16, 16, 16]
     assert [row["position"] for row in rows] == [1, 2, 3, 4, 5]
-    features = extract(backbone, data.train)
+    features = Workspace().features(backbone, data.train)
     for row in rows:
         expected = collapse_metrics(features.moments(row["layer"]))
         assert {name: row[name] for name in expected} == pytest.approx(dict(expected))
@@ -33,7 +34,7 @@ def test_the_model_runs_over_the_training_images_once(data, names):
     backbone = load_backbone(names["wide"])
     seen = []
     backbone.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    measure(data, backbone, batch_size=16, precision="float32")
+    measure(data, backbone, workspace=Workspace(batch_size=16, precision="float32"))
     assert sum(seen) == len(data.train)
 
 
@@ -59,12 +60,12 @@ def test_notes_read_the_numbers(data, names):
 
 def test_one_image_a_class_can_not_be_measured(names):
     with pytest.raises(MeasureError):
-        measure(load_images("digits:5-9", shots=1), load_backbone(names["wide"]))
+        measure(load_images("digits:5-9", max_per_class=1), load_backbone(names["wide"]))
 
 
 def test_metrics_come_with_intervals_and_corrections_with_bounds(data, names):
     backbone = load_backbone(names["wide"])
-    rows, features = measure(data, backbone, seed=3).rows, extract(backbone, data.train)
+    rows, features = measure(data, backbone, seed=3).rows, Workspace().features(backbone, data.train)
     for row in rows:
         folds = Folds.of(features[row["layer"]], features.labels, 5, seed=3)
         for name, interval in collapse_intervals(folds, seed=3).items():

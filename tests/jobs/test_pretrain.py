@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tightframe import Pretraining, collapse_metrics, extract, load_backbone, load_images, pretrain
+from tightframe import Pretraining, collapse_metrics, load_backbone, load_images, pretrain
 from tightframe.errors import ModelError, SettingsError
 from tightframe.features.moments import ClassMoments
+from tightframe.features.workspace import Workspace
 from tightframe.files import write_tensors
 from tightframe.jobs.pretrain import _collapse, _reading
 from tightframe.metrics.collapse import Head
@@ -20,12 +21,12 @@ from tightframe.pretraining.losses import LOSSES
 from tightframe.pretraining.model import PretrainedModel
 from tightframe.tuning.loop import Diverged
 
-HOW = Pretraining("cifar_resnet8", augment=0.0, epochs=2, rate=0.05, batch_size=32)
+HOW = Pretraining("cifar_resnet8", augment=0.0, epochs=2, lr=0.05, batch_size=32)
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:0-4", shots=40, test_share=0.5)
+    return load_images("digits:0-4", max_per_class=40, test_share=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_it_learns_and_what_it_leaves_is_a_model(trained, data):
     }  # fmt: skip
     backbone = load_backbone(f"local-dir:{folder}")
     assert (backbone.head, backbone.preprocessing.input_size) == ("fc", (32, 32))
-    features = extract(backbone, data.test, layers=["penultimate"], precision="float32")
+    features = Workspace(precision="float32").features(backbone, data.test, ["penultimate"])
     logits = torch.from_numpy(features["penultimate"]) @ backbone.module.fc.weight.T + backbone.module.fc.bias
     right = (logits.argmax(1).numpy() == data.test.labels).mean()
     assert right == pytest.approx(found.rows[-1]["test_accuracy"])
@@ -122,12 +123,12 @@ def test_other_sizes_and_transformers(data, tmp_path):
         ({"augment": 1.5}, "0 to 1"),
         ({"projector": 4}, "0 to 3"),
         ({"epochs": 0}, "1 or more"),
-        ({"rate": float("nan")}, "rate"),
+        ({"lr": float("nan")}, "lr"),
         ({"loss": "supcon", "batch_size": 33}, "2 views"),
         ({"loss": "supcon", "batch_size": 2}, "4 or more"),
         ({"loss": "supcon", "accumulate": 2}, "accumulate 1"),
         ({"seed": -1}, "0 or more"),
-        ({"rate": 1e300}, "rate"),
+        ({"lr": 1e300}, "lr"),
         ({"arguments": {"channels": "wide"}}, "can't be made"),
     ],
 )
@@ -141,7 +142,7 @@ def test_a_mistake_leaves_the_folder_free(data, tmp_path):
     with pytest.raises(SettingsError):
         pretrain(data, tmp_path / "net", HOW, device="abacus")
     with pytest.raises(Diverged):
-        pretrain(data, tmp_path / "net", dataclasses.replace(HOW, loss="mse", rate=1e6))
+        pretrain(data, tmp_path / "net", dataclasses.replace(HOW, loss="mse", lr=1e6))
     assert pretrain(data, tmp_path / "net", HOW).rows
 
 

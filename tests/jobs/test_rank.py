@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe import extract, load_backbone, load_images, rank, transferability
-from tightframe.data.selection import Subset
+from tightframe import load_backbone, load_images, rank, transferability
 from tightframe.errors import DataError, SettingsError
-from tightframe.features.store import FeatureStore
+from tightframe.features.workspace import Workspace
 from tightframe.jobs.rank import EXPECTED, ordered, orders, quality
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.summary import collapse_metrics
@@ -23,13 +22,14 @@ from tightframe.scores.from_moments import h_score, logme
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=12, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=12, test_share=0.5)
 
 
 def test_rows_hold_what_each_score_says_of_the_features(data, names):
     row = rank(data, [names["wide"]]).rows[0]
     backbone = load_backbone(names["wide"])
-    train, test = extract(backbone, data.train), extract(backbone, data.test)
+    workspace = Workspace()
+    train, test = workspace.features(backbone, data.train), workspace.features(backbone, data.test)
     moments = train.moments("penultimate")
     probe = cross_validated_ridge(Folds.of(train["penultimate"], train.labels, 5))
     assert row["nc1"] == pytest.approx(collapse_metrics(moments)["nc1"], rel=1e-3)
@@ -43,7 +43,7 @@ def test_rows_hold_what_each_score_says_of_the_features(data, names):
 
 @pytest.mark.parametrize("by", [EXPECTED, "probe_accuracy", "nc1", "logme", "leep", "parameters"])
 def test_best_first_by_any_score(data, names, by):
-    values = [row[by] for row in rank(data, list(names.values()), by=by).rows]
+    values = [row[by] for row in rank(data, list(names.values()), sort_by=by).rows]
     assert values == sorted(values, reverse=orders()[by])
 
 
@@ -69,23 +69,19 @@ def test_a_model_that_fails_while_running_is_a_row_too(data, names):
     assert "NaN" in result.rows[1]["error"]
 
 
-def test_what_is_wrong_with_the_images_is_said_at_once(data, names, tmp_path):
-    one_each = dataclasses.replace(data, train=Subset(data.train, np.unique(data.train.labels, return_index=True)[1]))
+def test_what_is_wrong_with_the_images_is_said_at_once(data, names, unreadable):
+    one_each = dataclasses.replace(data, train=data.train.subset(np.unique(data.train.labels, return_index=True)[1]))
     rows = rank(one_each, [names["wide"]]).rows
     assert "two samples of a class" in rows[0]["error"]
 
-    class Unreadable(Subset):
-        def __getitem__(self, index):
-            raise DataError("disk gone")
-
     with pytest.raises(DataError, match="disk gone"):
-        rank(dataclasses.replace(data, train=Unreadable(data.train, np.arange(20))), [names["wide"]])
+        rank(dataclasses.replace(data, train=unreadable(data.train)), [names["wide"]])
 
 
 @pytest.mark.parametrize(("models", "by", "says"), [([], "nc1", "--models"), (["x"], "beauty", "choose")])
 def test_settings_that_make_no_sense(data, models, by, says):
     with pytest.raises(SettingsError, match=says):
-        rank(data, models, by=by)
+        rank(data, models, sort_by=by)
 
 
 def test_the_test_images_decide_nothing(data, names):
@@ -115,9 +111,9 @@ def test_ties_are_found_on_the_same_images():
 
 
 def test_features_kept_in_a_store_are_used_again(data, names, tmp_path, monkeypatch):
-    first = rank(data, [names["wide"]], store=FeatureStore(tmp_path), precision="float32")
+    first = rank(data, [names["wide"]], workspace=Workspace(tmp_path, precision="float32"))
     monkeypatch.setattr("tightframe.features.pixels.Pixels.batches", None)  # running the model would fail
-    second = rank(data, [names["wide"]], store=FeatureStore(tmp_path), precision="float32")
+    second = rank(data, [names["wide"]], workspace=Workspace(tmp_path, precision="float32"))
     assert second.rows[0] | {"seconds": 0} == first.rows[0] | {"seconds": 0}
 
 
@@ -133,7 +129,7 @@ def test_the_result_is_json_that_any_parser_reads(data, names, tmp_path):
 def test_the_source_head_and_the_baselines_are_there(data, names):
     row = rank(data, [names["wide"]]).rows[0]
     backbone = load_backbone(names["wide"])
-    read = extract(backbone, data.train, layers=["penultimate", "output"])
+    read = Workspace().features(backbone, data.train, ["penultimate", "output"])
     source = torch.from_numpy(read["output"]).double().softmax(1)
     expected = transferability(read["penultimate"], read.labels, source=source)
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3)
@@ -165,7 +161,7 @@ def test_truth_from_a_file(data, names, tmp_path):
     truth.write_text("model,accuracy\nwide,0.9\nnarrow,0.4\n")
     with pytest.raises(SettingsError, match="three models"):
         rank(data, list(names.values()), truth=str(truth))
-    for content in ("model,accuracy\nwide,1\n", "model,accuracy\nwide,good\n"):
+    for content in ("name,accuracy\nwide,1\n", "model,accuracy\nwide,good\n"):
         truth.write_text(content)
         with pytest.raises(SettingsError, match="model,accuracy"):
             rank(data, [names["wide"]], truth=str(truth))

@@ -14,23 +14,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tightframe import Plan, load_backbone, load_images, load_tuned, transfer
+from tightframe import TrainConfig, load_backbone, load_images, load_tuned, transfer
 from tightframe.errors import ModelError, SettingsError
+from tightframe.features.workspace import Workspace
 from tightframe.jobs.transfer import Transfer
 from tightframe.metrics.collapse import nc1
 
-PLAN = Plan(epochs=3, search_epochs=1, rates=(0.05, 0.01), decays=(1e-4,))
+PLAN = TrainConfig(epochs=3, search_epochs=1, lr=(0.05, 0.01), weight_decay=(1e-4,))
 TIMES = ("seconds",)
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
 def finished(data, names, tmp_path_factory) -> Transfer:
-    return transfer(data, list(names.values()), out=tmp_path_factory.mktemp("runs") / "one", plan=PLAN)
+    return transfer(data, list(names.values()), out=tmp_path_factory.mktemp("runs") / "one", config=PLAN)
 
 
 def untimed(value):
@@ -52,7 +53,7 @@ def test_everything_is_there_at_the_end(data, finished):
     assert [row["method"] for row in finished.methods] == ["linear", "layer", "scl", "full"]
     assert sum(row["chosen"] for row in finished.layers) == 1
     chosen = next(row["layer"] for row in finished.layers if row["chosen"])
-    assert {row["layer"] for row in finished.methods} == {None, chosen}
+    assert {row["block"] for row in finished.methods} == {None, chosen}
     assert finished.ranking.rows[0]["model"] == finished.tuned.backbone.name
     assert finished.tuned.model.method.name == "scl"
     report = (finished.folder / "report.html").read_text()
@@ -106,10 +107,9 @@ def test_samples_are_told_as_the_model_sees_them(data, finished):
 
 
 def test_the_layer_rule_is_the_one_stated(data, finished):
-    from tightframe import extract
 
     backbone = finished.tuned.backbone
-    features = extract(backbone, data.train)
+    features = Workspace().features(backbone, data.train)
     total = backbone.parameters - backbone.module.fc.weight.numel() - 3 + (16 + 1) * 5
     allowed = [b for b in backbone.layers if b.parameters + 85 <= total / 10]
     expected = (
@@ -122,8 +122,8 @@ def test_the_layer_rule_is_the_one_stated(data, finished):
 
 def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finished, monkeypatch):
     before = outcome(finished.folder)
-    monkeypatch.setattr("tightframe.jobs.training.fit", None)
-    again = transfer(data, list(names.values()), out=finished.folder, plan=PLAN)
+    monkeypatch.setattr("tightframe.decide.training.fit", None)
+    again = transfer(data, list(names.values()), out=finished.folder, config=PLAN)
     assert outcome(finished.folder) == before
     assert again.methods == finished.methods  # times included: they are those of the first run
 
@@ -132,8 +132,8 @@ def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finishe
 def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finished, tmp_path, stopping_at, moment):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        transfer(data, list(names.values()), out=folder, plan=PLAN, progress=stopping_at(moment))
-    transfer(data, list(names.values()), out=folder, plan=PLAN)
+        transfer(data, list(names.values()), out=folder, config=PLAN, workspace=Workspace(progress=stopping_at(moment)))
+    transfer(data, list(names.values()), out=folder, config=PLAN)
     assert outcome(folder) == outcome(finished.folder)
     assert not list(folder.rglob("*unfinished*"))
 
@@ -141,8 +141,8 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finishe
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system can't kill a process outright")
 def test_killed_outright_it_goes_on_to_the_same_result(names, tmp_path):
     def command(folder):
-        images = ["digits:5-9", "--shots", "6", "--test-share", "0.2", "--models", *names.values()]
-        training = ["--epochs", "3", "--rates", "0.05", "--decays", "1e-4", "--out", str(folder)]
+        images = ["digits:5-9", "--max-per-class", "6", "--test-share", "0.2", "--models", *names.values()]
+        training = ["--epochs", "3", "--lr", "0.05", "--weight-decay", "1e-4", "--out", str(folder)]
         return [sys.executable, "-m", "tightframe", "transfer", *images, *training]
 
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
@@ -161,31 +161,33 @@ def test_killed_outright_it_goes_on_to_the_same_result(names, tmp_path):
 
 def test_a_folder_is_one_runs_own(data, names, finished, tmp_path):
     with pytest.raises(SettingsError, match="other settings"):
-        transfer(data, [names["wide"]], out=finished.folder, plan=PLAN)
+        transfer(data, [names["wide"]], out=finished.folder, config=PLAN)
     (tmp_path / "thesis.tex").write_text("do not lose me")
     with pytest.raises(SettingsError, match="not empty"):
-        transfer(data, [names["wide"]], out=tmp_path, plan=PLAN)
+        transfer(data, [names["wide"]], out=tmp_path, config=PLAN)
     with pytest.raises(SettingsError, match="is a file"):
-        transfer(data, [names["wide"]], out=tmp_path / "thesis.tex", plan=PLAN)
+        transfer(data, [names["wide"]], out=tmp_path / "thesis.tex", config=PLAN)
     assert (tmp_path / "thesis.tex").read_text() == "do not lose me"
 
 
 def test_no_model_that_can_be_used(data, tmp_path):
     with pytest.raises(ModelError, match="none of the models"):
-        transfer(data, ["timm/nope", "local-dir:nowhere"], out=tmp_path / "run", plan=PLAN)
+        transfer(data, ["timm/nope", "local-dir:nowhere"], out=tmp_path / "run", config=PLAN)
 
 
 def test_without_test_images_there_is_a_report_all_the_same(names, tmp_path):
-    data = load_images("digits:5-9", shots=6, test_share=0.0)
-    run = transfer(data, [names["narrow"]], out=tmp_path / "run", plan=PLAN, methods=["linear"])
+    data = load_images("digits:5-9", max_per_class=6, test_share=0.0)
+    run = transfer(data, [names["narrow"]], out=tmp_path / "run", config=PLAN, methods=["linear"])
     assert run.samples == []
     assert "test_accuracy" not in run.methods[0]
     assert "Where it errs" not in (run.folder / "report.html").read_text()
 
 
 def test_a_named_layer_and_chosen_methods(data, names, tmp_path):
-    run = transfer(data, [names["wide"]], out=tmp_path / "run", plan=PLAN, methods=["layer", "layer"], layer="layer2.0")
-    assert [(row["method"], row["layer"]) for row in run.methods] == [("layer", "layer2.0")]
+    run = transfer(
+        data, [names["wide"]], out=tmp_path / "run", config=PLAN, methods=["layer", "layer"], block="layer2.0"
+    )
+    assert [(row["method"], row["block"]) for row in run.methods] == [("layer", "layer2.0")]
     assert run.tuned.model.method.name == "layer"
     np.testing.assert_array_equal([row["chosen"] for row in run.layers], [False, True, False, False, False])
 
@@ -193,7 +195,7 @@ def test_a_named_layer_and_chosen_methods(data, names, tmp_path):
 def test_of_two_models_of_one_name_the_winner_is_tuned(data, names, tmp_path):
     first, second = (dataclasses.replace(load_backbone(names[name]), name="net") for name in ("wide", "narrow"))
     for models in ([first, second], [second, first]):
-        run = transfer(data, models, out=tmp_path / models[0].fingerprint, plan=PLAN, methods=["linear"])
+        run = transfer(data, models, out=tmp_path / models[0].fingerprint, config=PLAN, methods=["linear"])
         assert run.tuned.backbone is models[run.ranking.rows[0]["given"]]
         assert run.tuned.backbone.parameters == run.ranking.rows[0]["parameters"]
 
@@ -205,6 +207,6 @@ def test_without_a_method_that_needs_one_no_layer_is_chosen(data, tmp_path):
         "    def forward(self, x):\n        return x.flatten(1)\n"
         "def make():\n    return Mean()\n"
     )
-    run = transfer(data, [f"{tmp_path / 'net.py'}:make"], out=tmp_path / "run", plan=PLAN, methods=["linear"])
-    assert run.result.settings["layer"] is None
+    run = transfer(data, [f"{tmp_path / 'net.py'}:make"], out=tmp_path / "run", config=PLAN, methods=["linear"])
+    assert run.result.settings["block"] is None
     assert run.result.notes[0] == "chosen: make"

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe import Plan, load_backbone, load_images, tune
-from tightframe.data.selection import Subset
+from tightframe import TrainConfig, load_backbone, load_images, tune
+from tightframe.decide.block import chosen_block
 from tightframe.errors import LayerNotFound, SettingsError
-from tightframe.jobs.tune import choose_layer
+from tightframe.features.workspace import Workspace
 from tightframe.tuning.loop import Diverged
 from tightframe.tuning.methods import METHODS
 
-PLAN = Plan(epochs=3, search_epochs=2, rates=(0.05, 0.01), decays=(1e-4, 1e-3))
+PLAN = TrainConfig(epochs=3, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-4, 1e-3))
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=8, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=8, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def wide(names):
 @pytest.fixture(scope="module")
 def finished(data, wide, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "scl"
-    return tune(data, wide, plan=PLAN, out=folder), folder
+    return tune(data, wide, config=PLAN, out=folder), folder
 
 
 def weights(tuned):
@@ -53,7 +53,9 @@ def test_a_pretrained_model_learns_new_classes(tmp_path, data, monkeypatch):
     monkeypatch.setattr(demo, "MODELS", {"narrow": (4, 8, 16, 16)})
     backbone = load_backbone(demo.candidates(tmp_path)[0])
     for method in ("linear", "layer", "scl", "full"):
-        accuracy = tune(data, backbone, method=method, plan=Plan(epochs=8, rates=(0.02,), decays=(1e-4,))).metrics
+        accuracy = tune(
+            data, backbone, method=method, config=TrainConfig(epochs=8, lr=(0.02,), weight_decay=(1e-4,))
+        ).metrics
         assert accuracy["test_low"] > 0.25, method  # chance is 0.2
         assert accuracy["train_accuracy"] > 0.4, method
 
@@ -64,25 +66,25 @@ def test_metrics_are_what_they_say(data, finished):
     logits, _ = tuned.logits_and_features(data.test)
     assert metrics["test_accuracy"] == float((logits.argmax(1).numpy() == data.test.labels).mean())
     assert metrics["test_low"] < metrics["test_accuracy"] < metrics["test_high"]
-    assert metrics["share"] == metrics["parameters"] / metrics["all_parameters"]
-    assert metrics["parameters"] == sum(p.numel() for p in tuned.model.parameters() if p.requires_grad)
+    assert metrics["trainable_share"] == metrics["trainable_parameters"] / metrics["all_parameters"]
+    assert metrics["trainable_parameters"] == sum(p.numel() for p in tuned.model.parameters() if p.requires_grad)
     assert metrics["nc1"] > 0
-    assert metrics["rate"] in PLAN.rates
-    assert metrics["decay"] in PLAN.decays
+    assert metrics["lr"] in PLAN.lr
+    assert metrics["weight_decay"] in PLAN.weight_decay
     assert metrics["epochs"] == 3
 
 
 def test_rates_are_tried_first_then_decays_at_the_best_of_them(finished):
     tuned, _ = finished
     search = [row for row in tuned.history if row["phase"] == "search"]
-    last = {(row["initial_lr"], row["decay"]): row for row in search if row["epoch"] == PLAN.search_epochs}
+    last = {(row["initial_lr"], row["weight_decay"]): row for row in search if row["epoch"] == PLAN.search_epochs}
     assert len(search) == PLAN.search_epochs * 3
-    assert set(last) == {(0.05, 1e-4), (0.01, 1e-4), (tuned.metrics["rate"], 1e-3)}
+    assert set(last) == {(0.05, 1e-4), (0.01, 1e-4), (tuned.metrics["lr"], 1e-3)}
 
     def merit(choice):
         return -last[choice]["validation_loss"]
 
-    assert (tuned.metrics["rate"], tuned.metrics["decay"]) == max(last, key=merit)
+    assert (tuned.metrics["lr"], tuned.metrics["weight_decay"]) == max(last, key=merit)
     final = [row for row in tuned.history if row["phase"] == "final"]
     assert [row["epoch"] for row in final] == [1, 2, 3]
     assert {row["validation_accuracy"] for row in final} == {None}
@@ -90,23 +92,23 @@ def test_rates_are_tried_first_then_decays_at_the_best_of_them(finished):
 
 def test_test_images_decide_nothing(data, wide, finished):
     blind = dataclasses.replace(data, test=None)
-    tuned = tune(blind, wide, plan=PLAN)
+    tuned = tune(blind, wide, config=PLAN)
     assert same(weights(tuned), weights(finished[0]))
     assert "test_accuracy" not in tuned.metrics
 
 
 def test_auto_is_the_block_that_won_the_race(data, wide, finished):
     trials = [row for row in finished[0].history if row["phase"] == "block"]
-    chosen, rows = choose_layer(data, wide, METHODS["scl"], PLAN, {})
-    assert finished[0].model.layer == chosen
+    chosen, rows = chosen_block(data.train, wide, "auto", METHODS["scl"], PLAN, Workspace())
+    assert finished[0].model.block == chosen
     assert trials == rows
 
 
 @pytest.mark.parametrize("moment", [1, 2, 4, 7, 9])
 def test_interrupted_anywhere_resume_gives_the_same(data, wide, finished, tmp_path, stopping_at, moment):
     with pytest.raises(KeyboardInterrupt):
-        tune(data, wide, plan=PLAN, out=tmp_path / "run", progress=stopping_at(moment))
-    tuned = tune(data, wide, plan=PLAN, out=tmp_path / "run", resume=True)
+        tune(data, wide, config=PLAN, out=tmp_path / "run", workspace=Workspace(progress=stopping_at(moment)))
+    tuned = tune(data, wide, config=PLAN, out=tmp_path / "run", resume=True)
     assert same(weights(tuned), weights(finished[0]))
     assert untimed(tuned.metrics) == untimed(finished[0].metrics)
     assert not (tmp_path / "run" / "unfinished").exists()
@@ -114,8 +116,8 @@ def test_interrupted_anywhere_resume_gives_the_same(data, wide, finished, tmp_pa
 
 def test_a_finished_run_is_loaded_not_repeated(data, wide, finished, monkeypatch):
     tuned, folder = finished
-    monkeypatch.setattr("tightframe.jobs.training.fit", None)
-    again = tune(data, wide, plan=PLAN, out=folder, resume=True)
+    monkeypatch.setattr("tightframe.decide.training.fit", None)
+    again = tune(data, wide, config=PLAN, out=folder, resume=True)
     assert same(weights(again), weights(tuned))
     assert again.metrics == tuned.metrics
     assert again.history == json.loads(json.dumps(tuned.history))
@@ -125,33 +127,33 @@ def test_nothing_is_overwritten(data, wide, finished, tmp_path):
     _, folder = finished
     before = (folder / "tuned.safetensors").read_bytes()
     with pytest.raises(SettingsError, match="--resume"):
-        tune(data, wide, plan=PLAN, out=folder)
+        tune(data, wide, config=PLAN, out=folder)
     with pytest.raises(SettingsError, match="other settings"):
-        tune(data, wide, plan=dataclasses.replace(PLAN, seed=1), out=folder, resume=True)
+        tune(data, wide, config=dataclasses.replace(PLAN, seed=1), out=folder, resume=True)
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="is a file"):
-        tune(data, wide, plan=PLAN, out=tmp_path / "file")
+        tune(data, wide, config=PLAN, out=tmp_path / "file")
     assert (folder / "tuned.safetensors").read_bytes() == before
 
 
 def test_too_few_images_to_choose_with_is_said(data, wide):
     two = np.concatenate([np.flatnonzero(data.train.labels == k)[:1] for k in range(5)])
-    few = dataclasses.replace(data, train=Subset(data.train, two))
-    tuned = tune(few, wide, method="full", plan=PLAN)
+    few = dataclasses.replace(data, train=data.train.subset(two))
+    tuned = tune(few, wide, method="full", config=PLAN)
     assert "too few" in tuned.notes[0]
     assert {row["phase"] for row in tuned.history} == {"final"}
 
 
 def test_images_left_out_are_counted_in_the_notes(data, wide):
     skipped = dataclasses.replace(data, skipped=("a.jpg: empty", "b.jpg: empty"))
-    plan = Plan(epochs=1, rates=(0.05,), decays=(0.0,))
-    assert tune(skipped, wide, method="linear", plan=plan).notes == ["2 files were left out; the first: a.jpg: empty"]
+    plan = TrainConfig(epochs=1, lr=(0.05,), weight_decay=(0.0,))
+    assert tune(skipped, wide, method="linear", config=plan).notes == ["2 files were left out; the first: a.jpg: empty"]
 
 
 def test_every_rate_too_high(data, wide):
-    plan = Plan(epochs=2, search_epochs=2, rates=(1e30, 1e31), decays=(1e-4,))
-    with pytest.raises(Diverged, match="--rates"):
-        tune(data, wide, method="full", plan=plan, precision="float32")
+    plan = TrainConfig(epochs=2, search_epochs=2, lr=(1e30, 1e31), weight_decay=(1e-4,))
+    with pytest.raises(Diverged, match="--lr"):
+        tune(data, wide, method="full", config=plan, workspace=Workspace(precision="float32"))
 
 
 @pytest.mark.parametrize(
@@ -162,29 +164,29 @@ def test_every_rate_too_high(data, wide):
         {"batch_size": 1},
         {"search_epochs": 0},
         {"validation_share": 1.0},
-        {"rates": (0.0,)},
-        {"decays": (-1e-4,)},
+        {"lr": (0.0,)},
+        {"weight_decay": (-1e-4,)},
     ],
     ids=str,
 )
 def test_plans_out_of_range(data, wide, wrong):
     with pytest.raises(SettingsError):
-        tune(data, wide, plan=Plan(**wrong))
+        tune(data, wide, config=TrainConfig(**wrong))
 
 
 def test_names_that_are_not_there(data, wide):
     with pytest.raises(SettingsError, match="linear, layer, scl, full"):
-        tune(data, wide, method="magic", plan=PLAN)
+        tune(data, wide, method="magic", config=PLAN)
     with pytest.raises(LayerNotFound, match="nearest"):
-        tune(data, wide, layer="layer7", plan=PLAN)
+        tune(data, wide, block="layer7", config=PLAN)
 
 
 def test_choices_by_kind_of_model(wide):
-    rates, decays = Plan().choices(wide.module)
+    rates, decays = TrainConfig().choices(wide.module)
     assert {0.05} <= set(rates)
     assert decays == (1e-4, 5e-4)
-    rates, decays = Plan().choices(torch.nn.Sequential(torch.nn.LayerNorm(3)))
+    rates, decays = TrainConfig().choices(torch.nn.Sequential(torch.nn.LayerNorm(3)))
     assert {1e-2, 1e-3} <= set(rates)
     assert decays == (1e-4, 0.0)
-    assert Plan(rates=(3e-3,)).choices(wide.module) == ((3e-3,), (1e-4, 5e-4))
-    assert max(Plan().choices(wide.module, warm=True)[0]) < max(rates)
+    assert TrainConfig(lr=(3e-3,)).choices(wide.module) == ((3e-3,), (1e-4, 5e-4))
+    assert max(TrainConfig().choices(wide.module, from_probe=True)[0]) < max(rates)

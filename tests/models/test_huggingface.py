@@ -18,10 +18,12 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 from transformers.utils import logging
 
-from tightframe import Plan, extract, load_backbone, load_images, load_tuned, measure, tune
+from tightframe import TrainConfig, load_backbone, load_images, load_tuned, measure, tune
 from tightframe.errors import HubUnreachable, ModelError
 from tightframe.features.taps import tapped
-from tightframe.models.backbones import short_name
+from tightframe.features.workspace import Workspace
+from tightframe.models.names import short_name
+from tightframe.models.preprocessing import crop_share
 
 SQUARE = {"height": 32, "width": 32}
 VIT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -144,11 +146,11 @@ def test_features_and_output_are_the_librarys(name: str, tmp_path: Path) -> None
 
 
 def test_features_of_images_as_the_processor_prepares_them(saved: Path) -> None:
-    data = load_images("digits:5-9", shots=3, test_share=0.2).train
+    data = load_images("digits:5-9", max_per_class=3, test_share=0.2).train
     processor = AutoImageProcessor.from_pretrained(saved)
     prepared = processor(images=[data[index] for index in range(len(data))], return_tensors="pt")["pixel_values"]
     expected, _ = theirs(saved, FAMILIES["vit classifier"], prepared)
-    found = extract(load_backbone(f"hf/{saved}"), data, precision="float32")["penultimate"]
+    found = Workspace(precision="float32").features(load_backbone(f"hf/{saved}"), data)["penultimate"]
     apart = np.linalg.norm(found - expected.numpy(), axis=1) / np.linalg.norm(expected.numpy(), axis=1)
     assert apart.max() < 0.01  # the processor resizes tensors, not images: see below
 
@@ -186,9 +188,9 @@ def test_a_crop_that_is_rounded_another_way_is_no_other_image(tmp_path: Path) ->
 
 
 def test_a_share_comes_to_whole_pixels() -> None:
-    from tightframe.models.huggingface import _share
-
-    assert all(int(crop / _share(crop, side)) == side for crop in (32, 49, 224, 518) for side in range(crop, 3 * crop))
+    assert all(
+        int(crop / crop_share(crop, side)) == side for crop in (32, 49, 224, 518) for side in range(crop, 3 * crop)
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_a_share_comes_to_whole_pixels() -> None:
 )
 def test_a_processor_that_does_something_else_is_refused(processor: Any, tmp_path: Path) -> None:
     save(tmp_path / "mine", FAMILIES["resnet"], processor)
-    with pytest.raises(ModelError, match=f"can't be prepared as its {type(processor).__name__} does .*FUNCTION"):
+    with pytest.raises(ModelError, match=f"can't be prepared as its {type(processor).__name__} does: .*FUNCTION"):
         load_backbone(f"hf/{tmp_path / 'mine'}")
 
 
@@ -276,16 +278,16 @@ def test_the_origin_makes_it_again_from_anywhere(saved: Path, monkeypatch: pytes
     [("vit classifier", True), ("convnext classifier", False), ("resnet", False), ("clip", False)],
 )
 def test_it_is_measured_tuned_saved_and_loaded(name: str, whole: bool, tmp_path: Path) -> None:
-    data = load_images("digits:5-9", shots=6, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=6, test_share=0.2)
     family = FAMILIES[name]
     backbone = load_backbone(f"hf/{save(tmp_path / 'mine', family)}")
     assert [row["layer"] for row in measure(data, backbone).rows] == [*family.layers, "penultimate"]
-    plan = Plan(epochs=2, search_epochs=1, rates=(0.01,), decays=(1e-4,))
-    tuned = tune(data, backbone, method="scl", plan=plan, out=tmp_path / "tuned")
+    plan = TrainConfig(epochs=2, search_epochs=1, lr=(0.01,), weight_decay=(1e-4,))
+    tuned = tune(data, backbone, method="scl", config=plan, out=tmp_path / "tuned")
     images = [data.test[0], data.test[1]]
     assert load_tuned(tmp_path / "tuned").predict(images) == tuned.predict(images)
     assert any("trained whole" in note for note in tuned.notes) == whole
-    uncut = tune(data, backbone, method="scl", plan=replace(plan, cache_gb=0.0))
+    uncut = tune(data, backbone, method="scl", config=replace(plan, prefix_cache_gb=0.0))
     assert tuned.history[-1]["train_loss"] == pytest.approx(uncut.history[-1]["train_loss"], rel=2e-2)
 
 

@@ -90,10 +90,10 @@ def methods():
             "train_accuracy": 0.99,
             "nc1": 0.1,
             "parameters": 10**rank,
-            "share": 10.0 ** (rank - 5),
+            "trainable_share": 10.0 ** (rank - 5),
             "seconds": 250,
-            "rate": 1e-3,
-            "decay": 5e-4,
+            "lr": 1e-3,
+            "weight_decay": 5e-4,
             "bytes": 4 * 10**rank,
         }
         for rank, name in enumerate(NASTY[:5])

@@ -25,7 +25,7 @@ from tightframe.studies.source_collapse import _threshold, turning_point
 from tightframe.studies.study import Lab, Point, Scale, _rows
 
 DIGITS = ("digits:0-4", "digits:5-9")
-SHORT = {"shots": 8, "precision": "float32"}
+SHORT = {"max_per_class": 8, "precision": "float32"}
 PRETRAINING = [name for name, study in STUDIES.items() if study.pretrains]
 GIVEN = [name for name in STUDIES if name not in PRETRAINING]
 
@@ -82,7 +82,7 @@ def test_what_is_done_is_not_done_again(done, names, monkeypatch):
     models = () if study.pretrains else list(names.values())
     assert run_study(replace(study, points=again), out, models=models, data=DIGITS, **SHORT).rows == found.rows
     with pytest.raises(SettingsError, match="other settings"):
-        run_study(study, out, models=models, data=DIGITS, **(SHORT | {"shots": 7}))
+        run_study(study, out, models=models, data=DIGITS, **(SHORT | {"max_per_class": 7}))
 
 
 def test_runs_at_once_share_the_work(tmp_path):
@@ -283,7 +283,7 @@ def test_scarce_numbers_are_the_papers_as_far_as_there_are_images(names, tmp_pat
     study = plain(STUDIES["scarce-data"])
     study = replace(study, scales={"small": Scale(epochs=1, seeds=1, images=50, methods=("linear",))})
     found = run_study(
-        study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], shots=12, precision="float32"
+        study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], max_per_class=12, precision="float32"
     )
     assert [row["shots"] for row in found.rows] == [3, 10]
 

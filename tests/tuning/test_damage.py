@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe.tuning.inputs import KeptInputs
+from tightframe.features.inputs import KeptInputs
 from tightframe.tuning.loop import fit
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.surgery import HeadOnly

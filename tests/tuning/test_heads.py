@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tightframe.features.inputs import KeptInputs
 from tightframe.tuning.heads import fit_heads
-from tightframe.tuning.inputs import KeptInputs
 from tightframe.tuning.loop import fit
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.surgery import HeadOnly
@@ -33,22 +33,24 @@ def head():
     return linear
 
 
-@pytest.mark.parametrize("recipe", [PLAIN, replace(PLAIN, mixup=0.3, smoothing=0.1, balance=True)])
+@pytest.mark.parametrize(
+    "recipe", [PLAIN, replace(PLAIN, mixup_alpha=0.3, label_smoothing=0.1, class_weights="balanced")]
+)
 @pytest.mark.parametrize("views", [1, 3])
 def test_together_as_one_after_the_other(recipe, views):
-    recipes = [replace(recipe, rate=rate, decay=decay) for rate, decay in GRID]
+    recipes = [replace(recipe, lr=rate, weight_decay=decay) for rate, decay in GRID]
     start = head()
     together = fit_heads(start, inputs(views), SPLIT, recipes, device=CPU)
     assert not start.weight.any()
     for one, rows in zip(recipes, together, strict=True):
         alone = fit(HeadOnly(head()), inputs(views), SPLIT, one, device=CPU)
         for row, expected in zip(rows, alone, strict=True):
-            for name in ("epoch", "rate", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
+            for name in ("epoch", "lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
                 assert row[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
 def test_a_head_that_diverges_leaves_the_others_alone():
-    recipes = [replace(PLAIN, rate=rate) for rate in (0.1, 1e38)]
+    recipes = [replace(PLAIN, lr=rate) for rate in (0.1, 1e38)]
     sound, broken = fit_heads(head(), inputs(), SPLIT, recipes, device=CPU)
     assert not np.isfinite(broken[-1]["validation_loss"])
     (alone,) = fit_heads(head(), inputs(), SPLIT, recipes[:1], device=CPU)

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tightframe.features.inputs import KeptInputs
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import nc1
-from tightframe.tuning.inputs import KeptInputs
 from tightframe.tuning.loop import Diverged, fit, logits_of, predict_features
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.surgery import HeadOnly, TunableModel
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(rate=0.1, decay=1e-3, epochs=4, batch_size=8, seed=3)
+RECIPE = Recipe(lr=0.1, weight_decay=1e-3, epochs=4, batch_size=8, seed=3)
 CLASSES = 3
 
 
@@ -72,11 +72,11 @@ def same(first, second):
 
 
 def test_the_rate_goes_down_a_cosine():
-    recipe = Recipe(rate=0.1)
-    assert recipe.rate_at(0, 100) == 0.1
-    assert recipe.rate_at(50, 100) == pytest.approx((0.1 + 1e-4) / 2)
-    assert recipe.rate_at(100, 100) == pytest.approx(1e-4)
-    assert Recipe(rate=1e-5).rate_at(70, 100) == 1e-5  # never up
+    recipe = Recipe(lr=0.1)
+    assert recipe.lr_at(0, 100) == 0.1
+    assert recipe.lr_at(50, 100) == pytest.approx((0.1 + 1e-4) / 2)
+    assert recipe.lr_at(100, 100) == pytest.approx(1e-4)
+    assert Recipe(lr=1e-5).lr_at(70, 100) == 1e-5  # never up
 
 
 def test_the_same_seed_gives_the_same_and_another_does_not(wide, split):
@@ -108,7 +108,15 @@ class Stopping(Drawn):
             yield indices, batch
 
 
-EVERYTHING = replace(RECIPE, mixup=0.4, smoothing=0.1, balance=True, accumulate=2, average=0.9, patience=4)
+EVERYTHING = replace(
+    RECIPE,
+    mixup_alpha=0.4,
+    label_smoothing=0.1,
+    class_weights="balanced",
+    grad_accum_steps=2,
+    ema_decay=0.9,
+    patience=4,
+)
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, EVERYTHING], ids=["plain", "everything"])
@@ -128,7 +136,7 @@ def test_stopped_at_any_step_it_goes_on_to_the_same_result(wide, split, tmp_path
     assert same(resumed, undisturbed)
 
 
-@pytest.mark.parametrize("what", ["scope", "rate", "epochs", "split", "truncated", "garbage", "another model"])
+@pytest.mark.parametrize("what", ["scope", "lr", "epochs", "split", "truncated", "garbage", "another model"])
 def test_a_checkpoint_of_anything_else_is_not_used(wide, split, tmp_path, what):
     class Counted(Drawn):
         asked = 0
@@ -143,8 +151,8 @@ def test_a_checkpoint_of_anything_else_is_not_used(wide, split, tmp_path, what):
     recipe, scope, model = RECIPE, "a", scl(wide)
     if what == "scope":
         scope = "b"
-    elif what in ("rate", "epochs"):
-        recipe = replace(RECIPE, rate=0.2) if what == "rate" else replace(RECIPE, epochs=3)
+    elif what in ("lr", "epochs"):
+        recipe = replace(RECIPE, lr=0.2) if what == "rate" else replace(RECIPE, epochs=3)
     elif what == "split":
         split = replace(split, validation=split.validation[1:])
     elif what == "truncated":
@@ -206,7 +214,7 @@ def test_logits_come_in_the_order_asked_for(split, features):
 
 def test_an_absurd_rate_diverges_by_name(split, features):
     with pytest.raises(Diverged, match="lower"):
-        trained(head(), KeptInputs(1e30 * features), split, replace(RECIPE, rate=1e9))
+        trained(head(), KeptInputs(1e30 * features), split, replace(RECIPE, lr=1e9))
 
 
 def test_without_validation_nothing_is_judged(split, features):
@@ -239,7 +247,7 @@ def accuracies(rows):
 
 
 def test_a_batch_in_parts_trains_as_in_one(split, features):
-    whole, parts = (trained(head(), KeptInputs(features), split, replace(RECIPE, accumulate=a)) for a in (1, 3))
+    whole, parts = (trained(head(), KeptInputs(features), split, replace(RECIPE, grad_accum_steps=a)) for a in (1, 3))
     for name, tensor in whole[1].items():
         torch.testing.assert_close(tensor, parts[1][name])
     assert [row["train_loss"] for row in whole[0]] == pytest.approx([row["train_loss"] for row in parts[0]])
@@ -247,7 +255,7 @@ def test_a_batch_in_parts_trains_as_in_one(split, features):
 
 def test_smoothing_and_balance_are_pytorchs(split, features):
     few = replace(split, training=np.array([0, 1, 2, 3, 6, 9, 12, 15]))  # six of class 0, one each of the others
-    recipe = replace(RECIPE, epochs=1, batch_size=8, smoothing=0.2, balance=True)
+    recipe = replace(RECIPE, epochs=1, batch_size=8, label_smoothing=0.2, class_weights="balanced")
     model = head()
     rows, _ = trained(model, KeptInputs(features), few, recipe)
     weights = torch.tensor([8 / (3 * 6), 8 / 3, 8 / 3])
@@ -270,7 +278,7 @@ def test_mixed_images_lie_between_two(split, features):
             return inputs
 
     model = Watched(head().head)
-    rows, _ = trained(model, KeptInputs(features), split, replace(RECIPE, mixup=1.0))
+    rows, _ = trained(model, KeptInputs(features), split, replace(RECIPE, mixup_alpha=1.0))
     mixed = torch.cat(seen)
     apart = (mixed[:, None] - features[None]).norm(dim=2).min(1).values
     assert (apart > 1e-3).double().mean() > 0.5
@@ -282,9 +290,9 @@ def test_mixed_images_lie_between_two(split, features):
 
 
 def test_the_average_follows_and_is_what_is_judged(split, features):
-    recipe = replace(RECIPE, average=0.99, rate=0.5)
+    recipe = replace(RECIPE, ema_decay=0.99, lr=0.5)
     plain, averaged = head(), head()
-    trained(plain, KeptInputs(features), split, replace(recipe, average=0.0))
+    trained(plain, KeptInputs(features), split, replace(recipe, ema_decay=0.0))
     rows, _ = trained(averaged, KeptInputs(features), split, recipe)
     assert not torch.allclose(plain.head.weight, averaged.head.weight)
     assert averaged.head.weight.norm() < plain.head.weight.norm()  # it starts at zero and lags
@@ -294,7 +302,7 @@ def test_the_average_follows_and_is_what_is_judged(split, features):
 
 
 def test_out_of_patience_it_goes_back_to_the_best_epoch(split, features):
-    recipe = replace(RECIPE, rate=30.0, epochs=40, patience=3)
+    recipe = replace(RECIPE, lr=30.0, epochs=40, patience=3)
     model = head()
     rows, _ = trained(model, KeptInputs(features), split, recipe)
     losses = [row["validation_loss"] for row in rows]

@@ -116,7 +116,7 @@ def test_maps_of_rank_8_and_the_head_are_trained_and_nothing_else(resnet):
     maps = [submodule(resnet.module, name) for name in adapted(found)]
     added = sum(8 * (m.in_channels * m.kernel_size[0] * m.kernel_size[1] + m.out_channels) for m in maps)
     head = (resnet.penultimate.dimension + 1) * len(CLASSES)
-    assert found.trained_parameters == added + head
+    assert found.trainable_parameters == added + head
     assert found.all_parameters == model(resnet, "linear").all_parameters + added
     assert set(found.changed_state()) == {name for name, p in found.named_parameters() if p.requires_grad}
     assert sum(p.numel() for p in found.owned.parameters) == added
@@ -312,7 +312,7 @@ def test_without_peft_the_way_to_get_it_is_said(resnet, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(LoraMissing, match=r"pip install 'tightframe\[lora\]'"):
         model(resnet)
-    assert model(resnet, "linear").trained_parameters
+    assert model(resnet, "linear").trainable_parameters
 
 
 def test_a_model_with_nothing_to_adapt_is_refused():

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from tightframe.errors import SettingsError
 from tightframe.files import write_text
-from tightframe.process import is_first
-from tightframe.tuning.processes import Team, _normalized, together
+from tightframe.processes import Team, is_first, together
+from tightframe.tuning.batch_norm import normalized
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
@@ -31,7 +31,7 @@ def tune(model, out, *options, launcher=None, **environment):
 
 def run(job, out, *options, launcher=None, **environment):
     command = [*LAUNCHERS[launcher], "tightframe"] if launcher else ["python", "-m", "tightframe"]
-    command += [job, "digits:5-9", "--shots", "9", "--out", str(out), *options]
+    command += [job, "digits:5-9", "--max-per-class", "9", "--out", str(out), *options]
     command[0] = str(BIN / command[0])
     given = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)
@@ -43,8 +43,8 @@ RECIPE = ("--epochs", "3", "--precision", "float32", "--batch-size", "16")
 @pytest.mark.parametrize(
     ("launcher", "options"),
     [
-        ("torchrun", ("--method", "scl", "--layer", "layer3.0", "--rates", "0.01", "0.005", "--decays", "1e-4")),
-        ("accelerate", ("--method", "full", "--rates", "0.01", "--decays", "1e-4", "--average", "0.9")),
+        ("torchrun", ("--method", "scl", "--block", "layer3.0", "--lr", "0.01", "0.005", "--weight-decay", "1e-4")),
+        ("accelerate", ("--method", "full", "--lr", "0.01", "--weight-decay", "1e-4", "--ema-decay", "0.9")),
     ],
 )
 def test_two_give_what_one_gives(names, tmp_path, launcher, options):
@@ -64,7 +64,7 @@ def test_two_give_what_one_gives(names, tmp_path, launcher, options):
 def test_two_pretrain_what_one_does(tmp_path):
     options = ("--arch", "cifar_resnet8", "--projector", "1", *RECIPE, "--epochs", "1")  # rounding grows with steps
     for name, launcher in (("one", None), ("two", "torchrun")):
-        done = run("pretrain", tmp_path / name, *options, "--rate", "0.01", launcher=launcher)
+        done = run("pretrain", tmp_path / name, *options, "--lr", "0.01", launcher=launcher)
         assert done.returncode == 0, done.stderr
     alone, together = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in alone.items():
@@ -80,9 +80,9 @@ def test_two_keep_to_a_time_limit_compare_and_go_on(names, tmp_path):
         "linear,full",
         "--epochs",
         "4000",
-        "--rates",
+        "--lr",
         "0.01",
-        "--decays",
+        "--weight-decay",
         "1e-4",
         "--time-limit",
         "0.1",
@@ -100,7 +100,18 @@ def test_two_keep_to_a_time_limit_compare_and_go_on(names, tmp_path):
 
 
 def test_batch_norms_in_parts_of_a_batch_that_does_not_go_even(names, tmp_path):
-    options = ("--method", "full", "--rates", "0.01", "--decays", "1e-4", "--accumulate", "4", "--batch-size", "7")
+    options = (
+        "--method",
+        "full",
+        "--lr",
+        "0.01",
+        "--weight-decay",
+        "1e-4",
+        "--grad-accum-steps",
+        "4",
+        "--batch-size",
+        "7",
+    )
     done = tune(names["wide"], tmp_path / "two", *options, "--epochs", "2", launcher="torchrun")
     assert done.returncode == 0, done.stderr
 
@@ -147,6 +158,6 @@ def test_a_batch_norm_over_one_process_is_pytorchs(monkeypatch):
     for training in (True, True, False):
         ours.train(training)
         theirs.train(training)
-        torch.testing.assert_close(_normalized(ours, inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(normalized(ours, inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
     for name, buffer in theirs.named_buffers():
         torch.testing.assert_close(ours.get_buffer(name), buffer)

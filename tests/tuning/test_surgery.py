@@ -47,13 +47,13 @@ def changed(before, after):
 )
 def test_parameters_of_the_papers_models(name, trained, whole, share):
     tuned = model(load_backbone(f"timm/{name}", pretrained=False), "scl", "layer3.0", 10)
-    assert (tuned.trained_parameters, tuned.all_parameters) == (trained, whole)
+    assert (tuned.trainable_parameters, tuned.all_parameters) == (trained, whole)
     assert f"{100 * trained / whole:.2f}" == share
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_changes_what_the_method_trains_and_nothing_else(wide, method):
-    layer = BLOCK if METHODS[method].needs_layer else None
+    layer = BLOCK if METHODS[method].needs_block else None
     tuned = model(wide, method, layer)
     with torch.no_grad():  # heads, and norms that end a block, start at zero: no gradient would pass them
         for parameter in tuned.parameters():
@@ -176,7 +176,7 @@ def test_a_head_alone_keeps_the_same_promises():
 
 @pytest.mark.parametrize(("method", "layer"), [("linear", BLOCK), ("full", BLOCK), ("scl", None), ("layer", None)])
 def test_methods_and_layers_that_do_not_go_together(wide, method, layer):
-    with pytest.raises(SettingsError, match=r"layer"):
+    with pytest.raises(SettingsError, match=r"block"):
         model(wide, method, layer)
 
 

@@ -38,4 +38,4 @@ def test_the_features_are_padded_to_a_wider_block():
     assert tuned.head.in_features == 6
     torch.testing.assert_close(tuned.features(inputs), expected)
     assert tuned.all_parameters == 168 + 110 + 6 * 5 + 5
-    assert tuned.trained_parameters == 168 + 6 * 5 + 5
+    assert tuned.trainable_parameters == 168 + 6 * 5 + 5

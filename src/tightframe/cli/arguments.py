@@ -106,8 +106,8 @@ def _transfer(commands: Any) -> None:
         default=["linear", "layer", "scl", "full"],
         help=f"any of {METHOD_HELP} (default: the first four)",
     )
-    command.add_argument("--layer", default="auto", metavar="NAME", help=LAYER_HELP)
-    command.add_argument("--by", metavar="SCORE", default="expected_accuracy", help=BY_HELP)
+    command.add_argument("--block", default="auto", metavar="NAME", help=LAYER_HELP)
+    command.add_argument("--sort-by", metavar="SCORE", default="expected_accuracy", help=BY_HELP)
     _plan_options(command)
     _run_options(command, cache=False)
 
@@ -195,7 +195,7 @@ def _rank(commands: Any) -> None:
     )
     command.add_argument("data", metavar="DATA", help=DATA_HELP)
     command.add_argument("--models", metavar="M", nargs="+", required=True, help=MODEL_HELP)
-    command.add_argument("--by", metavar="SCORE", default="expected_accuracy", help=BY_HELP)
+    command.add_argument("--sort-by", metavar="SCORE", default="expected_accuracy", help=BY_HELP)
     command.add_argument(
         "--truth",
         metavar="FILE",
@@ -203,7 +203,7 @@ def _rank(commands: Any) -> None:
         "probe on the test images (the word probe)",
     )
     command.add_argument(
-        "--budget",
+        "--time-limit",
         type=float,
         metavar="MINUTES",
         help="let models race: images go only to those that can still win, about a third of all forward passes",
@@ -231,7 +231,7 @@ def _tune(commands: Any) -> None:
     which.add_argument(
         "--compare", metavar="NAMES", help="several methods, as linear,scl,full: each saved in DIR/NAME, in one table"
     )
-    command.add_argument("--layer", default="auto", metavar="NAME", help=LAYER_HELP)
+    command.add_argument("--block", default="auto", metavar="NAME", help=LAYER_HELP)
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the tuned model")
     command.add_argument("--resume", action="store_true", help="go on with what an earlier run left in DIR")
     _plan_options(command)
@@ -280,11 +280,13 @@ def _pretrain(commands: Any) -> None:
         help="strength of crops, flips and colors: 0 (none) to 1 (default: %(default)s)",
     )
     group.add_argument("--epochs", type=int, metavar="N", default=200, help="(default: %(default)s)")
-    group.add_argument("--rate", type=float, metavar="R", default=0.1, help="at the start (default: %(default)s)")
-    group.add_argument("--decay", type=float, metavar="D", default=5e-4, help="of weights (default: %(default)s)")
+    group.add_argument("--lr", type=float, metavar="R", default=0.1, help="at the start (default: %(default)s)")
+    group.add_argument(
+        "--weight-decay", type=float, metavar="D", default=5e-4, help="of weights (default: %(default)s)"
+    )
     group.add_argument("--batch-size", type=int, metavar="N", default=128, help="images a step (default: 128)")
     group.add_argument(
-        "--accumulate", type=int, metavar="N", default=1, help="run each batch in N parts (default: %(default)s)"
+        "--grad-accum-steps", type=int, metavar="N", default=1, help="run each batch in N parts (default: %(default)s)"
     )
     group.add_argument("--log-to", dest="log", nargs="+", metavar="WHERE", default=[], help=LOG_HELP)
     _data_options(command)
@@ -322,7 +324,7 @@ def _study(commands: Any) -> None:
     command.add_argument("--seeds", dest="repeats", type=int, metavar="N", help="how many (default: the scale's)")
     command.add_argument("--epochs", type=int, metavar="N", help="of pre-training or tuning (default: the scale's)")
     command.add_argument(
-        "--shots", type=int, metavar="N", help="at most N training images a class of every set (default: all)"
+        "--max-per-class", type=int, metavar="N", help="at most N training images a class of every set (default: all)"
     )
     command.add_argument(
         "--out",
@@ -345,7 +347,6 @@ def _predict(commands: Any) -> None:
     )
     command.add_argument("folder", metavar="DIR", type=Path, help="what `tightframe tune --out DIR` wrote")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    command.add_argument("--skip-bad", action="store_true", help="go on without files that can't be read")
     command.add_argument("--device", metavar="NAME", default="auto", help=DEVICE_HELP)
     command.add_argument("--model", metavar="M", help="the base model, if its files moved or it is your own builder")
 
@@ -446,7 +447,9 @@ def _run_options(command: argparse.ArgumentParser, cache: bool = True) -> None:
 
 def _data_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("images")
-    group.add_argument("--shots", type=int, metavar="N", help="at most N training images a class (default: all)")
+    group.add_argument(
+        "--max-per-class", type=int, metavar="N", help="at most N training images a class (default: all)"
+    )
     group.add_argument(
         "--test-share",
         type=float,
@@ -479,7 +482,7 @@ def _pass_options(command: argparse.ArgumentParser, cache: bool) -> None:
     _machine_options(group)
     if cache:
         group.add_argument(
-            "--cache",
+            "--feature-cache",
             metavar="DIR",
             type=Path,
             default=os.environ.get("TIGHTFRAME_CACHE"),
@@ -498,27 +501,26 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         "--epochs", type=int, metavar="N", default=30, help="of the final training (default: %(default)s)"
     )
     group.add_argument("--search-epochs", type=int, metavar="N", help="of each trial (default: a third of --epochs)")
-    group.add_argument("--rates", type=float, nargs="+", metavar="R", help="start rates to try " + RATES)
-    group.add_argument("--decays", type=float, nargs="+", metavar="D", help="weight decays to try " + DECAYS)
+    group.add_argument("--lr", type=float, nargs="+", metavar="R", help="start rates to try " + RATES)
+    group.add_argument("--weight-decay", type=float, nargs="+", metavar="D", help="weight decays to try " + DECAYS)
     group.add_argument(
         "--align", metavar="HOW", default="pad", help="of scl: pad (default), concat or project the block's features"
     )
     group.add_argument(
-        "--scale",
+        "--skip-scale",
         metavar="HOW",
         default="none",
         help="of scl: take them as they are (none, default), or bring them to the spread of the last ones",
     )
     group.add_argument(
-        "--head-start",
+        "--head-init",
         metavar="HEAD",
-        dest="start",
         default="auto",
         help="of the new head: zeros, or probe (fitted to the features; batch norms then keep their statistics); auto "
         "(default) is probe for lp-ft and zeros for all others",
     )
     group.add_argument(
-        "--cache-gb",
+        "--prefix-cache-gb",
         type=float,
         metavar="GB",
         default=8.0,
@@ -539,10 +541,10 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         help="of each image, itself among them, where they are kept: with --augment and one tuned block or none "
         "(default: %(default)s); else every epoch draws its own",
     )
-    group.add_argument("--balance", action="store_true", help="rare classes weigh as much as frequent ones")
-    group.add_argument("--smoothing", type=float, metavar="S", default=0.0, help="label smoothing (default: 0)")
+    group.add_argument("--class-weights", default="none", help="balanced: rare classes weigh as much as frequent ones")
+    group.add_argument("--label-smoothing", type=float, metavar="S", default=0.0, help="label smoothing (default: 0)")
     group.add_argument(
-        "--mixup", type=float, metavar="A", default=0.0, help="mix images by Beta(A, A) (default: 0, not)"
+        "--mixup-alpha", type=float, metavar="A", default=0.0, help="mix images by Beta(A, A) (default: 0, not)"
     )
     group.add_argument(
         "--patience",
@@ -555,18 +557,17 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=float,
         metavar="MINUTES",
-        dest="minutes",
         help="of each tuning, about: fewer rates and epochs if need be; --resume starts the clock anew",
     )
     group.add_argument(
-        "--accumulate",
+        "--grad-accum-steps",
         type=int,
         metavar="N",
         default=1,
         help="run each batch in N parts, which takes less memory (default: 1)",
     )
     group.add_argument(
-        "--average",
+        "--ema-decay",
         type=float,
         metavar="D",
         default=0.0,

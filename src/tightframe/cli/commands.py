@@ -11,7 +11,6 @@ from typing import Any
 
 from tightframe.cli import terminal
 from tightframe.errors import ModelError, SettingsError
-from tightframe.process import is_first
 
 SHOWN = 10
 """Most kinds of mistake, and epochs, that are shown."""
@@ -34,7 +33,7 @@ def transfer(options: argparse.Namespace) -> None:
             data, models = _images(options, progress), options.models
         elif options.data in ("digits", demo.DOWNSTREAM):
             torch.set_num_threads(1)  # models this small would only wait for each other's threads
-            data = demo.downstream(options.shots, options.seed)
+            data = demo.downstream(options.max_per_class, options.seed)
             models = demo.candidates(options.out.with_name(options.out.name + "-models"), progress)
         else:
             raise SettingsError(f"no models to choose from for {options.data}; name some with --models")
@@ -43,13 +42,12 @@ def transfer(options: argparse.Namespace) -> None:
             models,
             out=options.out,
             methods=options.methods,
-            layer=options.layer,
-            by=options.by,
-            plan=_plan(options),
-            log=options.log,
+            block=options.block,
+            sort_by=options.sort_by,
+            config=_config(options),
+            log_to=options.log,
             model_options=_model(options),
-            **_running(options),
-            progress=progress,
+            workspace=_workspace(options, progress),
         )
     terminal.show("Models", RANKING, run.ranking.rows)
     terminal.show(f"Methods on {run.tuned.backbone.name}", METHODS, run.methods)
@@ -68,7 +66,7 @@ def measure(options: argparse.Namespace) -> None:
         data = _images(options, progress)
         backbone = load_backbone(options.model, **_model(options))
         found = measure(
-            data, backbone, weighting=options.weighting, seed=options.seed, **_running(options), progress=progress
+            data, backbone, weighting=options.weighting, seed=options.seed, workspace=_workspace(options, progress)
         )
     terminal.show(f"{backbone.name} on {data.train.name}", LAYERS, found.rows)
     terminal.close(found, options.json, options.data)
@@ -83,7 +81,7 @@ def layers(options: argparse.Namespace) -> None:
     with terminal.progress() as progress:
         data = _images(options, progress)
         backbone = load_backbone(options.model, **_model(options))
-        found = layers(data, backbone, seed=options.seed, **_running(options), progress=progress)
+        found = layers(data, backbone, seed=options.seed, workspace=_workspace(options, progress))
     title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test images"
     terminal.show(title, PROBES, found.rows)
     terminal.close(found, options.json, options.data)
@@ -110,8 +108,7 @@ def fewshot(options: argparse.Namespace) -> None:
             queries=options.queries,
             classes=classes,
             seed=options.seed,
-            **_running(options),
-            progress=progress,
+            workspace=_workspace(options, progress),
         )
     title = f"{backbone.name} on {data.name}: {options.episodes} episodes of {options.ways} classes"
     terminal.show(title, EPISODES, found.rows)
@@ -128,13 +125,12 @@ def rank(options: argparse.Namespace) -> None:
         found = rank(
             data,
             options.models,
-            by=options.by,
+            sort_by=options.sort_by,
             truth=options.truth,
-            budget=options.budget,
+            time_limit=options.time_limit,
             model_options=_model(options),
             seed=options.seed,
-            **_running(options),
-            progress=progress,
+            workspace=_workspace(options, progress),
         )
     terminal.show(f"Models on {data.train.name}", RANKING, found.rows)
     terminal.show(
@@ -149,18 +145,19 @@ def rank(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """``tightframe tune``."""
-    from tightframe.jobs.compare import compare, unique_methods
+    from tightframe.jobs.compare import compare
     from tightframe.jobs.tune import tune
     from tightframe.models.backbones import load_backbone
     from tightframe.report.columns import METHODS
+    from tightframe.tuning.methods import unique_methods
 
     compared = None if options.compare is None else [name.strip() for name in options.compare.split(",")]
     names = compared and unique_methods(compared)  # before anything is loaded
     with terminal.progress() as progress:
         data = _images(options, progress)
         backbone = load_backbone(options.model, **_model(options))
-        given: Any = {"layer": options.layer, "plan": _plan(options), "out": options.out, "resume": options.resume}
-        given |= {"log": options.log, "progress": progress, **_running(options)}
+        given: Any = {"block": options.block, "config": _config(options), "out": options.out, "resume": options.resume}
+        given |= {"log_to": options.log, "workspace": _workspace(options, progress)}
         if names:
             result = compare(data, backbone, names, **given).result
         else:
@@ -174,7 +171,18 @@ def pretrain(options: argparse.Namespace) -> None:
     from tightframe.jobs.pretrain import Pretraining, pretrain
     from tightframe.report.columns import EPOCHS
 
-    names = ("arch", "loss", "projector", "augment", "epochs", "rate", "decay", "batch_size", "accumulate", "seed")
+    names = (
+        "arch",
+        "loss",
+        "projector",
+        "augment",
+        "epochs",
+        "lr",
+        "weight_decay",
+        "batch_size",
+        "grad_accum_steps",
+        "seed",
+    )
     how = Pretraining(input_size=options.input_size, **{name: getattr(options, name) for name in names})
     with terminal.progress() as progress:
         found = pretrain(
@@ -220,10 +228,9 @@ def study(options: argparse.Namespace) -> None:
             models=options.models,
             seeds=options.repeats,
             epochs=options.epochs,
-            shots=options.shots,
+            max_per_class=options.max_per_class,
             model_options=_model(options),
-            **_running(options),
-            progress=progress,
+            workspace=_workspace(options, progress),
         )
     if len(found.rows) <= MOST_ROWS:
         terminal.show(f"{asked.name}: every point", asked.columns, found.rows)
@@ -243,11 +250,11 @@ def predict(options: argparse.Namespace) -> None:
     from tightframe.report.columns import PREDICTIONS
     from tightframe.report.result import Result
 
-    rows = load_tuned(options.folder, options.model).predict(
-        options.images, skip_bad=options.skip_bad, device=options.device
-    )
+    rows = load_tuned(options.folder, options.model).predict(options.images, device=options.device)
     terminal.show("Predictions", PREDICTIONS, rows)
     terminal.close(Result("predict", rows, {"folder": str(options.folder)}), options.json)
+    if any("error" in row for row in rows):
+        raise SystemExit(1)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -321,7 +328,7 @@ def _images(options: argparse.Namespace, progress: Any) -> Any:
         options.data,
         test_share=options.test_share,
         seed=options.seed,
-        shots=options.shots,
+        max_per_class=options.max_per_class,
         skip_bad=options.skip_bad,
         progress=progress,
     )
@@ -342,21 +349,20 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def _running(options: argparse.Namespace) -> dict[str, Any]:
-    from tightframe.features.store import FeatureStore
+def _workspace(options: argparse.Namespace, progress: Any) -> Any:
+    from tightframe.features.workspace import Workspace
 
-    given = {"pool": options.pool, "precision": options.precision, "device": options.device}
-    cache = getattr(options, "cache", None)  # transfer keeps its own
-    return given | ({"store": FeatureStore(cache)} if cache and is_first() else {})
+    cache = getattr(options, "feature_cache", None)  # transfer keeps its own
+    return Workspace(cache, device=options.device, precision=options.precision, pool=options.pool, progress=progress)
 
 
-def _plan(options: argparse.Namespace) -> Any:
+def _config(options: argparse.Namespace) -> Any:
     from dataclasses import fields
 
-    from tightframe.jobs.plan import Plan
+    from tightframe.tuning.config import TrainConfig
 
     given: dict[str, Any] = {
-        field.name: getattr(options, field.name) for field in fields(Plan) if hasattr(options, field.name)
+        field.name: getattr(options, field.name) for field in fields(TrainConfig) if hasattr(options, field.name)
     }
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return Plan(**given)
+    return TrainConfig(**given)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from tightframe.process import is_first
+from tightframe.processes import is_first
 from tightframe.report.tables import Column, printable, table
 
 if TYPE_CHECKING:

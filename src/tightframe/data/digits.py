@@ -1,90 +1,39 @@
-"""Scikit-learn's 1,797 handwritten digits, 8 × 8, as images: data that is there offline.
+"""Scikit-learn's 1,797 handwritten digits, 8 × 8 pixels: data that needs no download.
 
-``digits`` is all ten classes; ``digits:0-4`` and ``digits:1,3,8`` choose some, so that one half can stand for what a
-model was pretrained on and the other for what it has not seen. White on black as they come, 0 to 16 become 0 to 255.
+``digits`` is all ten classes; ``digits:0-4`` and ``digits:1,3,8`` choose some, so that one half can stand for the data
+a model was pretrained on and the other half for new data. Digits are white on black; grays 0 to 16 become 0 to 255.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import cached_property
-from hashlib import blake2b
 
 import numpy as np
-from PIL import Image
 from sklearn.datasets import load_digits
 
-from tightframe.data.selection import Subset, stratified
+from tightframe.data.items import ImageArray
+from tightframe.data.selection import hold_out
 from tightframe.errors import DataError
-from tightframe.images import ImageSplits
+from tightframe.images import Images, ImageSplits
 
 _ACCEPTED = "accepted are digits (all ten), a range as in digits:0-4, or a list as in digits:1,3,8"
 
 
-@dataclass(frozen=True, eq=False)
-class DigitImages:
-    """Handwritten digits of the chosen classes.
-
-    Attributes:
-        name: what to call them.
-        classes: the k digits chosen, ascending, such as ``("0", "1")``.
-        labels: index into ``classes``, shape (n,), int64.
-        rows: where each stands in scikit-learn's set, shape (n,), int64.
-        pixels: grays, shape (n, 8, 8), uint8.
-
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    rows: np.ndarray
-    pixels: np.ndarray
-
-    @cached_property
-    def identifiers(self) -> tuple[str, ...]:
-        """``digit-0000`` for scikit-learn's first, and so on."""
-        return tuple(f"digit-{row:04d}" for row in self.rows)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash over pixels, labels, rows and classes."""
-        digest = blake2b(",".join(self.classes).encode(), digest_size=16, person=b"tf-digits")
-        for array in (self.labels, self.rows):
-            digest.update(array.astype("<i8").tobytes())
-        digest.update(self.pixels.tobytes())
-        return digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index]).convert("RGB")
-
-
-def load_digits_images(selection: str | None = None, *, test_share: float = 0.25, seed: int = 0) -> ImageSplits:
-    """The digits ``selection`` (``"0-4"``, ``"1,3,8"``; None for all ten), split with every class on both sides.
-
-    Args:
-        selection: which digits; the part after ``digits:``.
-        test_share: share of every class held out, in [0, 1); 0 for no test set.
-        seed: which are held out.
+def load_digit_images(selection: str | None = None, *, test_share: float = 0.25, seed: int = 0) -> ImageSplits:
+    """Load the digits ``selection`` (``"0-4"``, ``"1,3,8"``; ``None`` for all ten), with ``test_share`` held out.
 
     Raises:
-        DataError: ``selection`` is not understood, or leaves fewer than two classes.
+        DataError: ``selection`` is malformed, or leaves fewer than two classes.
         SettingsError: ``test_share`` or ``seed`` is out of range.
-
     """
     chosen = tuple(range(10)) if selection is None else _parse(selection)
     name = "digits" if selection is None else f"digits:{selection}"
     source = load_digits()
-    rows = np.flatnonzero(np.isin(source.target, chosen)).astype(np.int64)
-    labels = np.searchsorted(chosen, source.target[rows]).astype(np.int64)
+    rows = np.flatnonzero(np.isin(source.target, chosen))
     pixels = np.rint(source.images[rows] * (255 / 16)).astype(np.uint8)
-    whole = DigitImages(name, tuple(str(digit) for digit in chosen), labels, rows, pixels)
-    kept, held_out = stratified(labels, test_share, seed)
-    test = Subset(whole, held_out, f"{name}/test") if len(held_out) else None
-    return ImageSplits(name, Subset(whole, kept, f"{name}/train"), test)
+    items = tuple(ImageArray(f"digit-{row:04d}", image) for row, image in zip(rows, pixels, strict=True))
+    labels = np.searchsorted(chosen, source.target[rows])
+    return hold_out(name, Images(f"{name}/train", tuple(map(str, chosen)), labels, items), test_share, seed)
 
 
 def _parse(selection: str) -> tuple[int, ...]:
@@ -100,5 +49,5 @@ def _parse(selection: str) -> tuple[int, ...]:
             raise DataError(f"digits:{selection}: the range {part.strip()} runs backwards; {_ACCEPTED}.")
         chosen.update(range(first, last + 1))
     if len(chosen) < 2:
-        raise DataError(f"digits:{selection}: a single class leaves nothing to tell apart; {_ACCEPTED}.")
+        raise DataError(f"digits:{selection}: at least two classes are needed; {_ACCEPTED}.")
     return tuple(sorted(chosen))

@@ -11,20 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tightframe.deploy.tuned import Tuned
+from tightframe.deploy.tuned import Tuned, listed
 from tightframe.errors import DataError
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.probes.calibration import calibration_error
 from tightframe.probes.results import interval
 from tightframe.report.result import Result
 from tightframe.row import Row
 
 MISTAKES = 10
-NAMED = 5
-"""Most class names to put into one message."""
 
 
-def evaluate(tuned: Tuned, data: ImageData | ImageSplits, *, batch_size: int = 64, device: str = "auto") -> Result:
+def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, device: str = "auto") -> Result:
     """Judge ``tuned`` on the images in ``data``.
 
     The one row holds ``images``, ``classes`` (those that occur), ``accuracy`` with its exact 95 % interval
@@ -65,7 +63,7 @@ def evaluate(tuned: Tuned, data: ImageData | ImageSplits, *, batch_size: int = 6
 class _Answers:
     """Labels (n,) in the model's own numbering, and logits (n, K)."""
 
-    data: ImageData
+    data: Images
     classes: tuple[str, ...]
     labels: np.ndarray
     logits: Tensor
@@ -147,7 +145,7 @@ def _rated(right: int, total: int) -> Row:
     return {"accuracy": right / total, "accuracy_low": low, "accuracy_high": high}
 
 
-def _judged_part(data: ImageData | ImageSplits) -> tuple[ImageData, list[str]]:
+def _judged_part(data: Images | ImageSplits) -> tuple[Images, list[str]]:
     """The images to judge on, and what to know about them."""
     if not isinstance(data, ImageSplits):
         return data, []
@@ -157,7 +155,7 @@ def _judged_part(data: ImageData | ImageSplits) -> tuple[ImageData, list[str]]:
     return data.train, [*data.notes, told]
 
 
-def _labels_of(tuned: Tuned, data: ImageData) -> np.ndarray:
+def _labels_of(tuned: Tuned, data: Images) -> np.ndarray:
     """Labels (n,) of ``data`` in the numbering of ``tuned``."""
     if not len(data):
         raise DataError(f"{data.name} has no images to judge on; hold some out with --test-share, or give others")
@@ -166,13 +164,7 @@ def _labels_of(tuned: Tuned, data: ImageData) -> np.ndarray:
     strange = [data.classes[label] for label in present if data.classes[label] not in places]
     if strange:
         raise DataError(
-            f"{data.name} has images of {_listed(strange)}, but the model was tuned on {_listed(tuned.classes)}: "
+            f"{data.name} has images of {listed(strange)}, but the model was tuned on {listed(tuned.classes)}: "
             "rename those folders as the model's classes, take them out, or tune on all these classes"
         )
     return np.array([places.get(name, -1) for name in data.classes], dtype=np.int64)[data.labels]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    shown = ", ".join(f'"{name}"' for name in names[:NAMED])
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -30,7 +30,7 @@ from tightframe.deploy.tuned import Tuned
 from tightframe.errors import SettingsError, TightframeError
 from tightframe.features.pixels import Pixels
 from tightframe.files import write_bytes
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 
@@ -52,7 +52,7 @@ class ExportFailed(TightframeError):
 def export_onnx(
     tuned: Tuned,
     path: Path | str,
-    data: ImageData | ImageSplits | None = None,
+    data: Images | ImageSplits | None = None,
     *,
     pixels: str = "uint8",
     tolerance: float = TOLERANCE,
@@ -177,7 +177,7 @@ def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:
     told = {
         "classes": json.dumps(list(tuned.classes), ensure_ascii=False),
         "preprocessing": json.dumps(asdict(tuned.backbone.preprocessing)),
-        "model": json.dumps(model | {"layer": tuned.model.layer}),
+        "model": json.dumps(model | {"block": tuned.model.block}),
         "pixels": f"RGB, shape (n, 3, {height}, {width}), {pixels}: {TAKES[pixels]}; mean and std are applied inside",
     }
     proto.producer_name, proto.producer_version = "tightframe", versions()["tightframe"]
@@ -186,7 +186,7 @@ def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:
         proto.metadata_props.add(key=key, value=value)
 
 
-def _shown(tuned: Tuned, data: ImageData | ImageSplits | None) -> Shaped[Tensor, "n 3 h w"]:
+def _shown(tuned: Tuned, data: Images | ImageSplits | None) -> Shaped[Tensor, "n 3 h w"]:
     """Bytes (n, 3, h, w) to check on."""
     wants = tuned.backbone.preprocessing
     if data is None:

@@ -90,7 +90,7 @@ def plain_model(tuned: Tuned) -> nn.Module:
         head = tuned.model.plain_head()
     except SettingsError as error:
         raise NotPlain(
-            f"{name} tuned by {method} has a skip connection from {tuned.model.layer} to its head, for which a plain "
+            f"{name} tuned by {method} has a skip connection from {tuned.model.block} to its head, for which a plain "
             f"model has no place. {elsewhere}; or tune with --method layer or full"
         ) from error
     plain = _with_head(tuned, head)

@@ -1,33 +1,38 @@
-"""A tuned model: predicts, judges itself, saves megabytes."""
+"""A tuned model: it predicts, and saves what was trained in megabytes."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from tightframe.backbone import Backbone
-from tightframe.data.decoding import as_opened, open_image
-from tightframe.errors import BadImage, SavedError
+from tightframe.data.items import ImageLike, unlabeled
+from tightframe.errors import SavedError
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
-from tightframe.images import ImageData
-from tightframe.models.backbones import BUILDER, load_backbone
+from tightframe.images import Images, undecodable
+from tightframe.models.backbones import load_backbone
+from tightframe.models.names import BUILDER
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.loop import logits_of, predict_features
 from tightframe.tuning.surgery import TunableModel
 
+KEPT_BYTES = 1 << 30
+"""Decoded images that ``predict`` keeps in memory between finding the bad ones and running the model."""
+NAMED = 5
+"""Most class names in one line."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Tuned:
     """A backbone with what was trained on it.
 
@@ -38,6 +43,7 @@ class Tuned:
         metrics: measured when it was tuned: accuracies with intervals, NC1, parameters, seconds, rate, decay.
         history: a row an epoch of training.
         notes: what a reader should know, in plain words.
+        test_logits: of the test images (n, K), as they were judged; not saved.
     """
 
     backbone: Backbone
@@ -46,43 +52,64 @@ class Tuned:
     metrics: Row = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    test_logits: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        method, model = self.model.method, self.model
+        where = f" at block {model.block}" if model.block else ""
+        measured = [
+            f"{what} accuracy {100 * self.metrics[key]:.1f} %"
+            for what, key in (("test", "test_accuracy"), ("training", "train_accuracy"))
+            if self.metrics.get(key) is not None
+        ]
+        return (
+            f"Tuned {self.backbone.name} by {method.name}{where} "
+            f"({100 * model.trainable_parameters / model.all_parameters:.2g} % of parameters trained)\n"
+            f"  {len(self.classes)} classes: {listed(self.classes)}\n"
+            f"  {', '.join(measured) or 'not judged'}"
+        )
 
     def predict(
-        self, images: Sequence[str | Path | Image.Image], *, skip_bad: bool = False, device: str = "auto"
+        self,
+        images: ImageLike | Iterable[ImageLike] | Images,
+        *,
+        on_error: Literal["row", "raise"] = "row",
+        device: str = "auto",
     ) -> list[Row]:
         """One row an image, in order: ``path``, ``predicted``, ``probability`` of it, and ``probabilities`` of all.
 
         Args:
-            images: paths, or images already open.
-            skip_bad: a file that can't be read is a row with ``path`` and ``error`` instead of the end.
-            device: where to run.
+            images: One or several images: paths, folders (all images in them), arrays of bytes (height, width, 3) or
+                (n, height, width, 3), images of Pillow's; or ``Images``.
+            on_error: What becomes of a file that can't be read: ``"row"`` gives it a row with ``path`` and ``error``,
+                ``"raise"`` raises.
+            device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
         Raises:
-            BadImage: a file can't be read as an image.
+            BadImage: a file can't be read as an image, with ``on_error="raise"``.
+            DataError: a folder without images, or an array of another type or shape.
         """
-        loose = _Loose(tuple(images), self.classes)
-        faults = loose.faults() if skip_bad else {}
-        good = [index for index in range(len(loose)) if index not in faults]
-        rows: dict[int, Row] = {
-            index: {"path": loose.identifiers[index], "error": reason} for index, reason in faults.items()
-        }
-        readable = _Loose(tuple(loose.images[index] for index in good), self.classes)
-        for index, shares in zip(good, self.probabilities(readable, device=device), strict=True):
+        shown = images if isinstance(images, Images) else unlabeled(images, self.classes)
+        shown = shown.decoded_once(KEPT_BYTES)
+        faults = undecodable(shown.items) if on_error == "row" else {}
+        good = [index for index in range(len(shown)) if index not in faults]
+        rows: list[Row] = [{"path": name, "error": faults.get(index)} for index, name in enumerate(shown.identifiers)]
+        for index, shares in zip(good, self.probabilities(shown.subset(good), device=device), strict=True):
             rows[index] = {
-                "path": loose.identifiers[index],
+                "path": shown.identifiers[index],
                 "predicted": self.classes[int(shares.argmax())],
                 "probability": float(shares.max()),
                 "probabilities": dict(zip(self.classes, map(float, shares), strict=True)),
             }
-        return [rows[index] for index in range(len(loose))]
+        return rows
 
-    def probabilities(self, data: ImageData, batch_size: int = 64, device: str = "auto") -> np.ndarray:
+    def probabilities(self, data: Images, batch_size: int = 64, device: str = "auto") -> np.ndarray:
         """Class probabilities, shape (n, K), of every image in ``data``."""
         logits = self.logits_and_features(data, batch_size, device)[0]
         return torch.softmax(logits, 1).numpy()
 
     def logits_and_features(
-        self, data: ImageData, batch_size: int = 64, device: str = "auto"
+        self, data: Images, batch_size: int = 64, device: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (n, K) and the features (n, d) that the head sees, on the CPU, in float32."""
         where = device_of(device)
@@ -108,10 +135,10 @@ class Tuned:
             backbone=self.backbone.origin,
             weights=self.backbone.weights,
             method=self.model.method.name,
-            layer=self.model.layer,
+            block=self.model.block,
             pool=self.model.pool,
             align=self.model.neck.align,
-            scale=self.model.neck.scale,
+            skip_scale=self.model.neck.skip_scale,
             classes=list(self.classes),
             preprocessing=asdict(self.backbone.preprocessing),
             metrics=self.metrics,
@@ -155,39 +182,8 @@ def _base(folder: Path, description: checkpoint.Description, model: str | None) 
         raise SavedError(f"{folder}/tightframe.json names a model that can't be read ({why})") from error
 
 
-@dataclass(frozen=True)
-class _Loose:
-    """Images without labels, as ``ImageData``."""
-
-    images: tuple[str | Path | Image.Image, ...]
-    classes: tuple[str, ...]
-    name: str = "images"
-    fingerprint: str = ""
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.zeros(len(self.images), dtype=np.int64)
-
-    @property
-    def identifiers(self) -> tuple[str, ...]:
-        return tuple(
-            f"image {index}" if isinstance(image, Image.Image) else str(image)
-            for index, image in enumerate(self.images)
-        )
-
-    def faults(self) -> dict[int, str]:
-        """Why images can't be read, by index."""
-        found = {}
-        for index in range(len(self)):
-            try:
-                self[index]
-            except BadImage as error:
-                found[index] = error.reason
-        return found
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        image = self.images[index]
-        return as_opened(image, f"image {index}") if isinstance(image, Image.Image) else open_image(image)
+def listed(names: Sequence[str]) -> str:
+    """The first names in quotes, and how many more there are."""
+    more = len(names) - NAMED
+    shown = ", ".join(f'"{name}"' for name in names[:NAMED])
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tightframe.backbone import Preprocessing
-from tightframe.images import ImageData
+from tightframe.images import Images
 
 KEEP_BYTES = 4 * 2**30
 THREADS = min(16, os.cpu_count() or 1)
@@ -26,7 +26,7 @@ AHEAD = 3  # batches decoded before they are asked for
 class Pixels:
     """Bytes (n, 3, height, width) of one split, decoded on demand and kept if all of them fit in ``keep_bytes``."""
 
-    def __init__(self, data: ImageData, preprocessing: Preprocessing, keep_bytes: int = KEEP_BYTES):
+    def __init__(self, data: Images, preprocessing: Preprocessing, keep_bytes: int = KEEP_BYTES):
         self.data, self.preprocessing = data, preprocessing
         height, width = preprocessing.input_size
         self._kept: dict[int, Tensor] | None = {} if len(data) * 3 * height * width <= keep_bytes else None

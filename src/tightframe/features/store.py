@@ -1,8 +1,9 @@
-"""Features on disk: safetensors shards with a manifest, found again by everything that made them.
+"""Features that outlive a pass: in memory, or on disk as safetensors shards with a manifest.
 
-One folder a layer, named by a hash of its key: weights, preprocessing, layer, pooling, precision and images. An
-entry counts only when its manifest, written last, is there and agrees with the key and the shards; anything else is a
-miss and is made anew, never a stale answer.
+On disk there is one folder a layer, named by a hash of its key: weights, preprocessing, layer, pooling, precision and
+images. An entry counts only when its manifest, written last, agrees with the key and the shards; anything else is a
+miss and is computed again, never a stale answer. Several processes may share a folder: entries appear whole, and a
+whole entry is never replaced.
 """
 
 from __future__ import annotations
@@ -11,105 +12,96 @@ import hashlib
 import json
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from tightframe.files import write_tensors
+from tightframe.processes import is_first
 
 FORMAT = 1
 SHARD_BYTES = 64 * 2**20
+MEMORY_BYTES = 2 * 2**30
+"""Features kept in memory at most; the oldest are dropped first."""
 MANIFEST = "manifest.json"
-Keys = Mapping[str, dict[str, Any]]
-Arrays = dict[str, Callable[[], np.ndarray]]
+Key = Mapping[str, Any]
 
 
-class Found(NamedTuple):
-    """Arrays by layer, read when called, and how long the pass that made them took."""
+@dataclass(frozen=True)
+class Kept:
+    """Features of one layer.
 
-    arrays: Arrays
+    Attributes:
+        read: gives them, float32 (n, d).
+        seconds: how long the pass took that computed them.
+    """
+
+    read: Callable[[], np.ndarray]
     seconds: float
 
 
+@dataclass
 class FeatureStore:
-    """A folder of features that commands share. Safe to delete at any time; entries are written whole or not at all."""
+    """Features by key, in ``folder`` or, without one, in memory. The folder is safe to delete at any time."""
 
-    def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
+    folder: Path | None = None
+    _memory: OrderedDict[str, tuple[np.ndarray, float]] = field(default_factory=OrderedDict)
 
-    def find(self, keys: Keys) -> Found | None:
-        """What is kept for all of the layers ``keys``, or ``None`` if any is missing or damaged."""
-        manifests = {layer: self._manifest(key) for layer, key in keys.items()}
-        arrays: Arrays = {}
-        for layer, manifest in manifests.items():
-            if manifest is None:
-                return None
-            arrays[layer] = _reader(self.entry(keys[layer]), manifest)
-        return Found(arrays, max((m["seconds"] for m in manifests.values() if m), default=0.0))
+    def find(self, key: Key) -> Kept | None:
+        """What is kept under ``key``; ``None`` if it is missing or damaged."""
+        name = _name(key)
+        if name in self._memory:
+            self._memory.move_to_end(name)
+            array, seconds = self._memory[name]
+            return Kept(lambda: array, seconds)
+        manifest = _manifest(self.folder / name, key) if self.folder is not None else None
+        if self.folder is None or manifest is None:
+            return None
+        return Kept(_reader(self.folder / name, manifest), manifest["seconds"])
 
-    def writer(self, keys: Keys) -> Writer:
-        """A writer of new entries for ``keys``."""
-        return Writer(keys, {layer: self.entry(key) for layer, key in keys.items()})
+    def writer(self, keys: Mapping[str, Key]) -> Writer:
+        """Collects the features of one pass, by layer. Of several processes the first alone writes to disk."""
+        return Writer(self, keys, self.folder if is_first() else None)
 
-    def entry(self, key: dict[str, Any]) -> Path:
-        """The folder of one layer's features."""
-        canonical = json.dumps({"format": FORMAT, **key}, sort_keys=True)
-        return self.folder / hashlib.sha256(canonical.encode()).hexdigest()[:32]
-
-    def _manifest(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        entry = self.entry(key)
-        try:
-            manifest: dict[str, Any] = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
-            whole = manifest["format"] == FORMAT and manifest["key"] == json.loads(json.dumps(key))
-            if whole and _rows(entry, manifest) == manifest["rows"] and isinstance(manifest["seconds"], float):
-                return manifest
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            pass
-        return None
+    def remember(self, key: Key, features: np.ndarray, seconds: float) -> Kept:
+        """Keep features in memory."""
+        self._memory[_name(key)] = features, seconds
+        while len(self._memory) > 1 and sum(array.nbytes for array, _ in self._memory.values()) > MEMORY_BYTES:
+            self._memory.popitem(last=False)
+        return Kept(lambda: features, seconds)
 
 
 class Writer:
-    """Collects one pass: in memory, or as shards in a temporary folder that ``finish`` puts in place."""
+    """Collects one pass: in memory, or as shards in temporary folders that ``finish`` puts in place."""
 
-    def __init__(self, keys: Keys, entries: Mapping[str, Path] | None):
-        self.keys, self.entries = keys, entries
+    def __init__(self, store: FeatureStore, keys: Mapping[str, Key], folder: Path | None):
+        self._store, self._keys = store, keys
+        self._entries = {layer: folder / _name(key) for layer, key in keys.items()} if folder is not None else {}
         self._waiting: dict[str, list[np.ndarray]] = {layer: [] for layer in keys}
         self._shards: dict[str, list[str]] = {layer: [] for layer in keys}
         self._rows = 0
-
-    @classmethod
-    def in_memory(cls, keys: Keys) -> Writer:
-        """A writer that keeps everything in memory and nothing on disk."""
-        return cls(keys, None)
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """One more batch: features (b, d) of every layer."""
         for layer, features in batch.items():
             self._waiting[layer].append(np.ascontiguousarray(features, dtype=np.float32))
-            if self.entries is not None and sum(part.nbytes for part in self._waiting[layer]) >= SHARD_BYTES:
+            if self._entries and sum(part.nbytes for part in self._waiting[layer]) >= SHARD_BYTES:
                 self._write_shard(layer)
-        self._rows += len(next(iter(batch.values())))
+        self._rows += len(next(iter(batch.values()), ()))
 
-    def finish(self, seconds: float) -> Arrays:
-        """Put all entries in place and return how to read them."""
-        if self.entries is None:
+    def finish(self, seconds: float) -> dict[str, Kept]:
+        """Keep all layers, and return how to read them."""
+        if not self._entries:
             whole = {layer: np.concatenate(parts) for layer, parts in self._waiting.items()}
-            return {layer: (lambda array=array: array) for layer, array in whole.items()}  # type: ignore[misc]
-        arrays: Arrays = {}
-        for layer, entry in self.entries.items():
-            self._write_shard(layer)
-            manifest = {"format": FORMAT, "key": self.keys[layer], "rows": self._rows, "seconds": seconds}
-            manifest["shards"] = self._shards[layer]
-            (_unfinished(entry) / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            shutil.rmtree(entry, ignore_errors=True)  # a damaged entry, or an equal one made meanwhile
-            _unfinished(entry).replace(entry)
-            arrays[layer] = _reader(entry, manifest)
-        return arrays
+            return {layer: self._store.remember(self._keys[layer], array, seconds) for layer, array in whole.items()}
+        return {layer: self._put_in_place(layer, entry, seconds) for layer, entry in self._entries.items()}
 
     def __enter__(self) -> Writer:
         return self
@@ -117,13 +109,23 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for entry in (self.entries or {}).values():
+        for entry in self._entries.values():
             shutil.rmtree(_unfinished(entry), ignore_errors=True)
 
+    def _put_in_place(self, layer: str, entry: Path, seconds: float) -> Kept:
+        self._write_shard(layer)
+        manifest = {"format": FORMAT, "key": self._keys[layer], "rows": self._rows, "seconds": seconds}
+        manifest["shards"] = self._shards[layer]
+        (_unfinished(entry) / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        if _manifest(entry, self._keys[layer]) is None:  # else another process was faster, and may be read already
+            shutil.rmtree(entry, ignore_errors=True)
+            _unfinished(entry).replace(entry)
+        return Kept(_reader(entry, manifest), seconds)
+
     def _write_shard(self, layer: str) -> None:
-        if self.entries is None or not self._waiting[layer]:
+        if not self._waiting[layer]:
             return
-        folder = _unfinished(self.entries[layer])
+        folder = _unfinished(self._entries[layer])
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(self._shards[layer]):05d}.safetensors"
         write_tensors(folder / name, {"features": torch.from_numpy(np.concatenate(self._waiting[layer]))})
@@ -131,8 +133,25 @@ class Writer:
         self._waiting[layer] = []
 
 
+def _name(key: Key) -> str:
+    canonical = json.dumps({"format": FORMAT, **key}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
 def _unfinished(entry: Path) -> Path:
     return entry.with_name(f".{entry.name}.{os.getpid()}")
+
+
+def _manifest(entry: Path, key: Key) -> dict[str, Any] | None:
+    """The manifest of an entry that is whole."""
+    try:
+        manifest: dict[str, Any] = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
+        whole = manifest["format"] == FORMAT and manifest["key"] == json.loads(json.dumps(key))
+        if whole and _rows(entry, manifest) == manifest["rows"] and isinstance(manifest["seconds"], float):
+            return manifest
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        pass
+    return None
 
 
 def _shards(entry: Path, manifest: dict[str, Any]) -> list[Path]:

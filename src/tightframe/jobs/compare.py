@@ -1,38 +1,39 @@
-"""Tune one model by several methods on the same images, with the same split and the same budget: one table.
+"""Tune one model by several methods on the same images, with the same split and the same time: one table.
 
-Methods are compared on the training images that are held out while rate and decay are chosen. Test images are
-shown beside them and choose nothing.
+Methods are compared on the training images that are held out while learning rate and weight decay are chosen. Test
+images are shown beside them and choose nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any
 
 from tightframe.backbone import Backbone
 from tightframe.data.selection import stratified
+from tightframe.decide.block import chosen_block
+from tightframe.decide.training import chosen_trial
 from tightframe.deploy.tuned import Tuned
-from tightframe.errors import DataError, ModelError, SettingsError, TightframeError
-from tightframe.features.extract import Running
+from tightframe.errors import DataError, ModelError, TightframeError
+from tightframe.features.stages import Stages, claim
+from tightframe.features.workspace import Workspace
 from tightframe.images import ImageSplits
-from tightframe.jobs.plan import Plan
-from tightframe.jobs.run import Run, claim
-from tightframe.jobs.training import trial_of
-from tightframe.jobs.tune import choose_layer, tune
+from tightframe.jobs.tune import tune
 from tightframe.probes.results import interval
 from tightframe.report.result import Result
 from tightframe.report.tables import percent
 from tightframe.row import Row
-from tightframe.tuning.methods import METHODS, method_named
+from tightframe.tuning.config import TrainConfig
+from tightframe.tuning.methods import METHODS, unique_methods
 
 MAIN = "scl"
 UNJUDGED = (
-    "no method is chosen: no rates or decays were tried on images held out (one of each was given, or there are too "
-    "few images a class); test accuracy is shown only"
+    "no method is chosen: no learning rates or weight decays were tried on held-out images (one of each was given, or "
+    "there are too few images a class); test accuracy is shown only"
 )
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +41,11 @@ class Comparison:
     """What ``compare`` made.
 
     Attributes:
-        rows: a row a method: accuracies with intervals, NC1, trained parameters, seconds; or ``error``, why it failed.
-        tuned: what came of every method that did not fail, by its name.
+        rows: a row a method: accuracies with intervals, NC1, trainable parameters, seconds; or the ``error`` it met.
+        tuned: the tuned model of every method that did not fail, by the method's name.
         block: what was tuned by the methods that tune one block.
         best: the method to use: the one with the highest validation accuracy or, of those whose intervals overlap with
-            its own, the one that trains the fewest parameters. ``None`` if nothing was held out to tell.
+            its own, the one that trains the fewest parameters. ``None`` if nothing was held out to decide.
         result: everything above as one ``Result``.
     """
 
@@ -60,40 +61,44 @@ def compare(
     backbone: Backbone,
     methods: Sequence[str],
     *,
-    layer: str = "auto",
-    plan: Plan | None = None,
+    block: str = "auto",
     out: Path | str,
     resume: bool = False,
-    log: Sequence[str] = (),
-    **running: Unpack[Running],
+    config: TrainConfig | None = None,
+    log_to: Sequence[str] = (),
+    workspace: Workspace | None = None,
 ) -> Comparison:
     """Tune ``backbone`` by every method in ``methods``, each into its own folder in ``out``, and compare them.
 
     The block is chosen once, for all methods that tune one. A method that fails has a row that says why.
 
+    Args:
+        data: The images.
+        backbone: The pretrained model; it stays as it is.
+        methods: Tuning methods: linear, layer, scl, full, bitfit, norm, lp-ft or lora.
+        block: The block to tune, for the methods that tune one; auto lets a few race.
+        out: Folder for all of it.
+        resume: Continue what an earlier call with the same settings left in the folder.
+        config: How to choose and train.
+        log_to: Also report every epoch to tensorboard, wandb or mlflow.
+        workspace: Where and how the backbone runs, and what was computed before.
+
     Raises:
-        SettingsError: unknown method, a value out of range, or ``out`` holds something and ``resume`` is off, or
-            something else.
-        LayerNotFound: no such layer.
+        SettingsError: unknown method, or ``out`` holds something and ``resume`` is off, or something else.
+        LayerNotFound: no such block.
         ModelError: every method failed.
     """
-    plan, folder = plan or Plan(), Path(out)
-    plan.check()
+    config, workspace, folder = config or TrainConfig(), workspace or Workspace(), Path(out)
     names = unique_methods(methods)
-    settings = settings_of(data, names, layer, plan, running) | {"origin": backbone.origin}
+    settings = settings_of(data, names, block, config, workspace) | {"origin": backbone.origin}
     claim(folder, [settings, backbone.fingerprint], resume)
-    return tune_each(data, backbone, names, layer, plan, folder, settings, log, running)
+    return tune_each(data, backbone, names, block, config, folder, settings, log_to, workspace)
 
 
-def unique_methods(names: Sequence[str]) -> list[str]:
-    """The names without repetitions. Raises ``SettingsError`` for an unknown one, or if there is none."""
-    if not names:
-        raise SettingsError(f"no method is named; choose from {', '.join(METHODS)}")
-    return [method_named(name).name for name in dict.fromkeys(names)]
-
-
-def settings_of(data: ImageSplits, methods: Sequence[str], layer: str, plan: Plan, running: Running) -> dict[str, Any]:
-    """What tuning by several methods depends on, but for the model."""
+def settings_of(
+    data: ImageSplits, methods: Sequence[str], block: str, config: TrainConfig, workspace: Workspace
+) -> dict[str, Any]:
+    """What tuning by several methods depends on, except for the model."""
     return {
         "data": data.name,
         "classes": list(data.classes),
@@ -101,10 +106,10 @@ def settings_of(data: ImageSplits, methods: Sequence[str], layer: str, plan: Pla
         "test_images": len(data.test) if data.test else 0,
         "images": [split.fingerprint for split in (data.train, data.test) if split],
         "methods": list(methods),
-        "layer": layer,
-        "plan": asdict(plan),
-        "pool": running.get("pool", "auto"),
-        "precision": running.get("precision", "auto"),
+        "block": block,
+        "config": asdict(config),
+        "pool": workspace.pool,
+        "precision": workspace.precision,
     }
 
 
@@ -112,67 +117,62 @@ def tune_each(
     data: ImageSplits,
     backbone: Backbone,
     names: Sequence[str],
-    layer: str,
-    plan: Plan,
+    block: str,
+    config: TrainConfig,
     folder: Path,
     settings: dict[str, Any],
-    log: Sequence[str],
-    running: Running,
+    log_to: Sequence[str],
+    workspace: Workspace,
 ) -> Comparison:
     """``compare`` in a ``folder`` that is already the caller's own, for a run with these ``settings``."""
-    block: str | TightframeError | None = None
-    with_block = [METHODS[name] for name in names if METHODS[name].needs_layer]
-    if with_block and layer == "auto":
+    chosen: str | TightframeError | None = None
+    with_block = [METHODS[name] for name in names if METHODS[name].needs_block]
+    if with_block:
         method = METHODS[MAIN] if METHODS[MAIN] in with_block else with_block[0]
-        run, key = Run(folder), [settings, backbone.fingerprint]
-        block = _attempt(
-            lambda: run.remember("block", key, lambda: choose_layer(data, backbone, method, plan, running))[0]
-        )
-    elif with_block:
-        block = backbone.layer(layer).name
-
-    def outcome(name: str) -> Tuned | TightframeError:
-        own = block if METHODS[name].needs_layer else None
-        if isinstance(own, TightframeError):
-            return own
-        named, out = own or "auto", folder / name
-        return _attempt(
-            lambda: tune(data, backbone, method=name, layer=named, plan=plan, out=out, resume=True, log=log, **running)
-        )
-
-    outcomes = {name: outcome(name) for name in names}
-    known = settings | {"model": backbone.name, "layer": None if isinstance(block, TightframeError) else block}
-    return _compared(data, plan, outcomes, folder, known)
-
-
-def _attempt(work: Callable[[], Found]) -> Found | TightframeError:
-    """What ``work`` gives, or why it failed."""
-    try:
-        return work()
-    except DataError:
-        raise  # images that can't be used are no method's own failure
-    except TightframeError as error:
-        return error
+        race = partial(chosen_block, data.train, backbone, block, method, config, workspace)
+        try:
+            chosen = Stages(folder).remember("block", [settings, backbone.fingerprint], race)[0]
+        except DataError:
+            raise  # images that can't be used are no method's own failure
+        except TightframeError as error:
+            if block != "auto":
+                raise
+            chosen = error
+    outcomes = dict[str, Tuned | TightframeError]()
+    shared: dict[str, Any] = {"config": config, "resume": True, "log_to": log_to, "workspace": workspace}
+    for name in names:
+        if METHODS[name].needs_block and isinstance(chosen, TightframeError):
+            outcomes[name] = chosen
+            continue
+        own = chosen if METHODS[name].needs_block and isinstance(chosen, str) else "auto"
+        try:
+            outcomes[name] = tune(data, backbone, method=name, block=own, out=folder / name, **shared)
+        except DataError:
+            raise
+        except TightframeError as error:
+            outcomes[name] = error
+    known = settings | {"model": backbone.name, "block": chosen if isinstance(chosen, str) else None}
+    return _compared(data, config, outcomes, folder, known)
 
 
 def _compared(
     data: ImageSplits,
-    plan: Plan,
+    config: TrainConfig,
     outcomes: dict[str, Tuned | TightframeError],
     folder: Path,
     settings: dict[str, Any],
 ) -> Comparison:
-    """What came of every method, side by side."""
+    """The outcomes of all methods, side by side."""
     tuned = {name: found for name, found in outcomes.items() if isinstance(found, Tuned)}
-    held_out = len(stratified(data.train.labels, plan.validation_share, plan.seed)[1])
+    held_out = len(stratified(data.train.labels, config.validation_share, config.seed)[1])
     rows = [_row(name, found, held_out) for name, found in outcomes.items()]
     if not tuned:
         first = rows[0]
-        raise ModelError(f"no method could tune {settings['model']}; {first['method']} said: {first['error']}")
+        raise ModelError(f"no method could tune {settings['model']}; {first['method']} failed with: {first['error']}")
     best, told = verdict(rows, held_out)
     notes = list(dict.fromkeys([told, *(note for found in tuned.values() for note in found.notes)]))
     following = [tuned[best].predict_command(folder / best)] if best else []
-    return Comparison(rows, tuned, settings["layer"], best, Result("compare", rows, settings, notes, following))
+    return Comparison(rows, tuned, settings["block"], best, Result("compare", rows, settings, notes, following))
 
 
 def _row(name: str, found: Tuned | TightframeError, held_out: int) -> Row:
@@ -187,20 +187,14 @@ def _row(name: str, found: Tuned | TightframeError, held_out: int) -> Row:
     return found.metrics | {"validation_accuracy": accuracy, "validation_low": low, "validation_high": high}
 
 
-def chosen_trial(history: Sequence[Row]) -> list[Row]:
-    """The epochs of the trial whose rate and decay were chosen; none if nothing was searched."""
-    final = next((row for row in history if row["phase"] == "final"), Row())
-    return trial_of(history, final.get("initial_lr"), final.get("decay"))
-
-
 def verdict(rows: Sequence[Row], held_out: int) -> tuple[str | None, str]:
     """The method to use by rows of ``compare``, or ``None``, and why."""
     judged = [row for row in rows if row.get("validation_accuracy") is not None]
     if not judged:
         return None, UNJUDGED
-    first = max(judged, key=lambda row: (row["validation_accuracy"], -row["parameters"]))
+    first = max(judged, key=lambda row: (row["validation_accuracy"], -row["trainable_parameters"]))
     alike = [row for row in judged if row is not first and row["validation_high"] >= first["validation_low"]]
-    best = min([first, *alike], key=lambda row: row["parameters"])["method"]
+    best = min([first, *alike], key=lambda row: row["trainable_parameters"])["method"]
     told = f"{first['method']} validates best: {percent(first['validation_accuracy'])} of {held_out} training images "
     told += "held out"
     if alike:

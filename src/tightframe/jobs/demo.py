@@ -19,12 +19,12 @@ SOURCE, DOWNSTREAM = "digits:0-4", "digits:5-9"
 SHOTS = 10
 MODELS: dict[str, tuple[int, ...]] = {"digits_resnet": (16, 32, 64, 64), "digits_resnet_narrow": (4, 8, 16, 16)}
 """Channels of the four stages of each model; two residual blocks a stage."""
-PRETRAINING = Pretraining("resnet18", augment=0.0, epochs=12, rate=0.02, batch_size=32, input_size=32)
+PRETRAINING = Pretraining("resnet18", augment=0.0, epochs=12, lr=0.02, batch_size=32, input_size=32)
 
 
-def downstream(shots: int | None = None, seed: int = 0, test_share: float = 0.5) -> ImageSplits:
-    """The digits 5 to 9 with ``shots`` training images a class (``SHOTS`` if ``None``)."""
-    return load_images(DOWNSTREAM, shots=shots or SHOTS, seed=seed, test_share=test_share)
+def downstream(max_per_class: int | None = None, seed: int = 0, test_share: float = 0.5) -> ImageSplits:
+    """The digits 5 to 9 with ``max_per_class`` training images a class (``SHOTS`` if ``None``)."""
+    return load_images(DOWNSTREAM, max_per_class=max_per_class or SHOTS, seed=seed, test_share=test_share)
 
 
 def candidates(folder: Path, progress: Progress = silent) -> list[str | Backbone]:

@@ -13,28 +13,26 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from hashlib import blake2b
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from tightframe.backbone import Backbone
-from tightframe.data.decoding import open_image
+from tightframe.data.items import unlabeled
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import DataError, SettingsError
+from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes
-from tightframe.images import ImageSplits
-from tightframe.jobs.plan import Plan
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.tune import tune
 from tightframe.models.backbones import load_backbone
+from tightframe.tuning.config import TrainConfig
 
 
 class UnusableInput(DataError, ValueError):
@@ -64,11 +62,11 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         backbone: str = "timm/resnet18",
         method: str = "scl",
-        layer: str = "auto",
+        block: str = "auto",
         *,
         epochs: int = 30,
-        rates: Sequence[float] | None = None,
-        decays: Sequence[float] | None = None,
+        lr: Sequence[float] | None = None,
+        weight_decay: Sequence[float] | None = None,
         batch_size: int = 32,
         seed: int = 0,
         pool: str = "auto",
@@ -78,10 +76,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ):
         self.backbone = backbone
         self.method = method
-        self.layer = layer
+        self.block = block
         self.epochs = epochs
-        self.rates = rates
-        self.decays = decays
+        self.lr = lr
+        self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.seed = seed
         self.pool = pool
@@ -98,18 +96,18 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         images = _images(X)
         classes, labels = _encoded(y, len(images))
-        shown = _Labeled(images, labels, tuple(map(str, classes.tolist())))
-        plan = Plan(
+        shown = replace(images, labels=labels, classes=tuple(map(str, classes.tolist())))
+        config = TrainConfig(
             epochs=self.epochs,
-            rates=None if self.rates is None else tuple(self.rates),
-            decays=None if self.decays is None else tuple(self.decays),
+            lr=None if self.lr is None else tuple(self.lr),
+            weight_decay=None if self.weight_decay is None else tuple(self.weight_decay),
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        running: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
+        where: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
         splits = ImageSplits("images", shown, None)
         self._tuned: Tuned | None = tune(
-            splits, self._base(), method=self.method, layer=self.layer, plan=plan, **running
+            splits, self._base(), method=self.method, block=self.block, config=config, workspace=Workspace(**where)
         )
         self._saved: dict[str, bytes] = {}
         self.classes_ = classes
@@ -133,9 +131,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, K) of the classes in ``classes_``."""
         tuned = self.tuned_
-        images = _images(X)
-        shown = _Labeled(images, np.zeros(len(images), dtype=np.int64), tuned.classes)
-        return tuned.probabilities(shown, device=self.device)
+        return tuned.probabilities(_images(X), device=self.device)
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest class (n,) of each image."""
@@ -167,61 +163,17 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return state | {"_tuned": None} if "_tuned" in state else state
 
 
-@dataclass(frozen=True, eq=False)
-class _Labeled:
-    """Paths, or bytes (n, h, w, 3), with labels, as ``ImageData``."""
-
-    images: tuple[str, ...] | np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    name: str = "images"
-
-    @cached_property
-    def identifiers(self) -> tuple[str, ...]:
-        """Paths, or numbers."""
-        if isinstance(self.images, np.ndarray):
-            return tuple(f"image {index}" for index in range(len(self)))
-        return self.images
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash over contents, order, labels and classes."""
-        digest = blake2b(repr(self.classes).encode(), digest_size=16, person=b"tf-estimator")
-        digest.update(self.labels.astype("<i8").tobytes())
-        if isinstance(self.images, np.ndarray):
-            digest.update(repr(self.images.shape).encode() + self.images.tobytes())
-            return digest.hexdigest()
-        for path in self.images:
-            digest.update(blake2b(Path(path).read_bytes(), digest_size=16).digest())
-        return digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        if isinstance(self.images, np.ndarray):
-            return Image.fromarray(self.images[index])
-        return open_image(self.images[index])
-
-
-def _images(X: Any) -> tuple[str, ...] | np.ndarray:
-    """Paths, or bytes (n, h, w, 3). Raises ``UnusableInput``."""
-    wanted = "give paths, or bytes (uint8) of shape (n, height, width, 3)"
-    if isinstance(X, (str, Path)):
+def _images(X: Any) -> Images:
+    """The images ``X``, as yet without labels. Raises ``UnusableInput``."""
+    if isinstance(X, str | Path):
         raise UnusableInput(f"X is one path, {X}; give a list of them")
-    if isinstance(X, np.ndarray) and X.ndim > 1:
-        if X.ndim != 4 or X.shape[3] != 3 or X.dtype != np.uint8:
-            raise UnusableInput(f"X is an array of {X.dtype} and of shape {X.shape}; {wanted}")
-        found: tuple[str, ...] | np.ndarray = np.ascontiguousarray(X)
-    else:
-        entries = list(X) if hasattr(X, "__iter__") else [X]
-        strange = [entry for entry in entries if not isinstance(entry, (str, Path))]
-        if strange:
-            raise UnusableInput(f"X holds a {type(strange[0]).__name__} ({strange[0]!r:.60}); {wanted}")
-        found = tuple(map(str, entries))
-    if not len(found):
+    try:
+        images = unlabeled(X)
+    except DataError as error:
+        raise UnusableInput(f"X can't be used: {error}") from error
+    if not len(images):
         raise UnusableInput("X holds 0 images, and at least 1 is needed")
-    return found
+    return images
 
 
 def _encoded(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:

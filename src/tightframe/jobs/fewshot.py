@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
 
 import numpy as np
 
 from tightframe.backbone import PENULTIMATE, Backbone
-from tightframe.data.selection import of_classes
 from tightframe.errors import SettingsError
-from tightframe.features.extract import Running, extract
 from tightframe.features.moments import ClassMoments
-from tightframe.images import ImageData, ImageSplits
+from tightframe.features.workspace import Workspace
+from tightframe.images import Images, ImageSplits
 from tightframe.metrics.collapse import cautions, nc1
 from tightframe.metrics.correction import corrected
 from tightframe.probes.episodes import Episodes, accuracies, draw, mean_and_margin
-from tightframe.progress import Progress, silent
+from tightframe.progress import Progress
 from tightframe.report.result import Result
 from tightframe.row import Row
 
@@ -27,7 +25,7 @@ READING = (
 
 
 def fewshot(
-    data: ImageSplits | ImageData,
+    data: ImageSplits | Images,
     backbone: Backbone,
     *,
     ways: int = 5,
@@ -36,7 +34,7 @@ def fewshot(
     queries: int = 15,
     classes: Sequence[str] | None = None,
     seed: int = 0,
-    **running: Unpack[Running],
+    workspace: Workspace | None = None,
 ) -> Result:
     """Accuracy of four classifiers over few-shot episodes, on penultimate features from one pass over all images.
 
@@ -52,7 +50,7 @@ def fewshot(
         queries: images a class that are judged.
         classes: draw from these only, the test classes of a published split, say.
         seed: of the episodes.
-        running: how the model runs, see ``extract``.
+        workspace: Where and how the backbone runs, and what was computed before.
 
     Returns:
         A row for each number of shots and classifier: ``shots``, ``classifier``, ``accuracy`` with ``margin``,
@@ -60,15 +58,16 @@ def fewshot(
         ``accuracy_high``; beside, ``nc1`` of the features over all classes and ``nc1_corrected``, or None and a bound
         from below in ``nc1_corrected_low`` (see ``measure``).
     """
+    workspace = workspace or Workspace()
     parts = _parts(data, classes)
     kept, labels = np.unique(np.concatenate([part.labels for part in parts]), return_inverse=True)
     counts = _counts(shots)
     drawn = draw(labels, ways, counts[-1], queries, episodes, seed)
-    passes = [extract(backbone, part, layers=[PENULTIMATE], **running) for part in parts]
+    passes = [workspace.features(backbone, part, [PENULTIMATE]) for part in parts]
     features = np.concatenate([found[PENULTIMATE] for found in passes])
     moments = ClassMoments.from_features(features, labels, len(kept))
     same = {"model": backbone.name, "ways": ways, "queries": queries, "episodes": episodes, **_collapse(moments)}
-    rows = _rows(features, drawn, counts, same, running.get("progress", silent))
+    rows = _rows(features, drawn, counts, same, workspace.progress)
     settings = {
         "data": data.name,
         "images": len(labels),
@@ -86,10 +85,10 @@ def fewshot(
     return Result("fewshot", rows, settings, [*notes, READING, *cautions(moments)])
 
 
-def _parts(data: ImageSplits | ImageData, classes: Sequence[str] | None) -> list[ImageData]:
+def _parts(data: ImageSplits | Images, classes: Sequence[str] | None) -> list[Images]:
     """Training and test images of these classes, where there are any."""
     splits = [data.train, data.test] if isinstance(data, ImageSplits) else [data]
-    parts = [part if classes is None else of_classes(part, classes) for part in splits if part is not None]
+    parts = [part if classes is None else part.of_classes(classes) for part in splits if part is not None]
     return [part for part in parts if len(part)] or parts[:1]
 
 
@@ -100,7 +99,7 @@ def _counts(shots: Sequence[int]) -> list[int]:
     return sorted(set(shots))
 
 
-def _left_out(parts: list[ImageData], labels: np.ndarray, least: int) -> list[str]:
+def _left_out(parts: list[Images], labels: np.ndarray, least: int) -> list[str]:
     """A note on classes that have too few images for an episode."""
     present = np.unique(np.concatenate([part.labels for part in parts]))
     small = [parts[0].classes[label] for label in present[np.bincount(labels) < least]]

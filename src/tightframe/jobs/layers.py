@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tightframe.backbone import Backbone
 from tightframe.errors import MeasureError
-from tightframe.features.extract import Features, Running, extract
-from tightframe.images import ImageData, ImageSplits
-from tightframe.jobs.run import tune_command
+from tightframe.features.extract import Features
+from tightframe.features.workspace import Workspace
+from tightframe.images import Images, ImageSplits
+from tightframe.jobs.commands import tune_command
 from tightframe.metrics.collapse import Head, nc1
 from tightframe.metrics.folds import Folds
 from tightframe.probes.calibration import per_class_accuracy
@@ -19,11 +20,10 @@ from tightframe.probes.discriminant import cross_validated_center
 from tightframe.probes.knn import neighbors_accuracy, neighbors_predict
 from tightframe.probes.logistic import cross_validated_logistic
 from tightframe.probes.ridge import cross_validated_ridge
-from tightframe.progress import silent
 from tightframe.report.result import Result
 from tightframe.row import Row
 
-STANDARDizED = "logistic regression and k-NN see features standardized; ridge and nearest center see them as they are"
+STANDARDIZED = "logistic regression and k-NN see features standardized; ridge and nearest center see them as they are"
 
 
 class Judged(NamedTuple):
@@ -35,7 +35,9 @@ class Judged(NamedTuple):
     test: np.ndarray | None  # classes given to the test images
 
 
-def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, **running: Unpack[Running]) -> Result:
+def layers(
+    data: ImageSplits | Images, backbone: Backbone, *, seed: int = 0, workspace: Workspace | None = None
+) -> Result:
     """NC1 and the accuracy of four probes for every layer, with a recommended layer and why.
 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``nc1``, and for each
@@ -47,10 +49,11 @@ def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, 
     """
     images = data.train if isinstance(data, ImageSplits) else data
     unseen = data.test if isinstance(data, ImageSplits) else None
-    features = extract(backbone, images, **running)
-    test = extract(backbone, unseen, **running) if unseen is not None else None
+    workspace = workspace or Workspace()
+    features = workspace.features(backbone, images)
+    test = workspace.features(backbone, unseen) if unseen is not None else None
     rows, correct = list[Row](), list[np.ndarray]()
-    listed = running.get("progress", silent)(list(features), f"probing {backbone.name}", len(features))
+    listed = workspace.progress(list(features), f"probing {backbone.name}", len(features))
     for name in listed:
         row, right = _row(name, features, test, len(images.classes), seed)
         rows.append({"model": backbone.name, "layer": name, "dimension": backbone.layer(name).dimension} | row)
@@ -72,7 +75,7 @@ def layers(data: ImageSplits | ImageData, backbone: Backbone, *, seed: int = 0, 
         "layers",
         rows,
         settings,
-        [*notes, why, STANDARDizED],
+        [*notes, why, STANDARDIZED],
         [tune_command(backbone.origin.get("uri", backbone.name), backbone.origin)],
     )
 

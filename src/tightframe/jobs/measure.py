@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf, isfinite
-from typing import Unpack
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.decide.layers import spreads
-from tightframe.features.extract import Features, Running, extract
+from tightframe.features.extract import Features
 from tightframe.features.moments import Weighting
-from tightframe.images import ImageData, ImageSplits
-from tightframe.jobs.run import tune_command
+from tightframe.features.workspace import Workspace
+from tightframe.images import Images, ImageSplits
+from tightframe.jobs.commands import tune_command
 from tightframe.metrics.collapse import cautions
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
@@ -34,12 +34,12 @@ DRAWS = 12
 
 
 def measure(
-    data: ImageSplits | ImageData,
+    data: ImageSplits | Images,
     backbone: Backbone,
     *,
     weighting: Weighting = "class",
     seed: int = 0,
-    **running: Unpack[Running],
+    workspace: Workspace | None = None,
 ) -> Result:
     """Collapse metrics and a cross-validated probe for every layer, from one pass over the training images.
 
@@ -51,8 +51,9 @@ def measure(
     by which models are compared. ``probe_accuracy`` with ``probe_low`` … ``probe_high``.
     """
     images = data.train if isinstance(data, ImageSplits) else data
-    features = extract(backbone, images, **running)
-    rows = layer_rows(backbone, features, weighting, seed, running.get("progress", silent))
+    workspace = workspace or Workspace()
+    features = workspace.features(backbone, images)
+    rows = layer_rows(backbone, features, weighting, seed, workspace.progress)
     notes = list(data.notes) if isinstance(data, ImageSplits) else []
     notes += [reading(rows, spreads([features.moments(row["layer"]) for row in rows]))]
     notes += cautions(features.moments(PENULTIMATE), weighting)

@@ -16,29 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from tightframe.backbone import Preprocessing
-from tightframe.data.selection import Joined
 from tightframe.errors import MeasureError, ModelError, SettingsError
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import Precision, device_of, likely_precision, on_device
+from tightframe.features.stages import MARK, Stages, claim
 from tightframe.files import write_tensors, write_text
-from tightframe.images import ImageData, ImageSplits
-from tightframe.jobs.run import MARK, Run, claim
+from tightframe.images import Images, ImageSplits
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.quick import quick_collapse
 from tightframe.models import cifar  # noqa: F401 - adds its models to timm's
 from tightframe.models.fetching import nearest, one_line
 from tightframe.pretraining.losses import loss_named
 from tightframe.pretraining.model import MOST_LAYERS, Goal, PretrainedModel
-from tightframe.process import is_first
+from tightframe.processes import is_first, together
 from tightframe.progress import Progress, silent
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.tuning.augment import Distort
-from tightframe.tuning.inputs import PixelInputs
 from tightframe.tuning.logs import check as check_logs
 from tightframe.tuning.logs import logging_to
 from tightframe.tuning.loop import Diverged, Watch, fit
-from tightframe.tuning.processes import together
 from tightframe.tuning.recipe import Recipe, Split
 
 WEIGHTS, CONFIG, CHECKPOINT = "model.safetensors", "config.json", "checkpoint.safetensors"
@@ -58,8 +56,8 @@ class Pretraining:
         loss: a name in ``pretraining.losses.LOSSES``.
         projector: hidden layers of a projection head between features and loss, 0 to 3; dropped when all is done.
         augment: strength of augmentation, 0 (none) to 1 (see ``tuning.augment.Distort``).
-        epochs, rate, decay, batch_size, accumulate, seed: see ``tuning.recipe.Recipe``; the seed is also that of the
-            weights.
+        epochs, lr, weight_decay, batch_size, grad_accum_steps, seed: see ``tuning.recipe.Recipe``; the seed is also
+            that of the weights.
         input_size: side of the images; the architecture's own if ``None``.
         arguments: others of the architecture's, such as ``{"channels": (8, 16, 32)}``.
     """
@@ -69,10 +67,10 @@ class Pretraining:
     projector: int = 0
     augment: float = 0.25
     epochs: int = 200
-    rate: float = 0.1
-    decay: float = 5e-4
+    lr: float = 0.1
+    weight_decay: float = 5e-4
     batch_size: int = 128
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     seed: int = 0
     input_size: int | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -80,21 +78,23 @@ class Pretraining:
     @property
     def recipe(self) -> Recipe:
         """Of the training loop."""
-        shared = {name: getattr(self, name) for name in ("epochs", "rate", "decay", "batch_size", "accumulate", "seed")}
+        names = ("epochs", "lr", "weight_decay", "batch_size", "grad_accum_steps", "seed")
+        shared = {name: getattr(self, name) for name in names}
         return Recipe(**shared, copies=loss_named(self.loss).copies)
 
     def check(self) -> None:
         """Raise ``SettingsError`` for values out of range, ``ModelError`` for an unknown architecture."""
-        for name, lowest in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("input_size", 1)):
+        for name, lowest in (("epochs", 1), ("batch_size", 2), ("grad_accum_steps", 1), ("input_size", 1)):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise SettingsError(f"{name.replace('_', ' ')} is {value}; it must be {lowest} or more")
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed {self.seed}: must be 0 or more, and below 2 to the 63")
         largest = torch.finfo(torch.float32).max
-        if not 0 < self.rate <= largest or not 0 <= self.decay <= largest:
+        if not 0 < self.lr <= largest or not 0 <= self.weight_decay <= largest:
             raise SettingsError(
-                f"rate {self.rate:g} and decay {self.decay:g}: the first must be above 0, neither below"
+                f"learning rate {self.lr:g} and weight decay {self.weight_decay:g}: the first must be above 0, and "
+                "neither below"
             )
         if not timm.is_model(self.arch):
             raise ModelError(f'no architecture "{self.arch}"' + nearest(self.arch, timm.list_models()))
@@ -102,9 +102,9 @@ class Pretraining:
         copies = loss.copies
         if not 0 <= self.projector <= MOST_LAYERS:
             raise SettingsError(f"a projection head of {self.projector} layers: choose 0 to {MOST_LAYERS}")
-        if loss.of_embeddings and (self.accumulate > 1 or self.batch_size < 2 * copies):
+        if loss.of_embeddings and (self.grad_accum_steps > 1 or self.batch_size < 2 * copies):
             raise SettingsError(
-                f"{self.loss} compares the images of a batch: it needs {2 * copies} or more, at once (accumulate 1)"
+                f"{self.loss} compares images of a batch: it needs {2 * copies} or more, --grad-accum-steps 1"
             )
         if self.batch_size % copies:
             raise SettingsError(f"a batch of {self.batch_size} for {self.loss}: it takes {copies} views of each image")
@@ -124,7 +124,7 @@ def pretrain(
 ) -> Result:
     """Train a model from random weights and write it in timm's layout, as ``local-dir:OUT`` for every command.
 
-    Rows, one an epoch: ``epoch``, ``rate``, ``train_loss``, ``train_accuracy`` and ``nc1``, ``nc2`` (distance from a
+    Rows, one an epoch: ``epoch``, ``lr``, ``train_loss``, ``train_accuracy`` and ``nc1``, ``nc2`` (distance from a
     simplex), ``nc3`` of the training batches as they were seen, ``seconds`` that the epoch's training took; and, where
     there are test images, ``test_loss``, ``test_accuracy``, ``test_nc1``, ``test_nc2``, ``test_nc3`` after it. All
     are of the features that are transferred, before a projection head, and of one linear head on them (see
@@ -147,7 +147,7 @@ def pretrain(
     Raises:
         SettingsError: a value out of range, or ``out`` holds something else.
         ModelError: an unknown architecture, or one that can't be trained on such images.
-        Diverged: the rate is too high.
+        Diverged: the learning rate is too high.
     """
     how = how or Pretraining()
     how.check()
@@ -158,7 +158,7 @@ def pretrain(
     work.check()
     claim(folder, settings, resume)
     try:
-        rows = Run(folder).remember("rows", settings, lambda: work.done(log, settings))
+        rows = Stages(folder).remember("rows", settings, lambda: work.done(log, settings))
     except Diverged:
         _forget(folder)
         raise
@@ -221,7 +221,7 @@ class _Work:
         title = f"pre-training {self.how.arch} on {self.data.name}"
         ticks = iter(self.progress(range(self.how.epochs), title, self.how.epochs))
         rows: list[Row] = []
-        with logging_to([*log, "jsonl"], self.folder, title, settings) as tell:
+        with logging_to(log, self.folder, title, settings) as tell:
 
             def on_epoch(row: Row) -> None:
                 rows.append(_renamed(row))
@@ -278,9 +278,9 @@ class _Work:
         pixels.preprocessing = replace(pixels.preprocessing, mean=mean, std=std)
         return pixels
 
-    def _everything(self) -> ImageData:
+    def _everything(self) -> Images:
         """Training images, and then those of the test set."""
-        return Joined(self.data.train, self.data.test) if self.data.test is not None else self.data.train
+        return self.data.train.joined(self.data.test) if self.data.test is not None else self.data.train
 
     def _split(self) -> Split:
         everything, count = self._everything(), len(self.data.train)

@@ -6,28 +6,29 @@ import csv
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from tightframe.backbone import OUTPUT, PENULTIMATE, Backbone
+from tightframe.decide.race import Contender, race
 from tightframe.decide.recommendation import Standing, credit, standings
 from tightframe.errors import DataError, MeasureError, SettingsError, TightframeError
-from tightframe.features.extract import Features, Running, extract
+from tightframe.features.extract import Features
+from tightframe.features.workspace import Workspace
 from tightframe.images import ImageSplits
-from tightframe.jobs.race import Contender, race
-from tightframe.jobs.run import Run, tune_command
+from tightframe.jobs.commands import tune_command
 from tightframe.metrics.agreement import agreement
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.registry import MEASURES
-from tightframe.models.backbones import load_backbone, short_name
+from tightframe.models.backbones import load_backbone
+from tightframe.models.names import short_name
 from tightframe.probes.discriminant import cross_validated_lda
 from tightframe.probes.knn import NeighborsResult, neighbors_accuracy
 from tightframe.probes.results import ProbeResult
 from tightframe.probes.ridge import cross_validated_ridge
-from tightframe.progress import silent
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.scores.fisher import ncti, ncti_parts
@@ -60,67 +61,66 @@ def rank(
     data: ImageSplits,
     models: Sequence[str | Backbone],
     *,
-    by: str = EXPECTED,
+    sort_by: str = EXPECTED,
     truth: str | Mapping[str, float] | None = None,
-    budget: float | None = None,
-    model_options: dict[str, Any] | None = None,
+    time_limit: float | None = None,
+    model_options: Mapping[str, Any] | None = None,
     seed: int = 0,
-    run: Run | None = None,
-    **running: Unpack[Running],
+    workspace: Workspace | None = None,
 ) -> Result:
-    """Score every model on the penultimate features of the training images.
+    """Rank models by how well a classifier on their last features would do on these images, with intervals.
 
     Rows, best first: ``model``, ``uri``; ``expected_accuracy`` with its 95 % interval and ``p_best`` (see
-    ``metrics.recommendation``), ``tied`` with the first; the baselines ``probe_accuracy`` (5-fold cross-validated
-    ridge, with its 95 % interval), ``knn_accuracy``, ``source_accuracy`` where known, ``parameters`` and
-    ``macs``; every transferability score that applies, NC1, CDNV and VCI; ``test_accuracy`` of the ridge
-    probe where there is a test set (never used for the order); ``seconds``; ``given`` (place in ``models``). A model
-    that can't be loaded or run is a row with its ``error``, at the end.
+    ``decide.recommendation``), ``tied`` with the first; the baselines ``probe_accuracy`` (5-fold cross-validated
+    ridge, with its 95 % interval), ``knn_accuracy``, ``source_accuracy`` where known, ``parameters`` and ``macs``;
+    every transferability score that applies, NC1, CDNV and VCI; ``test_accuracy`` of the ridge probe where there is a
+    test set (never used for the order); ``seconds``; ``given`` (place in ``models``). A model that can't be loaded or
+    run is a row with its ``error``, at the end.
 
     Args:
-        models: names as for ``load_backbone``, or backbones.
-        by: the column to go by, a key of ``orders()``.
-        truth: accuracies by model name, a CSV file with columns model and accuracy, or ``"probe"`` for the
-            accuracy of the ridge probe on the test images: then ``further["quality"]`` says how well every column
-            ranks, with intervals over models.
-        budget: minutes to spend. Models then race (see ``jobs.race``): images go to those that can still win, test
-            images are left alone, and models that left early have fewer ``images_seen`` and no scores.
-        model_options: further arguments of ``load_backbone`` for all of ``models`` given by name.
-        run: where finished rows are remembered.
+        data: The images.
+        models: Names of models as for ``load_backbone``, or backbones.
+        sort_by: Column to sort by: expected_accuracy, probe_accuracy, knn_accuracy, nc1, logme or another score.
+        truth: Also judge every score against known accuracies: a CSV file with columns model and accuracy, or probe for
+            the accuracy of the ridge probe on the test images.
+        time_limit: Minutes to spend. Models then race: images go to those that can still win, about a third of all
+            forward passes; test images are left alone, and models that left early have no scores.
+        model_options: Further arguments of ``load_backbone`` for models given by name.
+        seed: Seed of every random choice.
+        workspace: Where and how backbones run, and what was computed before.
     """
-    if by not in orders():
-        raise SettingsError(f'can\'t rank by "{by}"; choose {", ".join(orders())}')
+    workspace, options = workspace or Workspace(), dict(model_options or {})
+    if sort_by not in orders():
+        raise SettingsError(f'can\'t sort by "{sort_by}"; choose {", ".join(orders())}')
     if not models:
         raise SettingsError("no models to rank; name some with --models")
     known = _known(truth, data)
-    if budget is None:
-        listed = running.get("progress", silent)(models, "models", len(models))
-        given = [
-            _row(data, model, model_options or {}, seed, run, running) | {"given": place}
-            for place, model in enumerate(listed)
-        ]
-        rows = ordered(given, by, seed)
+    if time_limit is None:
+        listed = workspace.progress(models, "models", len(models))
+        given = [_row(data, model, options, seed, workspace) | {"given": place} for place, model in enumerate(listed)]
+        rows = ordered(given, sort_by, seed)
     else:
-        _check_race(budget, by, truth)
-        rows = _raced(data, models, budget, model_options or {}, seed, running)
+        _check_race(time_limit, sort_by, truth)
+        rows = _raced(data, models, time_limit, options, seed, workspace)
     good = [row for row in rows if "error" not in row]
     settings = {
         "data": data.name,
         "images": len(data.train),
         "test_images": len(data.test) if data.test else 0,
         "classes": len(data.classes),
-        "by": by,
-        "budget": budget,
-        "pool": running.get("pool", "auto"),
+        "sort_by": sort_by,
+        "time_limit": time_limit,
+        "pool": workspace.pool,
         "seed": seed,
     }
     told = [{key: value for key, value in row.items() if key not in ("correct", PARTS)} for row in rows]
     further = {"quality": quality(good, known, seed)} if truth is not None else {}
-    notes = [*data.notes, *([_spared(good, len(data.train))] if budget is not None else []), *_notes(good, by)]
-    return Result("rank", told, settings, notes, _following(good, model_options or {}), further=further)
+    spared = [_spared(good, len(data.train))] if time_limit is not None else []
+    notes = [*data.notes, *spared, *_notes(good, sort_by)]
+    return Result("rank", told, settings, notes, _following(good, options), further=further)
 
 
-def ordered(rows: list[Row], by: str, seed: int = 0) -> list[Row]:
+def ordered(rows: list[Row], sort_by: str, seed: int = 0) -> list[Row]:
     """Rows best first, those with an error last, each told what to expect of it and whether it ties with the first."""
     good = [row for row in rows if "error" not in row]
     if good:
@@ -130,9 +130,9 @@ def ordered(rows: list[Row], by: str, seed: int = 0) -> list[Row]:
         pool = [row for row in good if row.get(PARTS) is not None]
         for row, score in zip(pool, ncti([tuple(row[PARTS]) for row in pool]), strict=True):
             row[NCTI] = score
-    known = [row for row in good if row.get(by) is not None]
-    known.sort(key=lambda row: row[by], reverse=orders()[by])
-    return known + [row for row in good if row.get(by) is None] + [row for row in rows if "error" in row]
+    known = [row for row in good if row.get(sort_by) is not None]
+    known.sort(key=lambda row: row[sort_by], reverse=orders()[sort_by])
+    return known + [row for row in good if row.get(sort_by) is None] + [row for row in rows if "error" in row]
 
 
 def _told(standing: Standing) -> Row:
@@ -186,11 +186,13 @@ def _known(truth: str | Mapping[str, float] | None, data: ImageSplits) -> Mappin
         ) from error
 
 
-def _check_race(budget: float, by: str, truth: str | Mapping[str, float] | None) -> None:
-    if not budget > 0:
-        raise SettingsError(f"a budget of {budget:g} minutes buys nothing; give more than 0")
-    if by != EXPECTED or truth is not None:
-        raise SettingsError("models race for the best expected accuracy: leave out --by and --truth, or --budget")
+def _check_race(minutes: float, sort_by: str, truth: str | Mapping[str, float] | None) -> None:
+    if not minutes > 0:
+        raise SettingsError(f"--time-limit is {minutes:g} minutes; it must be above 0")
+    if sort_by != EXPECTED or truth is not None:
+        raise SettingsError(
+            "models race for the best expected accuracy: leave out --sort-by and --truth, or --time-limit"
+        )
 
 
 def _raced(
@@ -199,7 +201,7 @@ def _raced(
     minutes: float,
     options: dict[str, Any],
     seed: int,
-    running: Running,
+    workspace: Workspace,
 ) -> list[Row]:
     """Rows of a race: those still in it at the end, then the others, the later they left the earlier."""
 
@@ -207,7 +209,7 @@ def _raced(
         return _probes(_folds(features, seed)).correct
 
     contenders = [_contender(model, options) for model in models]
-    finalists = race(contenders, data.train, correct, minutes, seed, running)
+    finalists = race(contenders, data.train, correct, minutes, seed, workspace)
     rows = []
     for place, contender in enumerate(contenders):
         if contender.error is not None or contender.standing is None:
@@ -239,21 +241,17 @@ def _spared(good: list[Row], images: int) -> str:
     )
 
 
-def _row(
-    data: ImageSplits, model: str | Backbone, options: dict[str, Any], seed: int, run: Run | None, running: Running
-) -> Row:
+def _row(data: ImageSplits, model: str | Backbone, options: dict[str, Any], seed: int, workspace: Workspace) -> Row:
     name = short_name(model) if isinstance(model, str) else model.name
     try:
         backbone = load_backbone(model, **options) if isinstance(model, str) else model
-        if run is None:
-            return _measured(data, backbone, seed, running)
         key = {
             "model": backbone.fingerprint,
             "data": [split.fingerprint for split in (data.train, data.test) if split],
             "seed": seed,
-            "running": [running.get("pool"), running.get("precision")],
+            "running": [workspace.pool, workspace.precision],
         }
-        return run.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, running))
+        return workspace.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, workspace))
     except (DataError, SettingsError):
         raise  # the same for every model: said once, at once
     except Exception as error:  # one bad model must not end the list, whatever it raises
@@ -265,15 +263,15 @@ def _failed(name: str, error: Exception) -> Row:
     return {"model": name, "error": said}
 
 
-def _measured(data: ImageSplits, backbone: Backbone, seed: int, running: Running) -> Row:
+def _measured(data: ImageSplits, backbone: Backbone, seed: int, workspace: Workspace) -> Row:
     started = time.perf_counter()
-    features = extract(backbone, data.train, layers=_read(backbone), **running)
+    features = workspace.features(backbone, data.train, _read(backbone))
     folds = _folds(features, seed)
     probes = _probes(folds)
     row = _scored(backbone, features, folds, probes) | {"seconds": time.perf_counter() - started}
     if data.test is not None:
-        held_out = extract(backbone, data.test, layers=[PENULTIMATE], **running)
-        row["test_accuracy"] = probes.ridge.head.accuracy(held_out[PENULTIMATE], data.test.labels)
+        unseen = workspace.features(backbone, data.test, [PENULTIMATE])
+        row["test_accuracy"] = probes.ridge.head.accuracy(unseen[PENULTIMATE], data.test.labels)
     return row
 
 
@@ -367,7 +365,7 @@ def _possible(
             yield name, value
 
 
-def _notes(good: list[Row], by: str) -> list[str]:
+def _notes(good: list[Row], sort_by: str) -> list[str]:
     notes = []
     tied = [row["model"] for row in good if row["tied"]]
     best = max(good, key=lambda row: row[EXPECTED])["model"] if good else ""
@@ -379,9 +377,9 @@ def _notes(good: list[Row], by: str) -> list[str]:
             f"no more images than values: H-score, SFDA and VCI are at their limit and say nothing for "
             f"{', '.join(saturated)}"
         )
-    if by != EXPECTED and len({row.get("dimension") for row in good}) > 1 and by not in BASELINES:
-        notes.append(f"{by} is compared across different dimensions here: read it with care")
-    if by == NCTI:
+    if sort_by != EXPECTED and len({row.get("dimension") for row in good}) > 1 and sort_by not in BASELINES:
+        notes.append(f"{sort_by} is compared across different dimensions here: read it with care")
+    if sort_by == NCTI:
         notes.append("NCTI is scaled over the models of this list: adding or leaving out one changes it")
     precisions = {row["precision"] for row in good if "precision" in row}
     if len(precisions) > 1:

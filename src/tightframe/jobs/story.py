@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tightframe.images import ImageData, ImageSplits
-from tightframe.jobs.compare import chosen_trial
+from tightframe.decide.training import chosen_trial
+from tightframe.images import Images, ImageSplits
 from tightframe.report.charts import (
     collapse_chart,
     confusion_chart,
@@ -91,7 +91,7 @@ def _methods(run: Transfer) -> Section:
     return Section("How to tune it", words, [method_chart(run.methods), grid])
 
 
-def _confusion(run: Transfer, test: ImageData, probabilities: np.ndarray) -> Section:
+def _confusion(run: Transfer, test: Images, probabilities: np.ndarray) -> Section:
     rows = confusion_rows(test.labels, probabilities.argmax(1), test.classes)
     name = run.tuned.model.method.name
     return Section(
@@ -99,12 +99,12 @@ def _confusion(run: Transfer, test: ImageData, probabilities: np.ndarray) -> Sec
     )
 
 
-def _samples(run: Transfer, test: ImageData) -> Section:
+def _samples(run: Transfer, test: Images) -> Section:
     images = [row | {"image": test[row["index"]]} for row in run.samples]
     return Section("What it says", "Test images, its surest mistakes last.", [Samples(images)])
 
 
-def sample_rows(test: ImageData, probabilities: np.ndarray) -> list[Row]:
+def sample_rows(test: Images, probabilities: np.ndarray) -> list[Row]:
     """A few test images: some spread over those that are right, then the most confident mistakes.
 
     Rows hold ``index``, ``path``, ``actual``, ``predicted`` and ``probability``.

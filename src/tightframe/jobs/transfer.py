@@ -7,27 +7,29 @@ features and trainings are reused, the training that was cut off goes on from it
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
+
+import numpy as np
 
 from tightframe.backbone import Backbone
 from tightframe.deploy.tuned import Tuned
 from tightframe.errors import ModelError
-from tightframe.features.extract import Running, extract
-from tightframe.features.store import FeatureStore
-from tightframe.images import ImageSplits
-from tightframe.jobs.compare import MAIN, Comparison, settings_of, tune_each, unique_methods
+from tightframe.features.stages import claim
+from tightframe.features.workspace import Workspace
+from tightframe.images import Images, ImageSplits
+from tightframe.jobs.compare import MAIN, Comparison, settings_of, tune_each
 from tightframe.jobs.measure import layer_rows
-from tightframe.jobs.plan import Plan
 from tightframe.jobs.rank import rank
-from tightframe.jobs.run import Run, claim
 from tightframe.jobs.story import sample_rows, write_story
 from tightframe.models.backbones import load_backbone
 from tightframe.report.result import Result
 from tightframe.row import Row
-from tightframe.tuning.methods import PAPER
+from tightframe.tuning.config import TrainConfig
+from tightframe.tuning.methods import PAPER, unique_methods
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,38 +61,53 @@ def transfer(
     *,
     out: Path | str,
     methods: Sequence[str] = PAPER,
-    layer: str = "auto",
-    by: str = "expected_accuracy",
-    plan: Plan | None = None,
-    log: Sequence[str] = (),
-    model_options: dict[str, Any] | None = None,
-    **running: Unpack[Running],
+    block: str = "auto",
+    sort_by: str = "expected_accuracy",
+    config: TrainConfig | None = None,
+    log_to: Sequence[str] = (),
+    model_options: Mapping[str, Any] | None = None,
+    workspace: Workspace | None = None,
 ) -> Transfer:
-    """Rank the models, choose one and its layer, tune it by every method asked for, save, and write the report.
+    """Rank models, choose one and its block, tune it by every method asked for, save, and write a report.
+
+    Everything lands in one folder. A run that was stopped at any moment continues from there, to the same result.
+
+    Args:
+        data: The images.
+        models: Names of models as for ``load_backbone``, or backbones.
+        out: Folder for all of it.
+        methods: Tuning methods: linear, layer, scl, full, bitfit, norm, lp-ft or lora.
+        block: The block to tune, for the methods that tune one; auto lets a few race.
+        sort_by: Column of the ranking that chooses the model: expected_accuracy, probe_accuracy, nc1, logme or another
+            score.
+        config: How to choose and train.
+        log_to: Also report every epoch to tensorboard, wandb or mlflow; log.jsonl is always kept.
+        model_options: Further arguments of ``load_backbone`` for models given by name.
+        workspace: Where and how backbones run; its features are kept in ``out`` if it has no folder of its own.
 
     Raises:
         SettingsError: ``out`` holds a run with other settings or images.
         ModelError: none of the models could be used.
     """
-    plan, folder = plan or Plan(), Path(out)
-    plan.check()
+    config, folder, options = config or TrainConfig(), Path(out), dict(model_options or {})
     names = unique_methods(methods)
-    settings = _settings(data, models, names, layer, by, plan, model_options or {}, running)
+    asked = {"models": [m if isinstance(m, str) else m.name for m in models], "model_options": options}
+    workspace = (workspace or Workspace()).in_folder(folder)
+    settings = settings_of(data, names, block, config, workspace) | asked | {"sort_by": sort_by}
     claim(folder, settings)
-    running["store"] = FeatureStore(folder / "features")
-    run = Run(folder)
-    ranking = rank(data, models, by=by, model_options=model_options, seed=plan.seed, run=run, **running)
-    backbone = _winner(ranking.rows, models, model_options or {})
-    features = extract(backbone, data.train, **running)
-    key = [settings, backbone.fingerprint]
-    layers = run.remember("layers", key, lambda: layer_rows(backbone, features, "class", plan.seed))
-    compared = tune_each(data, backbone, names, layer, plan, folder, settings, log, running)
+    unseen = replace(data, test=None)  # test images are for the saved models alone
+    ranking = rank(unseen, models, sort_by=sort_by, model_options=options, seed=config.seed, workspace=workspace)
+    backbone = _winner(ranking.rows, models, options)
+    compared = tune_each(data, backbone, names, block, config, folder, settings, log_to, workspace)
+    features = workspace.features(backbone, data.train)
+    measured = partial(layer_rows, backbone, features, "class", config.seed, workspace.progress)
+    layers = workspace.remember("layers", [settings, backbone.fingerprint], measured)
     layers = [row | {"chosen": row["layer"] == compared.block} for row in layers]
-    return _reported(folder, data, ranking, layers, compared, running.get("device", "auto"))
+    return _reported(folder, data, ranking, layers, compared, workspace)
 
 
 def _reported(
-    folder: Path, data: ImageSplits, ranking: Result, layers: list[Row], compared: Comparison, device: str
+    folder: Path, data: ImageSplits, ranking: Result, layers: list[Row], compared: Comparison, workspace: Workspace
 ) -> Transfer:
     """All that was found, written into ``folder``."""
     tuned, rows, settings = compared.tuned, compared.rows, compared.result.settings
@@ -102,35 +119,25 @@ def _reported(
         f"open {shlex.quote(str(folder / 'report.html'))} in a browser",
     ]
     result = Result("transfer", rows, settings, notes, following)
-    said = main.probabilities(data.test, device=device) if data.test is not None else None
-    samples = sample_rows(data.test, said) if data.test is not None and said is not None else []
+    probabilities = _probabilities(main, data.test, workspace) if data.test is not None else None
+    samples = sample_rows(data.test, probabilities) if data.test is not None and probabilities is not None else []
     finished = Transfer(folder, ranking, layers, rows, main, samples, result)
     histories = {name: outcome.history for name, outcome in tuned.items()}
-    write_story(folder / "report.html", data, finished, histories, said)
+    write_story(folder / "report.html", data, finished, histories, probabilities)
     result.save(folder / "result.json")
     return finished
 
 
-def _settings(
-    data: ImageSplits,
-    models: Sequence[str | Backbone],
-    methods: Sequence[str],
-    layer: str,
-    by: str,
-    plan: Plan,
-    options: dict[str, Any],
-    running: Running,
-) -> dict[str, Any]:
-    return settings_of(data, methods, layer, plan, running) | {
-        "models": [model if isinstance(model, str) else model.name for model in models],
-        "model_options": options,
-        "by": by,
-    }
+def _probabilities(tuned: Tuned, test: Images, workspace: Workspace) -> np.ndarray:
+    """Class probabilities (n, K) of the test images, as they were judged; in a run that continues, judged again."""
+    if tuned.test_logits is None:
+        return tuned.probabilities(test, device=str(workspace.device))
+    return tuned.test_logits.softmax(1).numpy()
 
 
-def _winner(rows: list[Row], models: Sequence[str | Backbone], options: dict[str, Any]) -> Backbone:
+def _winner(rows: list[Row], models: Sequence[str | Backbone], options: Mapping[str, Any]) -> Backbone:
     best = rows[0]
     if "error" in best:
-        raise ModelError("none of the models could be used; the first said: " + best["error"])
+        raise ModelError("none of the models could be used; the first failed with: " + best["error"])
     model = models[best["given"]]
     return model if isinstance(model, Backbone) else load_backbone(model, **options)

@@ -109,17 +109,17 @@ LAYERS = (
 
 METHODS = (
     Column("method", "Method", text),
-    Column("layer", "Block", text),
+    Column("block", "Block", text),
     Column("validation_accuracy", "Validation accuracy", percent),
     Column("validation", "95 % interval", percent, interval=True),
     Column("test_accuracy", "Test accuracy", percent),
     Column("test", "95 % interval", percent, interval=True),
     Column("train_accuracy", "Train accuracy", percent),
     Column("nc1", "NC1", number),
-    Column("parameters", "Trained", count),
-    Column("share", "Share", percent),
-    Column("rate", "Rate", exact),
-    Column("decay", "Decay", exact),
+    Column("trainable_parameters", "Trainable parameters", count),
+    Column("trainable_share", "Trainable", percent),
+    Column("lr", "Learning rate", exact),
+    Column("weight_decay", "Weight decay", exact),
     Column("seconds", "Time", seconds),
     Column("bytes", "Saved", size),
 )

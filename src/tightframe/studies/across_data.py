@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tightframe.backbone import PENULTIMATE, Backbone
-from tightframe.features.extract import Features, extract
+from tightframe.features.extract import Features
 from tightframe.report.relations import Axis, relation_chart
 from tightframe.report.tables import Column, count, number, percent, text
 from tightframe.row import Row
@@ -30,9 +30,7 @@ def _rows(lab: Lab, backbone: Backbone) -> list[Row]:
     classes = min(len(data.classes) for data in lab.data)
     images = min(int(np.bincount(data.train.labels).min()) for data in lab.data)
     for data in lab.data:
-        parts = [
-            extract(backbone, part, layers=[PENULTIMATE], **lab.running) for part in (data.train, data.test) if part
-        ]
+        parts = [lab.workspace.features(backbone, part, [PENULTIMATE]) for part in (data.train, data.test) if part]
         whole = _of(parts, range(len(data.classes)))
         counted = {"classes": len(data.classes), "images": len(data.train)}
         made.append({"data": data.name, "sample": WHOLE, "draw": 0, **counted, **probed(*whole, len(data.classes))})

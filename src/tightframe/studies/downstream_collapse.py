@@ -42,7 +42,7 @@ def labels_of(data: ImageSplits, backbone: Backbone) -> Row:
 
 
 def _row(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
-    (found,) = rank(data, [backbone], **lab.running).rows
+    (found,) = rank(data, [backbone], workspace=lab.workspace).rows
     return [{key: found.get(key) for key in (*KEPT, "error") if key in found}]
 
 

@@ -32,7 +32,7 @@ def _rows(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
     published = class_list(SPLIT)
     classes = published if set(published) <= set(data.classes) else data.classes
     ways, episodes = min(WAYS, len(classes)), lab.scale.episodes
-    found = fewshot(data, backbone, ways=ways, shots=SHOTS, episodes=episodes, classes=classes, **lab.running)
+    found = fewshot(data, backbone, ways=ways, shots=SHOTS, episodes=episodes, classes=classes, workspace=lab.workspace)
     kept = ("shots", "accuracy", "accuracy_low", "accuracy_high", "nc1", "nc1_corrected")
     return [
         {"classes": len(classes)} | {key: row.get(key) for key in kept}

@@ -28,7 +28,7 @@ def _points(lab: Lab) -> Iterator[Point]:
 
 
 def _rows(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
-    found = layers(data, backbone, **lab.running).rows
+    found = layers(data, backbone, workspace=lab.workspace).rows
     return [{"depth": depth} | {key: row.get(key) for key in KEPT} for depth, row in enumerate(found, 1)]
 
 

@@ -39,7 +39,7 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 def _plot(rows: Sequence[Row]) -> Any:
     return relation_chart(
         rows,
-        Axis("parameters", "Parameters trained (log scale)", log=True),
+        Axis("trainable_parameters", "Trainable parameters (log scale)", log=True),
         Axis("test_accuracy", "Test accuracy (%)", share=True),
         title="Accuracy and the parameters it takes",
         subtitle="Each mark is a model tuned by a method.",
@@ -48,8 +48,8 @@ def _plot(rows: Sequence[Row]) -> Any:
         tips=(
             Column("model", "Model", text),
             Column("method", "Method", text),
-            Column("layer", "Block", text),
-            Column("parameters", "Trained", count),
+            Column("block", "Block", text),
+            Column("trainable_parameters", "Trainable parameters", count),
             Column("test_accuracy", "Test accuracy", percent),
             Column("train_accuracy", "Training", percent),
         ),

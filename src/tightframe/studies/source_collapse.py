@@ -30,7 +30,7 @@ def _points(lab: Lab) -> Iterator[Point]:
     lengths = list(dict.fromkeys([lab.scale.epochs, *(max(1, lab.scale.epochs // part) for part in SHORTER)]))
     rates = RATES if len(lab.data[0].classes) <= MANY else {}
     trained = [
-        {"loss": loss, "epochs": length, "rate": rates.get(loss, RATE)} for loss in LOSSES for length in sorted(lengths)
+        {"loss": loss, "epochs": length, "lr": rates.get(loss, RATE)} for loss in LOSSES for length in sorted(lengths)
     ]
     return variants(lab, [{"epochs": 0}, *trained], ("loss", "epochs"))
 

@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from tightframe.backbone import Backbone
 from tightframe.data.loading import load_images
 from tightframe.errors import DataError, ModelError, SettingsError, TightframeError
-from tightframe.features.extract import Running
+from tightframe.features.stages import Stages, claim
+from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes, write_text
 from tightframe.images import ImageSplits
 from tightframe.jobs import demo
-from tightframe.jobs.run import Run, claim
 from tightframe.models.backbones import load_backbone
-from tightframe.progress import Progress, silent
+from tightframe.progress import Progress
 from tightframe.report.columns import EVIDENCE
 from tightframe.report.page import Grid, Section, write_report
 from tightframe.report.result import Result
@@ -69,7 +69,7 @@ class Lab:
     data: tuple[ImageSplits, ...]
     models: tuple[Backbone, ...]
     folder: Path
-    running: Running
+    workspace: Workspace
 
     @property
     def seeds(self) -> range:
@@ -132,11 +132,11 @@ def run_study(
     models: Sequence[str | Backbone] = (),
     seeds: int | None = None,
     epochs: int | None = None,
-    shots: int | None = None,
+    max_per_class: int | None = None,
     model_options: Mapping[str, Any] | None = None,
-    **running: Unpack[Running],
+    workspace: Workspace | None = None,
 ) -> Result:
-    """Run every point of ``study`` and say what came of it; points that ``out`` already holds are not run again.
+    """Stages every point of ``study`` and say what came of it; points that ``out`` already holds are not run again.
 
     Several such calls at once, in processes of their own, share the work. ``out`` is given ``rows.csv``,
     ``result.json``, ``report.html`` and ``plot.png``.
@@ -150,9 +150,9 @@ def run_study(
             is the source and the others are transferred to.
         models: models, or their names as for ``load_backbone``; not for studies that pre-train.
         seeds, epochs: in place of those of the scale.
-        shots: at most so many training images a class of each set (a study of few images has its own numbers).
+        max_per_class: at most so many training images a class of each set (a study of few images has its own numbers).
         model_options: further arguments of ``load_backbone``.
-        running: how models run, see ``extract``.
+        workspace: where and how models run.
 
     Raises:
         SettingsError: a value out of range, or ``out`` holds something else.
@@ -165,8 +165,9 @@ def run_study(
         raise SettingsError("the paper's scale needs images; name some with --data")
     if study.pretrains and model_options:
         raise SettingsError(f"{study.name} makes its own models: leave out {', '.join(model_options)}")
-    folder, progress = Path(out).absolute(), running.get("progress", silent)
-    splits = _images(study, data or study.built_in, shots, progress)
+    workspace, folder = workspace or Workspace(), Path(out).absolute()
+    progress = workspace.progress
+    splits = _images(study, data or study.built_in, max_per_class, progress)
     wanted = () if study.pretrains else models or chosen.models
     given = _named([load_backbone(one, **(model_options or {})) if isinstance(one, str) else one for one in wanted])
     settings = {
@@ -175,29 +176,31 @@ def run_study(
         **_used(study, chosen),
         "data": [one.name for one in splits],
         "images": [len(one.train) for one in splits],
-        "shots_at_most": shots,
+        "max_per_class": max_per_class,
         "models": [one.name for one in given],
-        "pool": running.get("pool", "auto"),
-        "precision": running.get("precision", "auto"),
+        "pool": workspace.pool,
+        "precision": workspace.precision,
     }
     images = [part.fingerprint for one in splits for part in (one.train, one.test) if part is not None]
     claim(folder, [settings, images, [[one.fingerprint, [layer.name for layer in one.layers]] for one in given]])
     if not given and not study.pretrains:
-        with Run(folder).held("models"):
+        with Stages(folder).held("models"):
             made = demo.candidates(folder / "models", progress)
         given = _named([load_backbone(one) if isinstance(one, str) else one for one in made])
-    rows = _rows(study, Lab(chosen, splits, given, folder, running))
+    rows = _rows(study, Lab(chosen, splits, given, folder, workspace))
     settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
     result = _result(study, rows, settings)
     _write(study, result, folder)
     return result
 
 
-def _images(study: Study, names: Sequence[str], shots: int | None, progress: Progress) -> tuple[ImageSplits, ...]:
+def _images(
+    study: Study, names: Sequence[str], max_per_class: int | None, progress: Progress
+) -> tuple[ImageSplits, ...]:
     """Datasets with test images, their names made different."""
     if study.pretrains and len(names) < 2:
         raise SettingsError(f"{study.name} needs two datasets or more: where to train, and where to transfer to")
-    found = [load_images(name, shots=shots, progress=progress) for name in names]
+    found = [load_images(name, max_per_class=max_per_class, progress=progress) for name in names]
     for one in found:
         if one.test is None:
             raise DataError(f"{one.name} has no test images; give it a test folder")
@@ -233,9 +236,9 @@ def _used(study: Study, scale: Scale) -> Row:
 
 def _rows(study: Study, lab: Lab) -> list[Row]:
     """Of all points; the first row of each holds the seconds it took."""
-    run, points = Run(lab.folder), {json.dumps(point.labels): point for point in study.points(lab)}
+    run, points = Stages(lab.folder), {json.dumps(point.labels): point for point in study.points(lab)}
     found: dict[str, list[Row]] = {}
-    for name in lab.running.get("progress", silent)(_in_turn(run, list(points)), study.name, len(points)):
+    for name in lab.workspace.progress(_in_turn(run, list(points)), study.name, len(points)):
         point = points[name]
         try:
             found[name] = run.remember(name, point.labels, partial(_computed, point))
@@ -244,7 +247,7 @@ def _rows(study: Study, lab: Lab) -> list[Row]:
     return [point.labels | row for name, point in points.items() for row in found[name]]
 
 
-def _in_turn(run: Run, names: Sequence[str]) -> Iterator[str]:
+def _in_turn(run: Stages, names: Sequence[str]) -> Iterator[str]:
     """Points, held while they are worked on; those that another run in the same folder is at come last."""
     for wait in (False, True):
         left = []

@@ -38,8 +38,8 @@ def _spread(blocks: int, most: int) -> list[int]:
 
 def _rows(lab: Lab, data: ImageSplits, backbone: Backbone, index: int, seed: int) -> list[Row]:
     block = backbone.layers[index].name
-    tuned = tune(data, backbone, method="layer", layer=block, plan=plan(lab, seed), **lab.running)
-    kept = ("test_accuracy", "train_accuracy", "share", "seconds", "rate")
+    tuned = tune(data, backbone, method="layer", block=block, config=plan(lab, seed), workspace=lab.workspace)
+    kept = ("test_accuracy", "train_accuracy", "trainable_share", "seconds", "lr")
     found = {key: tuned.metrics[key] for key in kept} | {"nc1": penultimate_nc1(tuned, data.train)}
     return [{"block": block, "depth": (index + 1) / len(backbone.layers), **found}]
 
@@ -94,7 +94,7 @@ STUDY = Study(
         Column("test_accuracy", "Test", percent),
         Column("train_accuracy", "Training", percent),
         Column("nc1", "NC1 after", number),
-        Column("share", "Share trained", percent),
+        Column("trainable_share", "Trainable", percent),
     ),
     plot=_plot,
     scales={

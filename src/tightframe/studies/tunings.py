@@ -10,49 +10,49 @@ import numpy as np
 import torch
 
 from tightframe.backbone import Backbone
-from tightframe.data import selection
+from tightframe.data.selection import at_most
 from tightframe.deploy.tuned import Tuned
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
-from tightframe.images import ImageData, ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.compare import compare
-from tightframe.jobs.plan import Plan
 from tightframe.report.tables import Column, count, number, percent, seconds, text
 from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_SHARE, Evidence, crossed, differences
 from tightframe.studies.study import Lab
-from tightframe.tuning.inputs import PixelInputs
+from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.loop import collapse_of
 from tightframe.tuning.methods import PAPER
 
 KEPT = (
     "method",
-    "layer",
+    "block",
     "test_accuracy",
     "train_accuracy",
-    "parameters",
-    "share",
+    "trainable_parameters",
+    "trainable_share",
     "seconds",
     "bytes",
-    "rate",
+    "lr",
     "error",
 )
 ALL_METHODS = ("linear", "layer", "scl", "full", "lora", "bitfit", "norm", "lp-ft")
 CALLED = {"full": "full fine-tuning", "linear": "the linear probe", "layer": "tuning the block alone (Layer FT)"}
 COLUMNS = (
     Column("method", "Method", text),
-    Column("layer", "Block", text),
+    Column("block", "Block", text),
     Column("test_accuracy", "Test", percent),
     Column("train_accuracy", "Training", percent),
     Column("nc1", "NC1", number),
-    Column("parameters", "Trained", count),
-    Column("share", "Share", percent),
+    Column("trainable_parameters", "Trainable parameters", count),
+    Column("trainable_share", "Trainable", percent),
     Column("seconds", "Time", seconds),
 )
 
 
-def plan(lab: Lab, seed: int) -> Plan:
+def plan(lab: Lab, seed: int) -> TrainConfig:
     """How to tune: rate and decay are chosen on training images held out."""
-    return Plan(epochs=lab.scale.epochs, seed=seed)
+    return TrainConfig(epochs=lab.scale.epochs, seed=seed)
 
 
 def sampled(lab: Lab, data: ImageSplits, seed: int) -> ImageSplits:
@@ -64,14 +64,14 @@ def few(data: ImageSplits, shots: int, seed: int) -> ImageSplits | None:
     """So many training images a class; ``None`` where a class has fewer."""
     if int(np.bincount(data.train.labels, minlength=len(data.classes)).min()) < shots:
         return None
-    return replace(data, train=selection.shots(data.train, shots, seed))
+    return replace(data, train=at_most(data.train, shots, seed))
 
 
 def by_methods(
     lab: Lab, data: ImageSplits, backbone: Backbone, methods: Sequence[str], seed: int, out: Path
 ) -> list[Row]:
     """A row a method, each tuned with the same block and split, with ``nc1`` of the penultimate features."""
-    found = compare(data, backbone, methods, plan=plan(lab, seed), out=out, resume=True, **lab.running)
+    found = compare(data, backbone, methods, config=plan(lab, seed), out=out, resume=True, workspace=lab.workspace)
     return [
         {key: row[key] for key in KEPT if key in row}
         | ({"nc1": penultimate_nc1(found.tuned[row["method"]], data.train)} if row["method"] in found.tuned else {})
@@ -79,7 +79,7 @@ def by_methods(
     ]
 
 
-def penultimate_nc1(tuned: Tuned, images: ImageData) -> float | None:
+def penultimate_nc1(tuned: Tuned, images: Images) -> float | None:
     """Of images at the layer before the head, whatever else the head sees."""
     device = next(tuned.model.parameters()).device
     inputs = PixelInputs(Pixels(images, tuned.backbone.preprocessing, keep_bytes=0), device=device)

@@ -11,7 +11,6 @@ import numpy as np
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import DataError
-from tightframe.features.extract import extract
 from tightframe.images import ImageSplits
 from tightframe.jobs import demo
 from tightframe.jobs.pretrain import Pretraining, pretrain
@@ -83,7 +82,7 @@ def _rows(lab: Lab, how: Pretraining, episodes: Sequence[Episodes]) -> list[Row]
     )
     for name, part in (("source_nc1", source.train), ("source_test_nc1", source.test)):
         if part is not None:
-            known[name] = nc1(extract(backbone, part, layers=[PENULTIMATE], **lab.running).moments(PENULTIMATE))
+            known[name] = nc1(lab.workspace.features(backbone, part, [PENULTIMATE]).moments(PENULTIMATE))
     return [
         {"data": other.name} | known | tried(partial(_transferred, lab, backbone, other, drawn))
         for other, drawn in zip(others, episodes, strict=True)
@@ -94,7 +93,7 @@ def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Ro
     """The model, and its accuracy on the source."""
     name = f"{how.loss}-projector{how.projector}-augment{how.augment:g}-epochs{how.epochs}-seed{how.seed}"
     folder = lab.folder / "models" / name
-    device, precision = lab.running.get("device", "auto"), lab.running.get("precision", "auto")
+    device, precision = str(lab.workspace.device), lab.workspace.precision
     found = pretrain(source, folder, how, resume=True, device=device, precision=precision)
     last = found.rows[-1]
     known = {f"source_{name}": last.get(name) for name in ("train_accuracy", "test_accuracy")}
@@ -104,7 +103,7 @@ def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Ro
 def _transferred(lab: Lab, backbone: Backbone, data: ImageSplits, episodes: Episodes) -> Row:
     """What the model is worth on ``data``: NC1, a probe, few-shot episodes of logistic regression."""
     assert data.test is not None  # `run_study` saw to it
-    train, test = (extract(backbone, part, layers=[PENULTIMATE], **lab.running) for part in (data.train, data.test))
+    train, test = (lab.workspace.features(backbone, part, [PENULTIMATE]) for part in (data.train, data.test))
     seen, unseen = train[PENULTIMATE], test[PENULTIMATE]
     (right,) = accuracies(np.concatenate([seen, unseen]), episodes, ["logistic"]).values()
     found = probed(seen, train.labels, unseen, test.labels, len(data.classes))

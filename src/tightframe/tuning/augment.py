@@ -1,7 +1,7 @@
-"""Views: the same image changed as a photograph might be, the same way again for the same number.
+"""Views: an image and random changes of it, each known by a number.
 
-View 0 is the image as it is. Any other is drawn from (seed, image, view), so that views can be kept, and training
-that was stopped sees the same ones.
+View 0 is the image as it is. Any other depends on (seed, image, view) only, so that views can be kept and training that
+is resumed sees the same ones.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,22 +22,13 @@ from tightframe.errors import SettingsError
 
 Augmentation = Literal["none", "flip", "crop", "randaugment"]
 SMALLEST_CROP = 0.35
-"""Of the area."""
-
-
-@runtime_checkable
-class Views(Protocol):
-    """What makes views of images."""
-
-    def of(self, images: Tensor, indices: Sequence[int], views: np.ndarray, /) -> Tensor:
-        """Of images (b, 3, h, w) in bytes, known by their ``indices``, the views (b,) asked for."""
-        ...
+"""Smallest share of the area that a crop keeps."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Changes images of bytes: ``flip`` left and right; ``crop`` also 35 to 100 % of the area; ``randaugment`` also
-    two changes of color or shape at random (Cubuk et al., NeurIPS 2020).
+    """Views for tuning: ``flip`` mirrors half of them, ``crop`` also keeps 35 to 100 % of the area, and ``randaugment``
+    also makes two random changes of color or shape (Cubuk et al., NeurIPS 2020).
     """
 
     kind: str
@@ -52,13 +43,18 @@ class Augment:
         if view == 0 or self.kind == "none":
             return image
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.default_rng((self.seed, index, view)).integers(2**62)))
+            torch.manual_seed(int(_random(self.seed, index, view).integers(2**62)))
             return _steps(self.kind, tuple(image.shape[1:]))(image)
 
     def of(self, images: UInt8[Tensor, "b 3 h w"], indices: Sequence[int], views: np.ndarray) -> Tensor:
-        """Views of a batch."""
+        """The views of a batch, as ``Views.of``."""
         seen = zip(images, indices, views.tolist(), strict=True)
         return torch.stack([self(image, index, view) for image, index, view in seen])
+
+
+def _random(seed: int, index: int, view: int) -> np.random.Generator:
+    """The generator of all random choices of one view."""
+    return np.random.default_rng((seed, index, view))
 
 
 def _steps(kind: str, size: tuple[int, ...]) -> v2.Compose:
@@ -76,7 +72,8 @@ class Distort:
 
     At ``strength`` 1 a crop keeps 8 to 100 % of the area at 3 : 4 to 4 : 3 of its shape, brightness, contrast and
     saturation change by up to 80 %, and a fifth of the images turn gray; at 0 nothing happens, at ½ half of that. A
-    flip is one half of the time at any strength above 0. Whole batches are changed at once.
+    flip is one half of the time at any strength above 0. Whole batches are changed at once: for small images,
+    ``torchvision.transforms``, image by image, takes 25 times as long.
     """
 
     strength: float
@@ -87,17 +84,18 @@ class Distort:
             raise SettingsError(f"augmentation of strength {self.strength:g}: choose a number from 0 to 1")
 
     def of(self, images: UInt8[Tensor, "b 3 h w"], indices: Sequence[int], views: np.ndarray) -> Tensor:
-        """Views of a batch; view 0 is the image as it is."""
+        """The views of a batch, as ``Views.of``."""
         changed = views != 0
         if not self.strength or not changed.any():
             return images
-        luck = _luck(self.seed, np.asarray(indices), views, 9)
+        drawn = [_random(self.seed, *of).random(9) for of in zip(indices, views.tolist(), strict=True)]
+        luck = torch.from_numpy(np.stack(drawn))
         seen = self._colored(self._cropped(images.float() / 255, luck[:, :5]), luck[:, 5:])
         seen = (seen * 255).round().clamp(0, 255).to(torch.uint8)
         return torch.where(torch.from_numpy(changed).to(seen.device).view(-1, 1, 1, 1), seen, images)
 
     def _cropped(self, images: Float[Tensor, "b 3 h w"], luck: Float64[Tensor, "b 5"]) -> Float[Tensor, "b 3 h w"]:
-        """Part of each, back at full size, and flipped or not."""
+        """A part of each image at the size of the whole, flipped or not."""
         area = 1 - 0.92 * self.strength * luck[:, 0]
         aspect = torch.exp(math.log(4 / 3) * self.strength * (2 * luck[:, 1] - 1))
         height, width = (area / aspect).sqrt().clamp(max=1), (area * aspect).sqrt().clamp(max=1)
@@ -116,19 +114,3 @@ class Distort:
         gray = v2.functional.rgb_to_grayscale(images)
         images = (gray.mean((2, 3), keepdim=True).lerp(images, contrast)).clamp(0, 1)
         return v2.functional.rgb_to_grayscale(images).lerp(images, saturation).clamp(0, 1)
-
-
-def _luck(seed: int, indices: np.ndarray, views: np.ndarray, count: int) -> Float64[Tensor, "b n"]:
-    """Numbers in [0, 1) that depend on (seed, index, view) only: SplitMix64 (Steele et al., OOPSLA 2014), by rows."""
-    with np.errstate(over="ignore"):
-        state = np.full((len(indices), 1), seed, np.uint64)
-        for part in (indices, views):
-            state = _mixed(state ^ _mixed(part.astype(np.uint64)[:, None] + np.uint64(0x9E3779B97F4A7C15)))
-        drawn = _mixed(state + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    return torch.from_numpy((drawn >> np.uint64(11)).astype(np.float64) / 2**53)
-
-
-def _mixed(state: np.ndarray) -> np.ndarray:
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))

@@ -25,9 +25,9 @@ from tightframe.features.taps import Pool
 from tightframe.files import write_tensors, write_text
 from tightframe.tuning import lora
 from tightframe.tuning.methods import method_named
-from tightframe.tuning.surgery import Align, Scale, TunableModel
+from tightframe.tuning.surgery import Align, SkipScale, TunableModel
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION, TENSORS = "tightframe.json", "tuned.safetensors"
 
 
@@ -39,9 +39,9 @@ class Description:
         backbone: the arguments of ``load_backbone`` that made the base model.
         weights: a hash of its weights.
         method: name of the tuning method.
-        layer: name of the tuned block, ``None`` for methods without.
+        block: name of the tuned block, ``None`` for methods without.
         pool: how tokens are pooled.
-        align, scale: how features of the penultimate layer and of the block come together (see ``surgery.Neck``).
+        align, skip_scale: how features of the penultimate layer and of the block come together (see ``surgery.Neck``).
         classes: class names, in the order of the logits.
         preprocessing: what is done to an image; the base model has to agree.
         metrics: measured when it was saved.
@@ -51,10 +51,10 @@ class Description:
     backbone: dict[str, Any]
     weights: str
     method: str
-    layer: str | None
+    block: str | None
     pool: str
     align: str
-    scale: str
+    skip_scale: str
     classes: list[str]
     preprocessing: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -117,11 +117,11 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
     model = TunableModel(
         backbone,
         method_named(description.method),
-        description.layer,
+        description.block,
         len(description.classes),
         description.pool,  # type: ignore[arg-type]
         description.align,  # type: ignore[arg-type]
-        description.scale,  # type: ignore[arg-type]
+        description.skip_scale,  # type: ignore[arg-type]
     )
     expected = _kept(model)
     path = folder / files(description.method)[-1]
@@ -162,15 +162,15 @@ def _tensors(path: Path, file: Any, expected: dict[str, Tensor]) -> dict[str, Te
 
 def _check(path: Path, description: Description) -> None:
     backbone = description.backbone
-    texts = (description.weights, description.method, description.pool, description.align, description.scale)
+    texts = (description.weights, description.method, description.pool, description.align, description.skip_scale)
     sound = (
         isinstance(backbone, dict)
         and isinstance(backbone.get("uri"), str)
         and all(isinstance(text, str) for text in texts)
         and description.pool in get_args(Pool)
         and description.align in get_args(Align)
-        and description.scale in get_args(Scale)
-        and isinstance(description.layer, str | None)
+        and description.skip_scale in get_args(SkipScale)
+        and isinstance(description.block, str | None)
         and isinstance(description.classes, list)
         and len(description.classes) > 1
         and all(isinstance(name, str) and _is_text(name) for name in description.classes)
@@ -183,8 +183,8 @@ def _check(path: Path, description: Description) -> None:
         method = method_named(description.method)
     except SettingsError as error:
         raise SavedError(f"{path}: {error}") from error
-    if method.needs_layer != (description.layer is not None):
-        raise SavedError(f"{path}: method {method.name} and layer {description.layer!r} don't go together")
+    if method.needs_block != (description.block is not None):
+        raise SavedError(f"{path}: method {method.name} and block {description.block!r} don't go together")
 
 
 def _is_text(name: str) -> bool:

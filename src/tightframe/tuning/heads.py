@@ -1,4 +1,4 @@
-"""Many heads at once: linear probes that differ in rate and decay share every batch and one matrix product."""
+"""Many heads at once: linear probes that differ in learning rate and weight decay share every matrix product."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from tightframe.row import Row
 from tightframe.tuning.loop import Inputs, collapse_of, judged, predict_features
 from tightframe.tuning.recipe import Mix, Objective, Recipe, Split
-from tightframe.tuning.state import Row
 from tightframe.tuning.surgery import HeadOnly
 
 
@@ -23,7 +23,7 @@ def fit_heads(
     are not finite; the others don't notice. ``nc1`` is that of the features, which no head changes.
 
     Args:
-        recipes: alike but for ``rate`` and ``decay``, without a running average.
+        recipes: alike but for ``lr`` and ``weight_decay``, without a running average.
     """
     heads = _Heads(head, recipes, device)
     objective = Objective.of(recipes[0], split, device)
@@ -51,7 +51,7 @@ class _Heads:
             one.to(device).expand(len(recipes), *one.shape).clone().requires_grad_(True) for one in start
         ]
         self._momenta = [torch.zeros_like(one) for one in self.parameters]
-        self._decays = torch.tensor([recipe.decay for recipe in recipes], device=device).view(-1, 1, 1)
+        self._decays = torch.tensor([recipe.weight_decay for recipe in recipes], device=device).view(-1, 1, 1)
 
     def logits(self, features: Tensor) -> Tensor:
         """Of features (n, d), shape (C, n, K)."""
@@ -60,7 +60,7 @@ class _Heads:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rates: Tensor) -> None:
-        """As ``torch.optim.SGD``, each head at its own rate (C,)."""
+        """As ``torch.optim.SGD``, each head at its own learning rate (C,)."""
         for parameter, momentum, gradient in zip(self.parameters, self._momenta, gradients, strict=True):
             momentum.mul_(self.recipes[0].momentum).add_(gradient + self._decays * parameter)
             parameter.sub_(rates.view(-1, 1, 1) * momentum)
@@ -76,7 +76,7 @@ def _epoch(
     losses, right, weights = torch.zeros(count, device=device), torch.zeros(count, device=device), 0.0
     rates = torch.zeros(count)
     for step, (indices, batch) in enumerate(inputs.batches(order, recipes[0].batch_size, views)):
-        rates = torch.tensor([one.rate_at((epoch - 1) * steps + step, one.epochs * steps) for one in recipes])
+        rates = torch.tensor([one.lr_at((epoch - 1) * steps + step, one.epochs * steps) for one in recipes])
         target, mix = torch.from_numpy(split.labels[indices]).to(device), Mix.at(recipes[0], epoch, step)
         mixed, partners = mix.inputs(batch.to(device), target)
         logits = heads.logits(mixed)
@@ -87,6 +87,6 @@ def _epoch(
         right += (logits.detach().argmax(2) == target).sum(1)
         weights += float(weight)
     return [
-        {"rate": rate, "train_loss": loss / weights, "train_accuracy": hits / len(order)}
+        {"lr": rate, "train_loss": loss / weights, "train_accuracy": hits / len(order)}
         for rate, loss, hits in zip(rates.tolist(), losses.tolist(), right.tolist(), strict=True)
     ]

@@ -25,9 +25,11 @@ from tightframe.errors import MeasureError, TightframeError
 from tightframe.features.precision import autocast, sent
 from tightframe.metrics.collapse import nc1
 from tightframe.metrics.quick import moments_along_means
-from tightframe.tuning.processes import Team, together
+from tightframe.processes import Team, together
+from tightframe.row import Row
+from tightframe.tuning.batch_norm import synchronized
 from tightframe.tuning.recipe import Mix, Objective, Recipe, Split
-from tightframe.tuning.state import Row, State, Trainable
+from tightframe.tuning.state import State, Trainable
 
 
 class Diverged(TightframeError):
@@ -92,7 +94,7 @@ def fit(
 ) -> list[Row]:
     """Train ``model`` in place and return a row an epoch.
 
-    Rows hold ``epoch``, ``rate``, ``train_loss``, ``train_accuracy`` and ``nc1`` of the features that the head sees,
+    Rows hold ``epoch``, ``lr``, ``train_loss``, ``train_accuracy`` and ``nc1`` of the features that the head sees,
     all as seen by the training batches of that epoch, ``seconds`` that they took, and ``validation_loss`` and
     ``validation_accuracy`` after it (``None`` without validation inputs). ``watch`` puts other measurements in the
     place of ``nc1``, and ``goal`` another loss in the place of the recipe's.
@@ -102,15 +104,15 @@ def fit(
     done before included.
 
     Raises:
-        Diverged: the loss is no longer finite; a lower rate is needed.
+        Diverged: the loss is no longer finite; a lower learning rate is needed.
     """
     optimizer = torch.optim.SGD(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=recipe.rate,
+        lr=recipe.lr,
         momentum=recipe.momentum,
-        weight_decay=recipe.decay,
+        weight_decay=recipe.weight_decay,
     )
-    state = State(model, optimizer, recipe.average, checkpoint, _identity(recipe, split, scope))
+    state = State(model, optimizer, recipe.ema_decay, checkpoint, _identity(recipe, split, scope))
     team = together()
     state.load()
     team.wait()  # what is loaded must not be written over by one that is ahead
@@ -120,7 +122,8 @@ def fit(
     watch = watch or Watch(lambda seen, labels, head: {"nc1": collapse_of(seen, labels)})
     run = _Run(model, inputs, split, recipe, goal, watch, state, device, precision, team)
     while not run.finished:
-        state.epoch_done(run.epoch(len(state.rows) + 1), keep_best=recipe.patience is not None)
+        run.train(len(state.rows) + 1)
+        state.epoch_done(run.row(len(state.rows) + 1), keep_best=recipe.patience is not None)
         on_epoch(state.rows[-1])
     state.finish()
     return state.rows
@@ -145,19 +148,46 @@ class _Run:
         tired = patience is not None and self.state.best_epoch > 0 and done - self.state.best_epoch >= patience
         return done >= self.recipe.epochs or tired
 
-    def epoch(self, epoch: int) -> Row:
-        """Train for what is left of ``epoch``, and judge."""
+    def train(self, epoch: int) -> None:
+        """Train for what is left of ``epoch``. Raises ``Diverged``."""
         recipe, underway = self.recipe, self.state.underway
         order = recipe.order(epoch, self.split.training)
-        self._train(epoch, order)
+        steps = -(-len(order) // recipe.batch_size)
+        first, views = recipe.draws(epoch, len(order), self.inputs.views)
+        mine, size = self.team.share(order, recipe.batch_size)
+        mine = mine[underway.step * size :]
+        batches = self.inputs.batches(order[mine], size, None if views is None else views[mine])
+        self.model.train(True)
+        with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            synchronized(self.model, self.team),
+        ):
+            started = time.perf_counter()
+            for indices, batch in batches:
+                for group in self.state.optimizer.param_groups:
+                    group["lr"] = recipe.lr_at((epoch - 1) * steps + underway.step, recipe.epochs * steps)
+                torch.manual_seed(first + underway.step)
+                whole = min(recipe.batch_size, len(order) - underway.step * recipe.batch_size)
+                parts = max(1, min(recipe.grad_accum_steps, whole // self.team.size // 2))  # the same for all processes
+                target = torch.from_numpy(self.split.labels[indices])
+                self._step(target, batch, Mix.at(recipe, epoch, underway.step), parts)
+                underway.seconds += time.perf_counter() - started
+                self.state.stepped()
+                started = time.perf_counter()
+            underway.read()
+            underway.seconds += time.perf_counter() - started
         if not math.isfinite(underway.loss):
             raise Diverged(
-                f"the loss became {underway.loss} in epoch {epoch} at rate {recipe.rate:g}: give a lower one"
+                f"the loss became {underway.loss} in epoch {epoch} at learning rate {recipe.lr:g}: give a lower one"
             )
-        seen = torch.cat(underway.seen)
+
+    def row(self, epoch: int) -> Row:
+        """What the training batches of ``epoch`` showed, and validation after it."""
+        recipe, underway = self.recipe, self.state.underway
+        order, seen = recipe.order(epoch, self.split.training), torch.cat(underway.seen)
         row: Row = {
             "epoch": epoch,
-            "rate": self.state.optimizer.param_groups[0]["lr"],
+            "lr": self.state.optimizer.param_groups[0]["lr"],
             "train_loss": underway.loss / underway.weight,
             "train_accuracy": underway.right / len(seen),
             **self.watch.training(seen, self.split.labels[order[: len(seen)]], self.model.head),
@@ -172,33 +202,6 @@ class _Run:
             watched = self.watch.held_out(features, labels, self.model.head) if len(labels) else {}
             row |= {f"validation_{name}": value for name, value in watched.items()}
             return row | judged(logits_of(self.model, features), labels)
-
-    def _train(self, epoch: int, order: np.ndarray) -> None:
-        recipe, underway = self.recipe, self.state.underway
-        steps = -(-len(order) // recipe.batch_size)
-        first, views = recipe.draws(epoch, len(order), self.inputs.views)
-        mine, size = self.team.share(order, recipe.batch_size)
-        mine = mine[underway.step * size :]
-        batches = self.inputs.batches(order[mine], size, None if views is None else views[mine])
-        self.model.train(True)
-        with (
-            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
-            self.team.batch_norms_of(self.model),
-        ):
-            started = time.perf_counter()
-            for indices, batch in batches:
-                for group in self.state.optimizer.param_groups:
-                    group["lr"] = recipe.rate_at((epoch - 1) * steps + underway.step, recipe.epochs * steps)
-                torch.manual_seed(first + underway.step)
-                whole = min(recipe.batch_size, len(order) - underway.step * recipe.batch_size)
-                parts = max(1, min(recipe.accumulate, whole // self.team.size // 2))  # the same for all processes
-                target = torch.from_numpy(self.split.labels[indices])
-                self._step(target, batch, Mix.at(recipe, epoch, underway.step), parts)
-                underway.seconds += time.perf_counter() - started
-                self.state.stepped()
-                started = time.perf_counter()
-            underway.read()
-            underway.seconds += time.perf_counter() - started
 
     def _step(self, target: Tensor, batch: Tensor, mix: Mix, parts: int) -> None:
         """One step of the optimizer, its batch run in so many parts."""

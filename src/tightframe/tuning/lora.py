@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tightframe.backbone import Backbone
 from tightframe.errors import SettingsError, TightframeError
+from tightframe.tuning.batch_norm import batch_norms
 from tightframe.tuning.places import Place, place_of_head, put
 
 RANK, ALPHA = 8, 16
@@ -73,9 +74,7 @@ def merge(base: nn.Module) -> None:
 
 def layer_norm_only(module: nn.Module) -> bool:
     """Whether there is layer norm in it and no batch norm."""
-    kinds = [type(member) for member in module.modules()]
-    batch_norm = nn.modules.batchnorm._BatchNorm
-    return any(issubclass(kind, nn.LayerNorm) for kind in kinds) and not any(issubclass(k, batch_norm) for k in kinds)
+    return any(isinstance(member, nn.LayerNorm) for member in module.modules()) and not batch_norms(module)
 
 
 def config_text(base: nn.Module, backbone: Backbone) -> str:

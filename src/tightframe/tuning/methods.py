@@ -6,7 +6,7 @@ LP-FT Kumar et al. (ICLR 2022); LoRA Hu et al. (ICLR 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from tightframe.backbone import Backbone
 from tightframe.errors import SettingsError
 from tightframe.features.taps import submodule
 from tightframe.tuning import lora
+from tightframe.tuning.batch_norm import BatchNorm
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+NORMS = (BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 class Owned(NamedTuple):
@@ -39,7 +40,7 @@ class Method:
     Attributes:
         name: as given to ``--method``.
         owns: what it trains of a model whose tuned block has the name given, once that is adapted.
-        needs_layer: whether a block has to be named or chosen.
+        needs_block: whether a block has to be named or chosen.
         skip: whether the head sees the tuned block's pooled output beside the penultimate features.
         warm: whether training starts, unless told otherwise, from a fitted probe in place of a head of zeros.
         summary: one line for people.
@@ -49,7 +50,7 @@ class Method:
 
     name: str
     owns: Callable[[nn.Module, str | None], Owned]
-    needs_layer: bool
+    needs_block: bool
     skip: bool
     warm: bool
     summary: str
@@ -102,3 +103,10 @@ def method_named(name: str) -> Method:
     if name not in METHODS:
         raise SettingsError(f'no method "{name}"; choose {", ".join(METHODS)}')
     return METHODS[name]
+
+
+def unique_methods(names: Sequence[str]) -> list[str]:
+    """The names without repetitions. Raises ``SettingsError`` for an unknown one, or if there is none."""
+    if not names:
+        raise SettingsError(f"no method is named; choose from {', '.join(METHODS)}")
+    return [method_named(name).name for name in dict.fromkeys(names)]

@@ -1,43 +1,21 @@
-"""The prefix cache: what stands before the tuned block is a constant, so images run through it only once.
+"""A model from one block on, so that training the block need not run what stands before it.
 
-``Suffix`` is a model from one block on. It is found by symbolic tracing (torch.fx) that steps into no module but the
-ones around the block, so that hardly any model resists: the trace says which values cross from before the block to
-after it, and where that is the block's own input alone, the rest can be run from it. ``inputs_of`` runs the images
-and keeps what goes into one block, or into several at once, in half precision, memory-mapped.
-
-What is left out is only ever a repeated computation: the suffix runs the very modules of the model, so training it is
-training the model, up to the rounding of what was kept.
+``Suffix`` is found by symbolic tracing (torch.fx) that steps into no module but the ones around the block, so that
+hardly any model resists: the trace says which values cross from before the block to after it, and where that is the
+block's own input alone, the rest can be run from it. Only repeated computation is left out: the suffix runs the very
+modules of the model, so training it is training the model, up to the rounding of the inputs that were kept.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Shaped
 from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
 from torch import Tensor, fx, nn
 
-from tightframe.errors import TightframeError
-from tightframe.features.precision import autocast
-from tightframe.features.taps import submodule
-from tightframe.progress import Progress, silent
-from tightframe.tuning.inputs import KeptInputs, PixelInputs
-
-GIGABYTE = 2**30
-LARGEST_HALF = 6e4
-"""Beyond it float16 can't hold a value."""
-
-
-class CannotCut(TightframeError):
-    """The model can't be run from this block on; it can be trained whole."""
+from tightframe.features.capture import CannotCut
 
 
 class Suffix(nn.Module):
@@ -109,128 +87,3 @@ def _dependent(graph: fx.Graph, start: set[fx.Node]) -> set[fx.Node]:
         if any(given in found for given in node.all_input_nodes):
             found.add(node)
     return found
-
-
-def inputs_of(
-    base: nn.Module,
-    blocks: Sequence[str],
-    images: PixelInputs,
-    count: int,
-    *,
-    device: torch.device,
-    precision: str,
-    budget: float,
-    views: int = 1,
-    batch_size: int = 64,
-    progress: Progress = silent,
-) -> dict[str, KeptInputs]:
-    """What goes into each of ``blocks`` for ``count`` images, from one pass a view in eval mode.
-
-    Args:
-        base: the model.
-        budget: gigabytes that all of it may take on disk.
-        views: of each image, the image as it is among them.
-
-    Raises:
-        CannotCut: it would take more.
-    """
-    kept: dict[str, tuple[Tensor, bool]] = {}
-    base.train(False)
-    batches = progress(
-        _each_view(images, count, views, batch_size),
-        f"keeping what goes into {', '.join(blocks)}",
-        views * -(-count // batch_size),
-    )
-    for rows, batch in batches:
-        with torch.inference_mode(), autocast(device, precision), _Listening(base, blocks) as seen:
-            base(batch.to(device))
-        found = {block: _channels_last(seen[block]) for block in blocks}
-        if not kept:
-            _check_budget(found, views * count / len(rows), budget)
-            kept = {block: (_mapped(views * count, one), seen[block].ndim == 4) for block, one in found.items()}
-        for block, one in found.items():
-            kept[block][0][rows] = one.cpu().to(kept[block][0].dtype)
-    return {block: KeptInputs(values, maps, views) for block, (values, maps) in kept.items()}
-
-
-def features_of_views(
-    features: Callable[[Tensor], Tensor],
-    images: PixelInputs,
-    count: int,
-    views: int,
-    *,
-    device: torch.device,
-    precision: str,
-    batch_size: int = 64,
-    progress: Progress = silent,
-) -> KeptInputs:
-    """What ``features`` gives, (b, d), for ``count`` images in each of their views."""
-    batches = _each_view(images, count, views, batch_size)
-    found = []
-    with torch.inference_mode(), autocast(device, precision):
-        for _, batch in progress(batches, "features of all views", views * -(-count // batch_size)):
-            found.append(features(batch.to(device)).float().cpu())
-    return KeptInputs(torch.cat(found), views=views)
-
-
-def _each_view(images: PixelInputs, count: int, views: int, size: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Rows of what is kept, and inputs, view by view."""
-    for view in range(views):
-        for indices, batch in images.batches(range(count), size, np.full(count, view)):
-            yield [view * count + index for index in indices], batch
-
-
-class _Listening:
-    """What goes into each block during a forward pass."""
-
-    def __init__(self, base: nn.Module, blocks: Sequence[str]):
-        self._modules = {block: submodule(base, block) for block in blocks}
-
-    def __enter__(self) -> dict[str, Tensor]:
-        seen: dict[str, Tensor] = {}
-
-        def listen(block: str) -> Any:
-            def keep(module: nn.Module, given: tuple[Any, ...]) -> None:  # a mask may follow the inputs
-                seen[block] = given[0].clone()  # the block may work in place
-
-            return self._modules[block].register_forward_pre_hook(keep)
-
-        self._handles = [listen(block) for block in self._modules]
-        return seen
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-def _channels_last(values: Tensor) -> Tensor:
-    return values.permute(0, 2, 3, 1) if values.ndim == 4 else values
-
-
-def _check_budget(rows: dict[str, Tensor], batches: float, budget: float) -> None:
-    needed = sum(2 * one.numel() for one in rows.values()) * batches / GIGABYTE
-    if needed > budget:
-        raise CannotCut(f"what goes into {', '.join(rows)} takes {needed:.1f} GB, more than the {budget:g} allowed")
-
-
-def _mapped(count: int, rows: Tensor) -> Tensor:
-    """A file of ``count`` rows like these, which is gone once nothing refers to it."""
-    half = torch.bfloat16 if rows.dtype == torch.bfloat16 or bool(rows.abs().max() > LARGEST_HALF) else torch.float16
-    shape = (count, *rows.shape[1:])
-    with tempfile.NamedTemporaryFile(prefix="tightframe-", dir=Path(tempfile.gettempdir())) as file:
-        _allocate(file.fileno(), 2 * math.prod(shape))
-        array = np.memmap(file.name, dtype=np.int16, mode="w+", shape=shape)
-    return torch.from_numpy(array).view(half)
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Take the room at once: running out of it later would end the process. Raises ``CannotCut``."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        where = tempfile.gettempdir()
-        raise CannotCut(
-            f"{where} has no room for {size / GIGABYTE:.2g} GB ({error.strerror}); TMPDIR moves it"
-        ) from error

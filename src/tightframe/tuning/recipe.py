@@ -1,8 +1,8 @@
-"""How to train, as numbers: the recipe, who trains and who validates, and what is minimized.
+"""How to train, as numbers: the recipe, which images train and which validate, and what is minimized.
 
-The schedule is the paper's (Li et al., TMLR 2024): momentum 0.9, cosine from the start rate to 1e-4. Label smoothing is
-Szegedy et al.'s (CVPR 2016), mixup Zhang et al.'s (ICLR 2018), of whatever the model is fed: where that is what goes
-into a block, it is manifold mixup (Verma et al., ICML 2019).
+The schedule is the paper's (Li et al., TMLR 2024): momentum 0.9, cosine from the initial learning rate to 1e-4. Label
+smoothing is Szegedy et al.'s (CVPR 2016), mixup Zhang et al.'s (ICLR 2018), of whatever the model is fed: where
+that is what goes into a block, it is manifold mixup (Verma et al., ICML 2019).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,47 +18,49 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+ClassWeights = Literal["none", "balanced"]
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """How one training runs: a ``TrainConfig`` with its learning rate and weight decay chosen.
 
     Attributes:
-        rate: learning rate at the start of the cosine.
-        decay: weight decay.
+        lr: learning rate at the start of the cosine schedule.
+        weight_decay: of SGD.
         epochs: passes over the training images.
-        batch_size: images a step.
+        batch_size: images in one optimizer step.
         momentum: of SGD.
-        final_rate: at the end of the cosine.
+        final_lr: learning rate at the end of the cosine schedule.
         seed: of order, views, dropout and mixup.
-        smoothing: share of the target that goes to all classes alike.
-        mixup: α of the Beta(α, α) that images are mixed by; 0 to mix none.
-        balance: whether rare classes weigh more: every class as much as any other in all.
-        accumulate: parts that a batch is run in, one after the other, to save memory; batch norms see a part.
-        average: decay of the exponential moving average of the weights, which is what is judged and kept; 0 for none.
-        patience: epochs without a lower validation loss after which training ends and goes back to the best epoch.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup_alpha: images are mixed by Beta(α, α); 0 for none.
+        class_weights: ``"balanced"`` gives every class the same total weight in the loss.
+        grad_accum_steps: parts that a batch is run in, one after the other, to save memory; batch norms see a part.
+        ema_decay: decay of the exponential moving average of the weights, which is judged and kept; 0 for none.
+        patience: epochs without a lower validation loss after which training stops and returns to the best epoch.
         copies: rows of a batch that each image takes, one after the other, each a view of its own.
     """
 
-    rate: float = 0.1
-    decay: float = 1e-4
+    lr: float = 0.1
+    weight_decay: float = 1e-4
     epochs: int = 30
     batch_size: int = 32
     momentum: float = 0.9
-    final_rate: float = 1e-4
+    final_lr: float = 1e-4
     seed: int = 0
-    smoothing: float = 0.0
-    mixup: float = 0.0
-    balance: bool = False
-    accumulate: int = 1
-    average: float = 0.0
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    class_weights: ClassWeights = "none"
+    grad_accum_steps: int = 1
+    ema_decay: float = 0.0
     patience: int | None = None
     copies: int = 1
 
-    def rate_at(self, step: int, steps: int) -> float:
+    def lr_at(self, step: int, steps: int) -> float:
         """Learning rate at ``step`` of ``steps``."""
-        final = min(self.final_rate, self.rate)
-        return final + (self.rate - final) * (1 + math.cos(math.pi * step / steps)) / 2
+        final = min(self.final_lr, self.lr)
+        return final + (self.lr - final) * (1 + math.cos(math.pi * step / steps)) / 2
 
     def order(self, epoch: int, training: np.ndarray) -> np.ndarray:
         """Indices of training images in the order in which ``epoch`` takes them."""
@@ -67,14 +70,14 @@ class Recipe:
         return order
 
     def draws(self, epoch: int, count: int, views: int) -> tuple[int, np.ndarray | None]:
-        """What else an epoch of ``count`` images is drawn by: a seed for its steps, and a view (n,) of each."""
+        """What else is random in an epoch of ``count`` images: a seed for its steps, and a view (n,) of each image."""
         random = np.random.default_rng((self.seed, epoch, 1))
         return int(random.integers(2**62)), random.integers(views, size=count) if views > 1 else None
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labels (n,) of all inputs, and which of them train and which validate."""
+    """Labels (n,) of all inputs, and the indices of those that train and those that validate."""
 
     labels: np.ndarray
     training: np.ndarray
@@ -84,7 +87,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimized: cross-entropy, with the weights of classes (K,) and the smoothing of the recipe."""
+    """What is minimized: cross-entropy, with the weights of classes (K,) and the recipe's label smoothing."""
 
     weights: Float[Tensor, " k"]
     smoothing: float
@@ -94,9 +97,11 @@ class Objective:
         """For these training images; weights are 1 on average over them."""
         counts = np.bincount(split.labels[split.training], minlength=split.classes)
         shares = (
-            len(split.training) / ((counts > 0).sum() * np.maximum(counts, 1)) if recipe.balance else counts * 0 + 1
+            len(split.training) / ((counts > 0).sum() * np.maximum(counts, 1))
+            if recipe.class_weights == "balanced"
+            else counts * 0 + 1
         )
-        return cls(torch.tensor(shares, dtype=torch.float32, device=device), recipe.smoothing)
+        return cls(torch.tensor(shares, dtype=torch.float32, device=device), recipe.label_smoothing)
 
     def total(self, features: Float[Tensor, "n d"], logits: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Tensor:
         """Sum of the weighted losses of the logits that the head makes of the features."""
@@ -117,10 +122,10 @@ class Mix:
     @classmethod
     def at(cls, recipe: Recipe, epoch: int, step: int) -> Mix:
         """Drawn for one step; nothing is mixed where the recipe doesn't."""
-        if not recipe.mixup:
+        if not recipe.mixup_alpha:
             return cls()
         random = np.random.default_rng((recipe.seed, epoch, 2, step))
-        return cls(float(random.beta(recipe.mixup, recipe.mixup)), random)
+        return cls(float(random.beta(recipe.mixup_alpha, recipe.mixup_alpha)), random)
 
     def inputs(self, batch: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs (b, …) mixed, and the partners' targets (b,)."""

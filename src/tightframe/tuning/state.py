@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 
 from tightframe.backbone import hash_of
 from tightframe.files import write_tensors
+from tightframe.row import Row
 
-Row = dict[str, Any]
 SAVE_SECONDS = 10.0
 """Between two checkpoints, at least."""
 UNREAD = 32

@@ -19,13 +19,14 @@ from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import SettingsError
 from tightframe.features.taps import Pool, pooled, pooling_of, tapped
 from tightframe.tuning import lora
+from tightframe.tuning.batch_norm import batch_norms
 from tightframe.tuning.methods import Method
 from tightframe.tuning.places import put
 from tightframe.tuning.prefix import Suffix
 from tightframe.tuning.state import Trainable
 
 Align = Literal["pad", "concat", "project"]
-Scale = Literal["none", "spread"]
+SkipScale = Literal["none", "spread"]
 
 
 class Neck(nn.Module):
@@ -35,29 +36,29 @@ class Neck(nn.Module):
         widths: d of φ and, with a skip connection, of z.
         align: ``"pad"`` adds them, the shorter zero-padded; ``"concat"`` puts them side by side; ``"project"`` adds
             to φ a learned linear map of z, which starts at zero.
-        scale: ``"spread"`` multiplies z by one number, so that it varies as much as φ does before tuning (see
+        skip_scale: ``"spread"`` multiplies z by one number, so that it varies as much as φ does before tuning (see
             ``rescale``); ``"none"`` takes it as it is.
     """
 
     gain: Tensor
 
-    def __init__(self, widths: list[int], align: Align = "pad", scale: Scale = "none"):
+    def __init__(self, widths: list[int], align: Align = "pad", skip_scale: SkipScale = "none"):
         super().__init__()
-        for name, value, known in (("align", align, Align), ("scale", scale, Scale)):
+        for name, value, known in (("align", align, Align), ("skip scale", skip_scale, SkipScale)):
             if value not in get_args(known):
                 raise SettingsError(f'no {name} "{value}"; choose {", ".join(get_args(known))}')
-        self.widths, self.align, self.scale = widths, align, scale
+        self.widths, self.align, self.skip_scale = widths, align, skip_scale
         self.width = {"pad": max(widths), "concat": sum(widths), "project": widths[0]}[align]
         self.project: nn.Linear | None = None
         if len(widths) > 1 and align == "project":
             self.project = nn.Linear(widths[1], widths[0], bias=False)
             nn.init.zeros_(self.project.weight)
-        if len(widths) > 1 and scale == "spread":
+        if len(widths) > 1 and skip_scale == "spread":
             self.register_buffer("gain", torch.ones(()))
 
     def rescale(self, parts: list[Float[Tensor, "n _"]]) -> None:
         """Take the gain from φ and z (n, d_i) as they are before tuning; 1 where either does not vary."""
-        if self.scale == "none" or len(parts) < 2:
+        if self.skip_scale == "none" or len(parts) < 2:
             return
         spreads = [float(torch.linalg.matrix_norm(part - part.mean(0))) for part in parts]
         if min(spreads) > 0:
@@ -67,7 +68,7 @@ class Neck(nn.Module):
         """Features of each place, in the order of ``widths``, as one vector."""
         if len(parts) == 1:
             return parts[0]
-        features, skipped = parts[0], parts[1] if self.scale == "none" else parts[1] * self.gain
+        features, skipped = parts[0], parts[1] if self.skip_scale == "none" else parts[1] * self.gain
         if self.align == "concat":
             return torch.cat([features, skipped], 1)
         if self.project is not None:
@@ -92,28 +93,28 @@ class TunableModel(Trainable):
         self,
         backbone: Backbone,
         method: Method,
-        layer: str | None,
+        block: str | None,
         classes: int,
         pool: Pool = "auto",
         align: Align = "pad",
-        scale: Scale = "none",
+        skip_scale: SkipScale = "none",
         warm: bool = False,
     ):
         super().__init__()
-        if method.needs_layer == (layer is None):
-            raise SettingsError(f"method {method.name} " + ("needs a layer" if layer is None else "takes no layer"))
-        self.backbone, self.method, self.layer, self.pool, self.warm = backbone, method, layer, pool, warm
+        if method.needs_block == (block is None):
+            raise SettingsError(f"method {method.name} " + ("needs a block" if block is None else "takes no block"))
+        self.backbone, self.method, self.block, self.pool, self.warm = backbone, method, block, pool, warm
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
         if backbone.head:
             put(self.base, backbone.head, nn.Identity())
         if method.adapt:
             method.adapt(self.base, backbone)
-        self.read = [PENULTIMATE, layer] if method.skip and layer else [PENULTIMATE]
-        self.neck = Neck([backbone.layer(name).dimension for name in self.read], align, scale)
+        self.read = [PENULTIMATE, block] if method.skip and block else [PENULTIMATE]
+        self.neck = Neck([backbone.layer(name).dimension for name in self.read], align, skip_scale)
         self.head = nn.Linear(self.neck.width, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.owned = method.owns(self.base, layer)
+        self.owned = method.owns(self.base, block)
         self._modules_trained = [*self.owned.modules, self.neck, self.head]
         for parameter in (
             *self.owned.parameters,
@@ -122,7 +123,7 @@ class TunableModel(Trainable):
             parameter.requires_grad_(True)
 
     @property
-    def trained_parameters(self) -> int:
+    def trainable_parameters(self) -> int:
         """Number of parameters trained, the head included."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
@@ -170,9 +171,8 @@ class TunableModel(Trainable):
         super().train(False)
         for module in self._modules_trained:
             module.train(mode)
-        for module in self.modules() if self.warm else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train(False)
+        for norm in batch_norms(self) if self.warm else ():
+            norm.train(False)
         self.training = mode
         return self
 
@@ -203,9 +203,9 @@ class FromBlock(Trainable):
 
     def __init__(self, model: TunableModel):
         super().__init__()
-        assert model.layer is not None
+        assert model.block is not None
         self.model, self.head = model, model.head
-        self._suffix = Suffix(model.base, model.layer)
+        self._suffix = Suffix(model.base, model.block)
 
     def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
         """What the head sees."""

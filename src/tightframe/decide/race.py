@@ -16,12 +16,12 @@ from math import ceil
 import numpy as np
 
 from tightframe.backbone import Backbone
-from tightframe.data.selection import Subset, stratified
+from tightframe.data.selection import stratified
 from tightframe.decide.recommendation import Standing, credit, standings
 from tightframe.errors import DataError, SettingsError
-from tightframe.features.extract import Features, Running, extract
-from tightframe.images import ImageData
-from tightframe.progress import silent
+from tightframe.features.extract import Features
+from tightframe.features.workspace import Workspace
+from tightframe.images import Images
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Of every class's training images, seen by the end of each round."""
@@ -57,15 +57,13 @@ class Contender:
     standing: Standing | None = None
     error: Exception | None = None
 
-    def see(self, data: ImageData, upto: np.ndarray, judge: Judge, running: Running) -> None:
+    def see(self, data: Images, upto: np.ndarray, judge: Judge, workspace: Workspace) -> None:
         """Run the model on those of the images ``upto`` that it has not seen, and judge it on all."""
         started = time.perf_counter()
         try:
             backbone = self.load()
             fresh = np.setdiff1d(upto, self.order)
-            if self.parts:  # which precision is safe was tried out on the first images
-                running = {**running, "precision": self.parts[0].precision}  # type: ignore[typeddict-item]
-            self.parts.append(extract(backbone, Subset(data, fresh), layers=self.layers(backbone), **running))
+            self.parts.append(workspace.features(backbone, data.subset(fresh), self.layers(backbone)))
             self.order = np.concatenate([self.order, fresh])
             self.parameters = backbone.parameters
             self.correct = judge(backbone, self.features(data))
@@ -75,13 +73,13 @@ class Contender:
             self.error = error
         self.seconds += time.perf_counter() - started
 
-    def features(self, data: ImageData) -> Features:
+    def features(self, data: Images) -> Features:
         """Features of all images seen, in the order that they have in ``data``."""
         order, first = np.argsort(self.order), self.parts[0]
         arrays = {layer: np.concatenate([part[layer] for part in self.parts])[order] for layer in first}
         return Features(
             {layer: (lambda array=array: array) for layer, array in arrays.items()},  # type: ignore[misc]
-            Subset(data, self.order[order]),
+            data.subset(self.order[order]),
             precision=first.precision,
             pool=first.pool,
             seconds=self.seconds,
@@ -89,7 +87,7 @@ class Contender:
 
 
 def race(
-    contenders: Sequence[Contender], data: ImageData, judge: Judge, minutes: float, seed: int, running: Running
+    contenders: Sequence[Contender], data: Images, judge: Judge, minutes: float, seed: int, workspace: Workspace
 ) -> list[Contender]:
     """Run the race; those still in it at the end, the likely best first. All are told where they stand.
 
@@ -97,15 +95,14 @@ def race(
     the race ends where that is none. The first round is always run.
     """
     deadline = time.perf_counter() + 60 * minutes
-    progress = running.get("progress", silent)
     going = list(contenders)
     rounds = _rounds(data, seed)
     for number, upto in enumerate(rounds):
         payable = going if number == 0 else _payable(going, len(upto), deadline - time.perf_counter())
         if not payable:
             break
-        for contender in progress(payable, f"round {number + 1}: {len(upto)} images", len(payable)):
-            contender.see(data, upto, judge, running)
+        for contender in workspace.progress(payable, f"round {number + 1}: {len(upto)} images", len(payable)):
+            contender.see(data, upto, judge, workspace)
         going = _standing([c for c in payable if c.error is None], len(data), seed)
         left = len(rounds) - number - 1
         if left == 0 or len(going) < 2:
@@ -116,7 +113,7 @@ def race(
     return going
 
 
-def _rounds(data: ImageData, seed: int) -> list[np.ndarray]:
+def _rounds(data: Images, seed: int) -> list[np.ndarray]:
     """Images to be seen by the end of each round, every one holding the one before."""
     shares = [stratified(data.labels, share, seed)[1] for share in SHARES[:-1]]
     smallest = [np.bincount(data.labels[held], minlength=len(data.classes)).min() for held in shares]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,10 +15,18 @@ from torch import Tensor
 
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import CPU, sent
-from tightframe.tuning.augment import Views
 
 ANY_NUMBER = 2**31
 """Of views, where they are made as they are needed."""
+
+
+@runtime_checkable
+class Views(Protocol):
+    """What makes views of images."""
+
+    def of(self, images: Tensor, indices: Sequence[int], views: np.ndarray, /) -> Tensor:
+        """Of images (b, 3, h, w) in bytes, known by their ``indices``, the views (b,) asked for."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,183 @@
+"""Everything about training that is not the method: how long, what to try, and within which time."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from tightframe.errors import SettingsError
+from tightframe.processes import together
+from tightframe.tuning.augment import Augment, Augmentation
+from tightframe.tuning.lora import layer_norm_only
+from tightframe.tuning.methods import Method
+from tightframe.tuning.recipe import ClassWeights, Recipe
+from tightframe.tuning.surgery import Align, SkipScale
+
+LRS, WEIGHT_DECAYS = (0.05, 0.01, 0.002, 0.0005), (1e-4, 5e-4)
+TRANSFORMER_LRS, TRANSFORMER_WEIGHT_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
+"""Tried for models with batch norm and for those with layer norm: the paper's weight decays and learning rates, without
+its 0.1 and with lower rates, which do better on few images."""
+PROBE_LRS = (2e-3, 5e-4, 1e-4, 2e-5)
+"""Tried where the head starts from a probe, whose weights, large where features vary little, scale all other steps."""
+HeadInit = Literal["auto", "probe", "zeros"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to choose a learning rate and weight decay, and how to train with them.
+
+    Attributes:
+        epochs: Epochs of the final training, on all training images.
+        lr: Initial learning rates to try, each with the first weight decay. By default .05 .01 .002 .0005; for
+            transformers .01 .001 .0002; for a head that starts from a probe .002 .0005 .0001 .00002. One rate and one
+            weight decay mean no search.
+        weight_decay: Weight decays to try, each with the best learning rate. By default .0001 .0005; for transformers
+            .0001 0.
+        batch_size: Images in one optimizer step.
+        augment: Augmentation: none, flip (horizontal), crop (35 to 100 % of the area, and flip) or randaugment (both,
+            and two random changes of color or shape).
+        patience: Hold out validation images to the end, stop after this many epochs without a lower validation loss,
+            and return to the best epoch. By default all images train, to the end.
+        time_limit: Minutes that one tuning may take, approximately: fewer rates are tried and fewer epochs trained if
+            need be. A resumed run starts the clock anew.
+        seed: Seed of every random choice.
+        label_smoothing: Share of the target that is spread over all classes.
+        mixup_alpha: Mix images by Beta(α, α); 0 for none.
+        class_weights: balanced gives rare classes the same total weight in the loss as frequent ones.
+        ema_decay: Decay of an exponential moving average of the weights, which is then judged and kept; 0 for none.
+        grad_accum_steps: Run each batch in this many parts, which takes less memory.
+        search_epochs: Epochs of each trial of a learning rate and weight decay; a third of the epochs by default.
+        validation_share: Share of the training images held out while learning rate and weight decay are chosen.
+        views: Views kept of each image, the image itself among them, where augmentation meets a frozen prefix;
+            elsewhere every epoch draws its own.
+        head_init: Start of the new head: zeros, or probe (a logistic regression on the features, whose statistics batch
+            norms then keep); auto means probe for lp-ft and zeros for all others.
+        align: How SCL joins the block's features to the last ones: pad (the paper's sum), concat or project.
+        skip_scale: Scale of the block's features in SCL: none, or spread (so that they vary as much as the last ones).
+        prefix_cache_gb: Gigabytes of disk for what goes into the tuned block, which then trains without the blocks
+            before it; 0 to run the whole model.
+    """
+
+    epochs: int = 30
+    lr: tuple[float, ...] | None = None
+    weight_decay: tuple[float, ...] | None = None
+    batch_size: int = 32
+    augment: Augmentation = "none"
+    patience: int | None = None
+    time_limit: float | None = None
+    seed: int = 0
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    class_weights: ClassWeights = "none"
+    ema_decay: float = 0.0
+    grad_accum_steps: int = 1
+    search_epochs: int | None = None
+    validation_share: float = 0.2
+    views: int = 5
+    head_init: HeadInit = "auto"
+    align: Align = "pad"
+    skip_scale: SkipScale = "none"
+    prefix_cache_gb: float = 8.0
+
+    def __post_init__(self) -> None:
+        """Raise ``SettingsError`` for values out of range."""
+        least = {
+            "epochs": 1,
+            "search_epochs": 1,
+            "batch_size": 2,
+            "views": 2,
+            "grad_accum_steps": 1,
+            "patience": 1,
+            "prefix_cache_gb": 0,
+        }
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= lowest:
+                raise SettingsError(f"{option(name)} is {value:g}; it must be {lowest} or more")
+        for name in ("label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SettingsError(f"{option(name)} is {getattr(self, name):g}; it must be 0 or more and below 1")
+        if not 0 < self.validation_share < 1:
+            raise SettingsError(f"--validation-share is {self.validation_share:g}; it must lie between 0 and 1")
+        largest = torch.finfo(torch.float32).max  # also refuses NaN, which no comparison holds for
+        if not all(0 < lr <= largest for lr in self.lr or ()):
+            raise SettingsError("learning rates (--lr) must be above 0 and finite")
+        if not all(0 <= value <= largest for value in (*(self.weight_decay or ()), self.mixup_alpha)):
+            raise SettingsError("--weight-decay and --mixup-alpha must be 0 or more and finite")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise SettingsError(f"--time-limit is {self.time_limit:g} minutes; it must be above 0")
+        for name, kind in CHOICES.items():
+            if getattr(self, name) not in get_args(kind):
+                raise SettingsError(f'{option(name)} is "{getattr(self, name)}"; choose {", ".join(get_args(kind))}')
+
+    def choices(self, module: nn.Module, from_probe: bool = False) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Learning rates and weight decays to try for this model, whose head may start ``from_probe``."""
+        transformer = layer_norm_only(module)
+        lrs = PROBE_LRS if from_probe else TRANSFORMER_LRS if transformer else LRS
+        decays = TRANSFORMER_WEIGHT_DECAYS if transformer else WEIGHT_DECAYS
+        return self.lr or lrs, self.weight_decay or decays
+
+    def from_probe(self, method: Method) -> bool:
+        """Whether the head starts from a probe."""
+        return method.warm if self.head_init == "auto" else self.head_init == "probe"
+
+    def recipe(self, lr: float, weight_decay: float) -> Recipe:
+        """The final training with these."""
+        shared = {one.name for one in fields(Recipe)} & {one.name for one in fields(self)} - {"lr", "weight_decay"}
+        return Recipe(lr, weight_decay, **{name: getattr(self, name) for name in shared})
+
+    def views_by(self) -> Augment | None:
+        """What makes the views."""
+        return None if self.augment == "none" else Augment(self.augment, self.seed)
+
+    @property
+    def kept_views(self) -> int:
+        """Views of each image where they are kept."""
+        return 1 if self.augment == "none" else self.views
+
+
+CHOICES = {
+    "augment": Augmentation,
+    "class_weights": ClassWeights,
+    "head_init": HeadInit,
+    "align": Align,
+    "skip_scale": SkipScale,
+}
+"""Fields that take one of a few words."""
+
+
+def option(name: str) -> str:
+    """The command-line option of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How much of the time allowed is left."""
+
+    seconds: float = math.inf
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Clock:
+        """Started now."""
+        return cls(math.inf if config.time_limit is None else 60 * config.time_limit)
+
+    @property
+    def left(self) -> float:
+        """Seconds, by the first process's clock; infinite without a limit."""
+        return together().agree(self.seconds - (time.monotonic() - self.started)) if self.limited else math.inf
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self.seconds < math.inf
+
+    def past(self, share: float) -> bool:
+        """Whether this share of the time is gone."""
+        return self.limited and self.left < (1 - share) * self.seconds

@@ -1,0 +1,297 @@
+"""Deliberate faults in the source, each with a test that has to catch it; `prove.py` tries them out.
+
+When code that a fault is written against changes, write the fault anew against the code that took its place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change to one file of the source that makes it wrong.
+
+    Attributes:
+        name: what is wrong then.
+        file: path below `src/tightframe`.
+        old: text that occurs there exactly once.
+        new: what takes its place.
+        test: path below `tests` and name of the test that has to fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+FAULTS = (
+    Fault(
+        "merging moments forgets how far class means lie apart",
+        "features/moments.py",
+        "_add_gram(scatter, shift)",
+        "_add_gram(scatter, 0 * shift)",
+        "features/test_moments.py::test_any_split_into_batches_in_any_order_of_merging",
+    ),
+    Fault(
+        "moments multiply uncentered features",
+        "features/moments.py",
+        "centers = means.to(self.dtype)",
+        "centers = 0 * means.to(self.dtype)",
+        "features/test_moments.py::test_the_definition_in_one_batch",
+    ),
+    Fault(
+        "NC1 counts directions that are rounding",
+        "metrics/factors.py",
+        "cutoff = rounding(moments)",
+        "cutoff = 0.0",
+        "metrics/test_collapse.py::test_two_of_three_class_means_coincide",
+    ),
+    Fault(
+        "the cutoff is scaled by centered means, so that an offset adds directions",
+        "metrics/factors.py",
+        "return rounding_of(moments.means)",
+        "return rounding_of(moments.means - moments.means.mean(0))",
+        "metrics/test_collapse.py::test_a_large_offset_does_not_add_directions",
+    ),
+    Fault(
+        "the correction leaves the noise of class means in their Gram matrix",
+        "metrics/correction.py",
+        "gram = _Noisy(between.T @ between - traces[0] * across,",
+        "gram = _Noisy(between.T @ between - 0 * traces[0] * across,",
+        "metrics/test_correction.py::test_few_samples_tell_the_population",
+    ),
+    Fault(
+        "the head of a fold has seen the fold",
+        "metrics/folds.py",
+        "for other, part in enumerate(self.parts) if other != fold)",
+        "for other, part in enumerate(self.parts) if other >= 0)",
+        "probes/test_results.py::test_accuracy_on_noise_is_chance",
+    ),
+    Fault(
+        "folds are not stratified",
+        "metrics/folds.py",
+        "assigned[members] = (dealt + np.arange(len(members))) % folds",
+        "assigned[members] = generator.integers(folds, size=len(members))",
+        "probes/test_results.py::test_folds_are_stratified_and_even",
+    ),
+    Fault(
+        "a sample votes on itself",
+        "probes/knn.py",
+        "likeness[own, start + own] = -torch.inf",
+        "likeness[own, start + own] += 0",
+        "probes/test_knn.py::test_a_copy_votes_but_a_sample_does_not_vote_on_itself",
+    ),
+    Fault(
+        "logistic regression penalizes twice as much",
+        "probes/logistic.py",
+        "penalized = replace(problem, penalty=1 / strength)",
+        "penalized = replace(problem, penalty=2 / strength)",
+        "probes/test_logistic.py::test_the_optimum_is_sklearns",
+    ),
+    Fault(
+        "queries of an episode are among its support",
+        "probes/episodes.py",
+        "return Episodes(drawn[..., queries:], drawn[..., :queries])",
+        "return Episodes(drawn[..., :shots], drawn[..., :queries])",
+        "probes/test_episodes.py::test_episodes_are_what_they_should_be",
+    ),
+    Fault(
+        "ridge regression on episodes has no intercept",
+        "probes/episodes.py",
+        "return Heads(support.targets @ inverse, intercept @ support.targets.T)",
+        "return Heads(support.targets @ inverse, 0 * (intercept @ support.targets.T))",
+        "probes/test_episodes.py::test_ridge_is_scikit_learns",
+    ),
+    Fault(
+        "patch tokens are averaged together with the class token",
+        "features/taps.py",
+        "return output[:, layer.prefix_tokens :].float().mean(1)",
+        "return output.float().mean(1)",
+        "features/test_taps.py::test_tokens",
+    ),
+    Fault(
+        "what was read changes with layers that work in place",
+        "features/taps.py",
+        'if layer.layout == "vector":\n        return output.to(torch.float32, copy=True)',
+        'if layer.layout == "vector":\n        return output.to(torch.float32)',
+        "features/test_taps.py::test_layers_that_work_in_place_do_not_change_what_was_read_before_them",
+    ),
+    Fault(
+        "images are divided by the deviation before the mean is subtracted",
+        "backbone.py",
+        "return (pixels.float() / 255 - mean) / std",
+        "return pixels.float() / 255 / std - mean",
+        "features/test_extract.py::test_features_of_every_layer_in_the_order_of_the_data",
+    ),
+    Fault(
+        "the fingerprint leaves preprocessing out",
+        "backbone.py",
+        "str(self.head), repr(self.preprocessing), self.source)",
+        "str(self.head), self.source)",
+        "features/test_extract.py::test_every_field_of_the_preprocessing_counts",
+    ),
+    Fault(
+        "the fingerprint leaves structure out",
+        "backbone.py",
+        "parts = (self.weights, buffers, repr(self.module), str(self.head),",
+        "parts = (self.weights, buffers, str(self.head),",
+        "models/test_backbones.py::test_what_computes_something_else_with_the_same_weights_has_another_fingerprint",
+    ),
+    Fault(
+        "features kept for another pooling are taken",
+        "features/extract.py",
+        '"pool": pool,',
+        '"pool": "mean",',
+        "features/test_extract.py::test_another_pooling_is_a_miss",
+    ),
+    Fault(
+        "features kept for other images are taken",
+        "features/extract.py",
+        '"data": data.fingerprint,',
+        '"data": data.name,',
+        "features/test_extract.py::test_anything_else_is_a_miss",
+    ),
+    Fault(
+        "a manifest reads files outside its folder",
+        "features/store.py",
+        'return [entry / Path(str(name)).name for name in manifest["shards"]]',
+        'return [entry / str(name) for name in manifest["shards"]]',
+        "features/test_extract.py::test_a_manifest_reads_nothing_outside_its_folder",
+    ),
+    Fault(
+        "the model from a block on skips the block",
+        "tuning/prefix.py",
+        "call, entry = calls[0], calls[0].args[0]",
+        "call = entry = calls[0]",
+        "tuning/test_prefix.py::test_a_model_goes_on_from_any_of_its_blocks",
+    ),
+    Fault(
+        "kept inputs of maps have height and channels exchanged",
+        "features/inputs.py",
+        "batch.permute(0, 3, 1, 2) if self.maps else batch",
+        "batch.permute(0, 1, 3, 2) if self.maps else batch",
+        "tuning/test_prefix.py::test_training_from_the_block_is_training_the_whole",
+    ),
+    Fault(
+        "batch norms of frozen blocks follow the new images",
+        "tuning/surgery.py",
+        "super().train(False)\n        for module in self._modules_trained:",
+        "super().train(mode)\n        for module in self._modules_trained:",
+        "tuning/test_surgery.py::test_a_step_changes_what_the_method_trains_and_nothing_else",
+    ),
+    Fault(
+        "the whole base is trained whatever the method",
+        "tuning/surgery.py",
+        "copy.deepcopy(backbone.module).requires_grad_(False)",
+        "copy.deepcopy(backbone.module)",
+        "tuning/test_surgery.py::test_a_step_changes_what_the_method_trains_and_nothing_else",
+    ),
+    Fault(
+        "the cosine ends at zero",
+        "tuning/recipe.py",
+        "final = min(self.final_lr, self.lr)",
+        "final = 0.0",
+        "tuning/test_loop.py::test_the_rate_goes_down_a_cosine",
+    ),
+    Fault(
+        "training goes on from a checkpoint one step too late",
+        "tuning/loop.py",
+        "mine = mine[underway.step * size :]",
+        "mine = mine[(underway.step + bool(underway.step)) * size :]",
+        "tuning/test_loop.py::test_stopped_at_any_step_it_goes_on_to_the_same_result",
+    ),
+    Fault(
+        "a checkpoint of another recipe is gone on from",
+        "tuning/state.py",
+        'if kept is None or kept[0].get("identity") != self.identity:',
+        "if kept is None:",
+        "tuning/test_loop.py::test_a_checkpoint_of_anything_else_is_not_used",
+    ),
+    Fault(
+        "a learning rate is chosen on images that were trained on",
+        "decide/training.py",
+        "return Split(self.labels, training, training[:0] if validation is None else validation, self.classes)",
+        "return Split(self.labels, training, training if validation is not None else training[:0], self.classes)",
+        "jobs/test_training.py::test_with_patience_images_are_held_out_to_the_end",
+    ),
+    Fault(
+        "a warm start has seen the images that judge it",
+        "decide/training.py",
+        "            self.warm(training)",
+        "            self.warm(np.arange(len(self.labels)))",
+        "jobs/test_training.py::test_a_warm_start_has_not_seen_the_images_that_judge_it",
+    ),
+    Fault(
+        "a saved folder may run a Python file",
+        "deploy/tuned.py",
+        "if model is None and BUILDER.fullmatch(named):",
+        "if model is None and False:",
+        "deploy/test_tuned.py::test_a_folder_never_runs_a_python_file_but_the_user_may",
+    ),
+    Fault(
+        "a saved folder is put on other base weights",
+        "tuning/checkpoint.py",
+        "if backbone.weights != description.weights:",
+        "if False:",
+        "deploy/test_tuned.py::test_other_base_weights_are_refused_with_what_to_do",
+    ),
+    Fault(
+        "pickled weights are read",
+        "models/huggingface.py",
+        'if not str(part).endswith(".safetensors") or Path(str(part)).name != part or not (folder / part).is_file():',
+        "if not (folder / part).is_file():",
+        "models/test_huggingface.py::test_pickles_are_never_read",
+    ),
+    Fault(
+        "classes of other images are taken by number, not by name",
+        "deploy/evaluate.py",
+        "return np.array([places.get(name, -1) for name in data.classes], dtype=np.int64)[data.labels]",
+        "return np.asarray(data.labels)",
+        "deploy/test_evaluate.py::test_some_classes_in_another_order_are_found_by_name",
+    ),
+    Fault(
+        "predictions name the least likely class",
+        "deploy/tuned.py",
+        '"predicted": self.classes[int(shares.argmax())],',
+        '"predicted": self.classes[int(shares.argmin())],',
+        "deploy/test_tuned.py::test_predictions",
+    ),
+    Fault(
+        "the exported graph does not normalize, and is not compared",
+        "deploy/export.py",
+        "logits = self.model((pixels.float() / self.white - self.mean) / self.std)",
+        "logits = self.model(pixels.float() / self.white)",
+        "deploy/test_export.py::test_it_says_the_same_for_any_number_of_images",
+    ),
+    Fault(
+        "text of users becomes markup of the page",
+        "report/fragments.py",
+        'return html.escape("" if value is None or value == "" else text(value), quote=True)',
+        'return "" if value is None or value == "" else text(value)',
+        "report/test_page.py::test_no_user_text_becomes_markup",
+    ),
+    Fault(
+        "held-out images stay among the training images",
+        "data/selection.py",
+        "return ImageSplits(name, images.subset(kept), images.subset(held_out",
+        "return ImageSplits(name, images, images.subset(held_out",
+        "data/test_folder.py::test_classes_alone_are_split",
+    ),
+    Fault(
+        "an image file may declare any number of pixels",
+        "data/decoding.py",
+        "if width * height > MAX_PIXELS:",
+        "if width * height > MAX_PIXELS**2:",
+        "data/test_decoding.py::test_bombs_are_refused_before_decoding",
+    ),
+    Fault(
+        "a file is written in place, so that half of it may stay",
+        "files.py",
+        "content(unfinished)\n        unfinished.replace(path)",
+        "content(path)",
+        "report/test_page.py::test_writing_replaces_the_whole_file_or_nothing",
+    ),
+)
