@@ -12,18 +12,17 @@ from tightframe.features.moments import Weighting
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
 from tightframe.jobs.commands import tune_command
-from tightframe.metrics.certainty import (
+from tightframe.metrics.collapse import cautions
+from tightframe.metrics.correction import corrected
+from tightframe.metrics.folds import Folds
+from tightframe.metrics.intervals import (
     COLLAPSE,
-    CORRECTED,
     Function,
     Interval,
     collapse_intervals,
     corrected_intervals,
     intervals,
 )
-from tightframe.metrics.collapse import cautions
-from tightframe.metrics.correction import corrected
-from tightframe.metrics.folds import Folds
 from tightframe.metrics.summary import collapse_metrics
 from tightframe.probes.ridge import cross_validated_ridge
 from tightframe.progress import Progress, silent
@@ -129,8 +128,7 @@ def _ends(found: dict[str, Interval], suffix: str = "") -> Row:
 
 def _corrections(folds: Folds, with_intervals: bool, seed: int) -> Row:
     """What any number of images would show, or a bound from below where these can't tell."""
-    many = corrected(folds.total)
-    estimates = {name: getattr(many, name) for name in CORRECTED}
+    estimates = corrected(folds.total).by_name
     row: Row = {f"{name}_corrected": estimate.value for name, estimate in estimates.items()}
     if with_intervals:
         return row | _ends(corrected_intervals(folds, draws=DRAWS, seed=seed), "_corrected")
