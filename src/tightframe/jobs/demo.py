@@ -1,7 +1,4 @@
-"""Models for the built-in digits: pre-trained here, in seconds, on the digits 0 to 4, to be judged on 5 to 9.
-
-What ``tightframe pretrain`` makes of them is a folder that every command takes as ``local-dir:PATH``.
-"""
+"""The demo: models pre-trained in seconds on the built-in digits 0 to 4, and transferred to the digits 5 to 9."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Lab:
-    """What a study is run with: its scale, datasets and models, the folder to write to, and how and where models run."""
+    """What a study is run with: its scale, datasets and models, the folder to write to, and where models run."""
 
     scale: Scale
     data: tuple[ImageSplits, ...]

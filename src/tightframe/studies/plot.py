@@ -1,4 +1,4 @@
-"""How the rows of a study are shown: in a table, and in a plot of one measurement against another."""
+"""The plot of a study: one measurement against another."""
 
 from __future__ import annotations
 
@@ -6,67 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, exact, millions, number, percent, seconds, text
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.evidence import averaged
-
-FIELDS = {
-    column.key: column
-    for column in (
-        Column("model", "Model", text),
-        Column("data", "Dataset", text),
-        Column("sample", "Sample", text),
-        Column("method", "Method", text),
-        Column("layer", "Layer", text),
-        Column("block", "Block", text),
-        Column("position", "Position", count),
-        Column("depth", "Depth", percent),
-        Column("loss", "Loss", text),
-        Column("augment", "Augmentation strength", exact),
-        Column("projector", "Projection layers", count),
-        Column("epochs", "Epochs", count),
-        Column("seed", "Seed", count),
-        Column("times", "Seeds", count),
-        Column("shots", "Shots", count),
-        Column("classes", "Classes", count),
-        Column("images", "Training images", count),
-        Column("side", "Side (px)", count),
-        Column("dimension", "Dimension", count),
-        Column("parameters", "Parameters (M)", millions),
-        Column("macs", "MACs (M)", millions),
-        Column("trainable_parameters", "Trainable parameters", count),
-        Column("trainable_share", "Trainable (%)", percent),
-        Column("seconds", "Time", seconds),
-        Column("nc1", "NC1", number),
-        Column("nc1_corrected", "NC1 corrected", number),
-        Column("source_nc1", "Source NC1", number),
-        Column("source_test_nc1", "Source NC1, test", number),
-        Column("logme", "LogME", number),
-        *(
-            Column(key, header, percent)
-            for key, header in {
-                "accuracy": "Accuracy",
-                "test_accuracy": "Test accuracy",
-                "train_accuracy": "Training accuracy",
-                "knn_accuracy": "k-NN",
-                "source_accuracy": "Source accuracy",
-                "source_train_accuracy": "Source accuracy, train",
-                "source_test_accuracy": "Source accuracy, test",
-                "fewshot_accuracy": "Few-shot accuracy",
-                "logistic_test": "Logistic, test",
-                "ridge_test": "Ridge, test",
-                "center_test": "Nearest center, test",
-                "knn_test": "k-NN, test",
-            }.items()
-        ),
-    )
-}
-
-
-def columns(keys: Sequence[str]) -> list[Column]:
-    """What tables and tooltips show of these keys."""
-    return [FIELDS[key] for key in keys]
 
 
 @dataclass(frozen=True)
@@ -102,14 +44,14 @@ class Plot:
         """The Altair chart of rows without an ``error``; ``None`` if no row has both measurements."""
         if self.mean_by:
             rows = averaged(rows, self.mean_by, sorted({self.x, self.y, *self.tips} - {*self.mean_by, "times"}))
-        return relation_chart(
+        return chart(
             [row | {"panel": ", ".join(str(row[key]) for key in self.panels)} for row in rows],
-            Axis(self.x, self.x_title, self.x_log, share=FIELDS[self.x].format is percent),
-            Axis(self.y, self.y_title, share=FIELDS[self.y].format is percent),
+            Axis(self.x, self.x_title, log=self.x_log),
+            Axis(self.y, self.y_title),
             title=self.title,
             subtitle=self.subtitle,
-            panel="panel",
+            panels="panel",
             color=self.color,
             joined=self.joined,
-            tips=columns(self.tips),
+            tips=self.tips,
         )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,13 @@ def _fewshot(lab: Lab, data: ImageSplits, backbone: Backbone) -> list[Row]:
     published = class_list(SPLIT)
     classes = published if set(published) <= set(data.classes) else data.classes
     ways, episodes = min(WAYS, len(classes)), lab.scale.episodes
-    how = {"ways": ways, "shots": SHOTS, "episodes": episodes, "classes": classes, "workspace": lab.workspace}
+    how: dict[str, Any] = {
+        "ways": ways,
+        "shots": SHOTS,
+        "episodes": episodes,
+        "classes": classes,
+        "workspace": lab.workspace,
+    }
     found = [row for row in fewshot(data, backbone, **how).rows if row["classifier"] == "logistic"]
     keys = ("shots", "accuracy", "accuracy_low", "accuracy_high", "nc1", "nc1_corrected")
     return [{"classes": len(classes)} | {key: row.get(key) for key in keys} for row in found]
@@ -120,9 +127,9 @@ def _most_collapsed(rows: Sequence[Row]) -> Evidence:
     """How much more accurate logistic regression is at the most collapsed layer than at the last."""
     finite = [row for row in rows if row["nc1"] is not None and math.isfinite(row["nc1"])]
     cells = []
-    for (model, data), layers in evidence.grouped(finite, ["model", "data"]).items():
-        best = min(layers, key=lambda row: row["nc1"])
-        gain = best["logistic_test"] - layers[-1]["logistic_test"]
+    for (model, data), rows_of in evidence.grouped(finite, ["model", "data"]).items():
+        best = min(rows_of, key=lambda row: row["nc1"])
+        gain = best["logistic_test"] - rows_of[-1]["logistic_test"]
         cells.append({"model": model, "data": data, evidence.VALUE: gain})
     question = "the most collapsed layer classifies better than the last"
     return evidence.mean(question, evidence.GAP, cells, [MODELS, DATASETS])

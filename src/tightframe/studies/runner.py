@@ -21,15 +21,13 @@ from tightframe.files import write_bytes, write_text
 from tightframe.images import ImageSplits
 from tightframe.jobs import demo
 from tightframe.models.backbones import load_backbone
-from tightframe.report.columns import EVIDENCE
+from tightframe.report.fields import TABLES
+from tightframe.report.formats import apart, number
 from tightframe.report.page import Grid, Section, write_report
 from tightframe.report.result import Result
-from tightframe.report.tables import number
-from tightframe.report.theme import apart
 from tightframe.row import Row
 from tightframe.studies.evidence import RULE
 from tightframe.studies.lab import Lab, Scale
-from tightframe.studies.plot import columns
 from tightframe.studies.study import Point, Study, attempted
 
 
@@ -46,23 +44,25 @@ def run_study(
     model_options: Mapping[str, Any] | None = None,
     workspace: Workspace | None = None,
 ) -> Result:
-    """Run every point of ``study`` and judge its claims; points that ``out`` already holds are not run again.
+    """Run a study of the paper by name and judge its claims; points that ``out`` already holds are not run again.
 
     Several processes that make the same call share the points. ``rows.csv``, ``result.json``, ``report.html`` and
     ``plot.png`` are written to ``out``.
 
     Args:
-        study: an entry of ``studies.STUDIES``.
-        out: a folder; the same call continues what an earlier one left in it.
-        scale: ``"small"``; ``"paper"``, the paper's own, which needs a GPU and ``data``; some studies have
-            ``"medium"``.
-        data: datasets as for ``load_images``; the built-in digits if empty. A study that pre-trains takes the first
-            as the source and transfers to the others.
-        models: models, or their names as for ``load_backbone``; none for studies that pre-train.
-        seeds, epochs: replace those of the scale.
-        max_per_class: most training images per class of each dataset.
-        model_options: further arguments of ``load_backbone``.
-        workspace: how and where models run; in memory if ``None``.
+        study: Name of a study, as ``tightframe study list`` shows them; in Python an entry of ``STUDIES``.
+        out: Folder for the result; the same call continues what an earlier one left in it, and several at once share
+            the work. From the command line runs/study-NAME by default.
+        scale: small (minutes on a laptop), medium (minutes on a GPU; some studies have it) or paper (the paper's own,
+            hours on a GPU; wants data).
+        data: Datasets with test images, each as for ``load_images``; the built-in digits by default. Studies that
+            pre-train do so on the first and transfer to the others.
+        models: Models by name as for ``load_backbone``, or backbones; not for studies that pre-train.
+        seeds: Number of seeds; the scale's by default.
+        epochs: Epochs of pre-training or tuning; the scale's by default.
+        max_per_class: Most training images of each class and dataset (a study of few images has its own numbers).
+        model_options: Further arguments of ``load_backbone``.
+        workspace: Where and how models run.
 
     Raises:
         SettingsError: a value is out of range, or ``out`` holds something else.
@@ -71,7 +71,7 @@ def run_study(
     chosen = _scaled(study, scale, seeds, epochs)
     _check(study, scale, data, models, model_options or {})
     folder, workspace = Path(out).absolute(), workspace or Workspace()
-    how = {"max_per_class": max_per_class, "progress": workspace.progress}
+    how: dict[str, Any] = {"max_per_class": max_per_class, "progress": workspace.progress}
     splits = _datasets(load_images(name, **how) for name in data or study.built_in)
     given = () if study.pretrains else _models(models or chosen.models, model_options or {})
     settings = {
@@ -196,7 +196,7 @@ def _result(study: Study, rows: list[Row], settings: dict[str, Any]) -> Result:
     evidence = [found.row() for claim in study.claims if (found := claim(measured)) is not None]
     some = [f"{len(failed)} of {len(rows)} rows failed and are not counted; the first: {failed[0]}"] if failed else []
     notes = [f"the paper: {study.claim}", *map(_told, evidence), *some, RULE]
-    return Result(study.name, rows, settings, notes, [], further={"evidence": evidence})
+    return Result(study.name, rows, settings, notes, [], tables={"evidence": evidence})
 
 
 def _measured(rows: Sequence[Row]) -> list[Row]:
@@ -211,7 +211,7 @@ def _told(row: Row) -> str:
 
 def _write(study: Study, result: Result, folder: Path) -> None:
     """Write rows, plot, page and result to ``folder``."""
-    evidence, chart = result.further["evidence"], study.plot.draw(_measured(result.rows))
+    evidence, chart = result.tables["evidence"], study.plot.draw(_measured(result.rows))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in result.rows for key in row)))
     writer.writeheader()
@@ -226,13 +226,13 @@ def _write(study: Study, result: Result, folder: Path) -> None:
         title=f"Study: {study.name}",
         summary=[f"The paper: {study.claim}", *map(_told, evidence)],
         sections=[
-            Section("Evidence", RULE, [chart, Grid(EVIDENCE, evidence)]),
-            Section("Every point", every, [Grid(columns(study.columns), result.rows)]),
+            Section("Evidence", RULE, [chart, Grid(TABLES["evidence"].columns, evidence)]),
+            Section("Every point", every, [Grid(study.columns, result.rows)]),
         ],
         settings=result.settings,
         versions=result.versions,
     )
-    result.save(folder / "result.json")
+    result.to_json(folder / "result.json")
 
 
 def png(chart: Any) -> bytes:
