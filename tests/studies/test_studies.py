@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from html import escape
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from PIL import Image
 from tightframe.errors import DataError, ModelError, SettingsError
 from tightframe.features.workspace import Workspace
 from tightframe.jobs import demo
+from tightframe.report.fields import FIELDS
 from tightframe.studies import STUDIES, evidence, run_study
 from tightframe.studies.evidence import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from tightframe.studies.lab import Lab, Scale
-from tightframe.studies.plot import FIELDS
 from tightframe.studies.relations import distinct
 from tightframe.studies.runner import _rows
 from tightframe.studies.study import Point
@@ -51,10 +51,10 @@ def test_it_gives_rows_a_table_a_plot_a_page_and_a_verdict(done):
         assert min(image.size) > 300
     page = (out / "report.html").read_text()
     assert f"Study: {study.name}" in page
-    assert escape(found.tables["evidence"][0]["question"]) in page
+    assert found.tables["evidence"][0]["question"] in unescape(page)
     kept = json.loads((out / "result.json").read_text())
     assert kept["settings"]["scale"] == "small"
-    assert kept["further"]["evidence"] == found.tables["evidence"]
+    assert kept["tables"]["evidence"] == found.tables["evidence"]
 
 
 def test_what_is_done_is_not_done_again(ran):
