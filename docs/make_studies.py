@@ -98,7 +98,7 @@ def ran(study: Study, runs: Path, shared: Path, scale: str, machine: str) -> Non
     shutil.copy(out / "rows.csv", KEPT / f"{called}.csv")
     failed = sorted({row["error"] for row in found.rows if "error" in row})
     kept = {"settings": found.settings, "machine": machine, "versions": found.versions, "failed": failed}
-    kept |= found.further
+    kept |= found.tables
     (KEPT / f"{called}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

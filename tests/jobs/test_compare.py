@@ -58,7 +58,7 @@ def test_a_row_a_method_and_a_saved_folder_each(data, finished):
     assert [row["method"] for row in compared.rows] == list(compared.tuned) == list(NAMES)
     assert [row["block"] for row in compared.rows] == [None, compared.block, compared.block, None]
     assert compared.result.settings["block"] == compared.block
-    json.loads(compared.result.as_json())
+    json.loads(compared.result.to_json())
     for row in compared.rows:
         logits, _ = load_tuned(folder / row["method"], SMALL).logits_and_features(data.test)
         assert (logits.argmax(1).numpy() == data.test.labels).mean() == row["test_accuracy"]
@@ -90,7 +90,7 @@ def test_the_method_to_use_is_named_and_comes_next(finished):
     compared, folder = finished
     assert "validates best" in compared.result.notes[0]
     assert compared.best in NAMES
-    assert compared.result.following == [compared.tuned[compared.best].predict_command(folder / compared.best)]
+    assert compared.result.next_steps == [compared.tuned[compared.best].predict_command(folder / compared.best)]
 
 
 def test_test_images_choose_nothing(data, small, finished, tmp_path):
@@ -139,7 +139,7 @@ def test_where_nothing_was_held_out_none_is_chosen(data, small, tmp_path, few):
     assert [row["validation_accuracy"] for row in compared.rows] == [None, None]
     assert all("test_accuracy" in row for row in compared.rows)
     assert compared.best is None
-    assert compared.result.following == []
+    assert compared.result.next_steps == []
     assert "no method is chosen" in compared.result.notes[0]
 
 

@@ -7,9 +7,9 @@ import pytest
 from tightframe import collapse_metrics, load_backbone, load_images, measure
 from tightframe.errors import MeasureError
 from tightframe.features.workspace import Workspace
-from tightframe.metrics.certainty import collapse_intervals, corrected_intervals
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
+from tightframe.metrics.intervals import collapse_intervals, corrected_intervals
 
 
 @pytest.fixture(scope="module")
@@ -88,5 +88,5 @@ def test_intervals_follow_the_weighting(data, names):
 
 def test_the_command_suggested_next_loads_the_same_model(data, names):
     backbone = load_backbone(names["wide"], input_size=24, layers=["layer2.0"])
-    following = measure(data, backbone).following[0]
+    following = measure(data, backbone).next_steps[0]
     assert following == f"tightframe tune DATA --model {names['wide']} --layers layer2.0 --input-size 24 --out DIR"

@@ -54,7 +54,7 @@ def test_a_model_that_fails_is_a_row_at_the_end_and_the_rest_goes_on(data, names
     assert [row["model"] for row in result.rows] == ["narrow", "broken", "resnett18"]
     assert "no such disk" in result.rows[1]["error"]
     assert "resnet18" in result.rows[2]["error"]
-    assert "narrow" in result.following[0]
+    assert "narrow" in result.next_steps[0]
 
 
 def test_a_model_that_fails_while_running_is_a_row_too(data, names):
@@ -118,7 +118,7 @@ def test_features_kept_in_a_store_are_used_again(data, names, tmp_path, monkeypa
 
 
 def test_the_result_is_json_that_any_parser_reads(data, names, tmp_path):
-    rank(data, [names["wide"], "timm/nope"]).save(tmp_path / "rank.json")
+    rank(data, [names["wide"], "timm/nope"]).to_json(tmp_path / "rank.json")
     read = json.loads((tmp_path / "rank.json").read_text(), parse_constant=pytest.fail)
     assert read["job"] == "rank"
     assert len(read["rows"]) == 2

@@ -79,10 +79,10 @@ def test_the_report_opens_in_a_browser_that_reaches_nothing(browser, finished):
     assert headings == [
         "Which model",
         "Which layer",
-        "How it trained",
-        "How to tune it",
-        "Where it errs",
-        "What it says",
+        "Training",
+        "Which method",
+        "Confusion matrix",
+        "Sample predictions",
     ]
     assert page.locator(".samples img").count() == len(finished.samples)
     assert finished.tuned.backbone.name in page.locator("body").inner_text()
@@ -101,7 +101,7 @@ def test_samples_are_told_as_the_model_sees_them(data, finished):
     probabilities = finished.tuned.probabilities(data.test)
     assert len({row["index"] for row in finished.samples}) == len(finished.samples) > 3
     for row in finished.samples:
-        assert row["actual"] == data.classes[data.test.labels[row["index"]]]
+        assert row["true"] == data.classes[data.test.labels[row["index"]]]
         assert row["predicted"] == data.classes[probabilities[row["index"]].argmax()]
         assert row["probability"] == pytest.approx(probabilities[row["index"]].max())
 

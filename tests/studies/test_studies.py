@@ -53,12 +53,12 @@ def test_it_gives_rows_a_table_an_image_a_page_and_a_verdict(done):
     assert found.rows
     assert not [row for row in found.rows if "error" in row]
     known = {key for row in found.rows for key in row}
-    assert {column.key for column in study.columns} <= known | {"source_accuracy", "source_train_accuracy"}
+    assert set(study.columns) <= known | {"source_accuracy", "source_train_accuracy"}
     for row in found.rows:
         accuracy = row.get("test_accuracy", row.get("accuracy", row.get("ridge_test")))
         assert 0 <= accuracy <= 1
         assert row["nc1"] is None or row["nc1"] > 0
-    for row in found.further["evidence"]:
+    for row in found.tables["evidence"]:
         assert row["verdict"] in (SUPPORTED, NOT_SUPPORTED, UNCLEAR)
     with (out / "rows.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(found.rows)
@@ -66,10 +66,10 @@ def test_it_gives_rows_a_table_an_image_a_page_and_a_verdict(done):
         assert min(image.size) > 300
     page = (out / "report.html").read_text()
     assert f"Study: {study.name}" in page
-    assert escape(found.further["evidence"][0]["question"]) in page
+    assert escape(found.tables["evidence"][0]["question"]) in page
     kept = json.loads((out / "result.json").read_text())
     assert kept["settings"]["scale"] == "small"
-    assert kept["further"]["evidence"] == found.further["evidence"]
+    assert kept["further"]["evidence"] == found.tables["evidence"]
 
 
 def test_what_is_done_is_not_done_again(done, names, monkeypatch):
@@ -202,7 +202,7 @@ def test_a_set_that_fails_takes_no_other_with_it(tmp_path):
     found = run_study(study, tmp_path / "out", data=["digits:0-4", broken, "digits:5-9"], **SHORT)
     assert {row["data"] for row in found.rows if "error" in row} == {"broken"}
     assert len([row for row in found.rows if row.get("test_accuracy")]) == 4
-    assert found.further["evidence"][2]["units"] == "1 seed: too few for an interval"
+    assert found.tables["evidence"][2]["units"] == "1 seed: too few for an interval"
 
 
 def test_a_set_too_small_for_episodes_is_refused_before_anything_is_trained(tmp_path):

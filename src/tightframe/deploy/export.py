@@ -53,18 +53,18 @@ def export_onnx(
     pixels: str = "uint8",
     tolerance: float = TOLERANCE,
 ) -> Result:
-    """Write ``tuned`` to ``path`` as ONNX, once ONNX Runtime and PyTorch give the same probabilities.
+    """Write a tuned model as one ONNX file, checked against PyTorch in ONNX Runtime.
 
     The row holds ``model``, ``bytes`` of the file, ``images`` of the check, ``difference`` (the largest between two
     probabilities), ``same`` (share of images that both put into the same class), ``opset`` and ``file``.
 
     Args:
-        tuned: The tuned model.
-        path: The file to write; an existing one is replaced.
-        data: Images to check the export on, at most 32, spread over all; of splits, the test images if there are any.
-            By default made-up ones.
-        pixels: Type of the input: uint8 (bytes from 0 to 255) or float32 (numbers from 0 to 1).
-        tolerance: Largest accepted difference between the probabilities of ONNX Runtime and of PyTorch.
+        tuned: The model, tuned by any method.
+        path: The file to write; it is replaced if it is there.
+        data: Images to check on, spread over all of them; of splits, the test images where there are any. Made-up
+            images by default.
+        pixels: What the file takes: uint8 (bytes) or float32 (numbers from 0 to 1).
+        tolerance: Largest difference of a probability that is accepted.
 
     Raises:
         PackageMissing: ``pip install 'tightframe[onnx]'`` is needed.

@@ -21,7 +21,7 @@ from jinja2 import StrictUndefined, Template
 from tightframe.errors import SavedError, SettingsError, TightframeError
 from tightframe.files import write_text
 from tightframe.models.names import BUILDER, folder_of, short_name
-from tightframe.report.columns import METHODS
+from tightframe.report.fields import TABLES, fields
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
@@ -59,7 +59,7 @@ def push_to_hub(
     message: str = "A model tuned with tightframe",
     api: Hub | None = None,
 ) -> Result:
-    """Send what ``Tuned.save`` or ``tightframe tune --out`` wrote to a repository of the Hugging Face hub.
+    """Send a tuned model to the Hugging Face hub, with a model card.
 
     The row holds ``repository`` and ``address``, ``files`` (how many) and ``bytes`` sent.
 
@@ -118,7 +118,8 @@ def card(description: Description, repo_id: str, license: str | None = None) -> 
 def _measured(metrics: Row) -> list[tuple[str, str]]:
     """What was measured when the model was tuned, with titles, as the terminal spells it."""
     try:
-        return [(column.header, column.cell(metrics)) for column in METHODS if column.told_in(metrics)]
+        shown = fields(TABLES["tune"].columns)
+        return [(field.title, field.told(metrics)) for field in shown if field.told_in(metrics)]
     except (TypeError, ValueError) as error:
         raise SavedError(f"{DESCRIPTION} has metrics that are no numbers ({error}); tune again") from error
 

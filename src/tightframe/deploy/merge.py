@@ -40,15 +40,15 @@ class NotPlain(TightframeError):
 
 
 def merge(tuned: Tuned, out: Path | str) -> Result:
-    """Write ``tuned`` as a plain model into the folder ``out``.
+    """Write a tuned model as a plain one, which timm loads without Tightframe.
 
     The row holds ``model``, ``format`` (``timm`` or ``state dict``), ``parameters``, ``bytes`` of the weights,
     ``difference`` (see the function of that name; for timm's format, of the model loaded from the folder) and
     ``folder``.
 
     Args:
-        tuned: The tuned model, by a method without a skip connection.
-        out: A new or empty folder for the plain model.
+        tuned: A model tuned by a method without a skip connection.
+        out: A new or empty folder.
 
     Raises:
         NotPlain: the plain model would give other logits.

@@ -76,7 +76,10 @@ class Tuned:
         on_error: Literal["row", "raise"] = "row",
         device: str = "auto",
     ) -> list[Row]:
-        """Classify images: a row for each, with ``path``, ``predicted``, its ``probability`` and all ``probabilities``.
+        """Classify images with a tuned model.
+
+        Rows, one an image and in order: ``path``, ``predicted``, its ``probability``, and the ``probabilities`` of all
+        classes.
 
         Args:
             images: One or several images: paths, folders (all images in them), arrays of bytes (height, width, 3) or
@@ -156,9 +159,9 @@ def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned
     """Load a tuned model that ``Tuned.save`` or ``tightframe tune --out`` wrote.
 
     Args:
-        folder: The saved folder.
-        model: The base model, if its files have moved or if it comes from a builder: a Python file runs only when you
-            name it, never because a saved folder does.
+        folder: Folder of a tuned model, as ``tightframe tune --out`` wrote it.
+        model: The base model, where its files have moved or it comes from a builder of your own: a Python file is run
+            only when you name it, never because a saved folder does.
 
     Raises:
         SavedError: the folder is damaged, or was tuned on other weights.

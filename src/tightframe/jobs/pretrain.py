@@ -185,8 +185,8 @@ def pretrain(
     together().wait()  # the first may still be writing
     if not (folder / WEIGHTS).is_file():
         raise SettingsError(f"{folder} lacks {WEIGHTS}; delete the folder to train anew, or choose another --out")
-    following = [f"tightframe measure DATA --model local-dir:{folder}"]
-    return Result("pretrain", rows, settings, [*data.notes, *_reading(rows)], following)
+    next_steps = [f"tightframe measure DATA --model local-dir:{folder}"]
+    return Result("pretrain", rows, settings, [*data.notes, *_reading(rows)], next_steps)
 
 
 def _forget(folder: Path) -> None:

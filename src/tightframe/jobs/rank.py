@@ -79,12 +79,13 @@ def rank(
 
     Args:
         data: The images.
-        models: Names of models as for ``load_backbone``, or backbones.
+        models: Models by name, each as for ``load_backbone`` (timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED,
+            hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones.
         sort_by: Column to sort by: expected_accuracy, probe_accuracy, knn_accuracy, nc1, logme or another score.
         truth: Also judge every score against known accuracies: a CSV file with columns model and accuracy, or probe for
             the accuracy of the ridge probe on the test images.
-        time_limit: Minutes to spend. Models then race: images go to those that can still win, about a third of all
-            forward passes; test images are left alone, and models that left early have no scores.
+        time_limit: Minutes to spend. Models then race: images go to those that can still win, and models that left
+            early have no scores.
         model_options: Further arguments of ``load_backbone`` for models given by name.
         seed: Seed of every random choice.
         workspace: Where and how backbones run, and what was computed before.
@@ -114,10 +115,10 @@ def rank(
         "seed": seed,
     }
     told = [{key: value for key, value in row.items() if key not in ("correct", PARTS)} for row in rows]
-    further = {"quality": quality(good, known, seed)} if truth is not None else {}
+    tables = {"quality": quality(good, known, seed)} if truth is not None else {}
     spared = [_spared(good, len(data.train))] if time_limit is not None else []
     notes = [*data.notes, *spared, *_notes(good, sort_by)]
-    return Result("rank", told, settings, notes, _following(good, options), further=further)
+    return Result("rank", told, settings, notes, _next_steps(good, options), tables=tables)
 
 
 def ordered(rows: list[Row], sort_by: str, seed: int = 0) -> list[Row]:
@@ -387,5 +388,5 @@ def _notes(good: list[Row], sort_by: str) -> list[str]:
     return notes
 
 
-def _following(good: list[Row], options: Mapping[str, Any]) -> list[str]:
+def _next_steps(good: list[Row], options: Mapping[str, Any]) -> list[str]:
     return [tune_command(good[0]["uri"] or good[0]["model"], options)] if good else []

@@ -10,8 +10,7 @@ import numpy as np
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.features.extract import Features
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.evidence import Evidence, correlation, minus
 from tightframe.studies.probing import probed
@@ -71,19 +70,19 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 
 
 def _plot(rows: Sequence[Row]) -> Any:
-    return relation_chart(
+    return chart(
         [row for row in rows if not row.get("draw")],
         Axis("nc1", "NC1 (log scale; lower: more collapsed)", log=True),
-        Axis("test_accuracy", "Probe accuracy on test images (%)", share=True),
+        Axis("test_accuracy", "Probe accuracy on test images (%)"),
         title="Collapse and accuracy, from dataset to dataset",
         subtitle="Each mark is a model on a dataset; on the right sets are cut down to the same size.",
-        panel="sample",
+        panels="sample",
         color="data",
         tips=(
-            Column("model", "Model", text),
-            Column("data", "Images", text),
-            Column("nc1", "NC1", number),
-            Column("test_accuracy", "Probe accuracy", percent),
+            "model",
+            "data",
+            "nc1",
+            "test_accuracy",
         ),
     )
 
@@ -99,13 +98,13 @@ STUDY = Study(
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("model", "Model", text),
-        Column("data", "Images", text),
-        Column("sample", "Sample", text),
-        Column("classes", "Classes", count),
-        Column("images", "Training images", count),
-        Column("nc1", "NC1", number),
-        Column("test_accuracy", "Probe, test", percent),
+        "model",
+        "data",
+        "sample",
+        "classes",
+        "images",
+        "nc1",
+        "test_accuracy",
     ),
     plot=_plot,
     scales={"small": Scale(seeds=5), "paper": Scale(seeds=5, models=("open_clip/ViT-B-32/openai",))},

@@ -1,6 +1,5 @@
 """Does stronger augmentation during pre-training keep features from collapsing, and does that help them transfer?"""
 
-from tightframe.report.tables import Column, exact
 from tightframe.studies.graded import graded_study
 
 STUDY = graded_study(
@@ -13,6 +12,6 @@ STUDY = graded_study(
     "probe and 5-shot episodes.",
     minutes=20,
     what="augmentation",
-    knob=Column("augment", "Strength", exact),
+    knob="augment",
     levels=(0.0, 0.25, 0.5, 1.0),
 )

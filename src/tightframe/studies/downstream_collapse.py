@@ -10,8 +10,7 @@ from typing import Any
 from tightframe.backbone import Backbone
 from tightframe.images import ImageSplits
 from tightframe.jobs.rank import rank
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, millions, number, percent, text
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.evidence import Evidence, Score, correlation, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
@@ -60,18 +59,18 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 
 
 def _plot(rows: Sequence[Row]) -> Any:
-    return relation_chart(
+    return chart(
         rows,
         Axis("nc1", "Downstream NC1 (log scale; lower: more collapsed)", log=True),
-        Axis("test_accuracy", "Probe accuracy on test images (%)", share=True),
+        Axis("test_accuracy", "Probe accuracy on test images (%)"),
         title="Downstream collapse and accuracy",
         subtitle="Each mark is a pretrained model, as it came.",
-        panel="data",
+        panels="data",
         tips=(
-            Column("model", "Model", text),
-            Column("nc1", "NC1", number),
-            Column("test_accuracy", "Probe accuracy", percent),
-            Column("parameters", "Param. (M)", millions),
+            "model",
+            "nc1",
+            "test_accuracy",
+            "parameters",
         ),
     )
 
@@ -90,16 +89,16 @@ STUDY = Study(
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Images", text),
-        Column("model", "Model", text),
-        Column("side", "Side (px)", count),
-        Column("nc1", "NC1", number),
-        Column("test_accuracy", "Probe, test", percent),
-        Column("knn_accuracy", "k-NN", percent),
-        Column("source_accuracy", "Source", percent),
-        Column("logme", "LogME", number),
-        Column("parameters", "Param. (M)", millions),
-        Column("macs", "Mult-adds (M)", millions),
+        "data",
+        "model",
+        "side",
+        "nc1",
+        "test_accuracy",
+        "knn_accuracy",
+        "source_accuracy",
+        "logme",
+        "parameters",
+        "macs",
     ),
     plot=_plot,
     scales={"small": Scale(), "paper": Scale(models=PAPER)},

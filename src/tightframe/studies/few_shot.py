@@ -11,8 +11,7 @@ from tightframe.backbone import Backbone
 from tightframe.data.class_lists import class_list
 from tightframe.images import ImageSplits
 from tightframe.jobs.fewshot import fewshot
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.downstream_collapse import PAPER, labels_of
 from tightframe.studies.evidence import Evidence, correlation, minus
@@ -72,20 +71,19 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 
 def _plot(rows: Sequence[Row]) -> Any:
     told = [row | {"shots_told": f"{row['shots']}-shot"} for row in rows if "error" not in row]
-    return relation_chart(
+    return chart(
         told,
         Axis("nc1", "NC1 of the new classes (log scale; lower: more collapsed)", log=True),
-        Axis("accuracy", "Accuracy over episodes (%)", share=True),
+        Axis("accuracy", "Accuracy over episodes (%)"),
         title="Collapse on new classes and few-shot accuracy",
         subtitle="Each mark is a model. Bars: 95 % intervals over episodes.",
-        panel="data",
+        panels="data",
         color="shots_told",
         tips=(
-            Column("model", "Model", text),
-            Column("nc1", "NC1", number),
-            Column("nc1_corrected", "NC1, corrected", number),
-            Column("accuracy", "Accuracy", percent),
-            Column("accuracy", "95 % interval", percent, interval=True),
+            "model",
+            "nc1",
+            "nc1_corrected",
+            "accuracy",
         ),
     )
 
@@ -102,14 +100,13 @@ STUDY = Study(
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Images", text),
-        Column("model", "Model", text),
-        Column("classes", "Classes", count),
-        Column("shots", "Shots", count),
-        Column("accuracy", "Accuracy", percent),
-        Column("accuracy", "95 % interval", percent, interval=True),
-        Column("nc1", "NC1", number),
-        Column("nc1_corrected", "corrected", number),
+        "data",
+        "model",
+        "classes",
+        "shots",
+        "accuracy",
+        "nc1",
+        "nc1_corrected",
     ),
     plot=_plot,
     scales={"small": Scale(), "paper": Scale(models=PAPER, episodes=600)},

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, number, percent
+from tightframe.report.chart import Axis, chart
+from tightframe.report.fields import FIELDS
 from tightframe.row import Row
 from tightframe.studies.evidence import (
     LEAST_RHO,
@@ -30,7 +30,7 @@ def graded_study(
     small: str,
     minutes: int,
     what: str,
-    knob: Column,
+    knob: str,
     levels: Sequence[int] | Sequence[float],
 ) -> Study:
     """A study that compares models pre-trained at every one of ``levels``, the first of which is none of it.
@@ -47,15 +47,15 @@ def graded_study(
     """
 
     def points(lab: Lab) -> Iterator[Point]:
-        return variants(lab, [{knob.key: level} for level in levels], (knob.key,))
+        return variants(lab, [{knob: level} for level in levels], (knob,))
 
     def evidence(rows: Sequence[Row]) -> list[Evidence]:
         def ahead(question: str, measure: str) -> Evidence:
-            gaps = differences(rows, measure, knob.key, levels[1:], levels[:1], ("seed",))
+            gaps = differences(rows, measure, knob, levels[1:], levels[:1], ("seed",))
             return over_units(question, "paired difference", gaps.values(), "seeds", LEAST_SHARE, share=True)
 
-        source = averaged(rows, (knob.key, "seed"), ["source_nc1"])  # it stands beside every set that is transferred to
-        rising = correlations(source, knob.key, "source_nc1", ["seed"]).values()
+        source = averaged(rows, (knob, "seed"), ["source_nc1"])  # it stands beside every set that is transferred to
+        rising = correlations(source, knob, "source_nc1", ["seed"]).values()
         return [
             ahead(f"with {what} a probe is better", "test_accuracy"),
             ahead(f"with {what} few-shot accuracy is better", "fewshot_accuracy"),
@@ -66,26 +66,26 @@ def graded_study(
                 "source_nc1",
                 "test_accuracy",
                 within=["data"],
-                over=[knob.key, "seed"],
+                over=[knob, "seed"],
                 unit="pre-trained models",
             ),
         ]
 
     def image(rows: Sequence[Row]) -> Any:
-        return relation_chart(
-            averaged(rows, ("data", knob.key), ("source_nc1", "test_accuracy", "nc1")),
-            Axis(knob.key, f"{knob.header} ({what})"),
-            Axis("test_accuracy", "Probe accuracy downstream (%)", share=True),
+        return chart(
+            averaged(rows, ("data", knob), ("source_nc1", "test_accuracy", "nc1")),
+            Axis(knob, f"{FIELDS[knob].title} ({what})"),
+            Axis("test_accuracy", "Probe accuracy downstream (%)"),
             title=f"Accuracy downstream with {what}",
             subtitle="Mean over seeds; bars, from three seeds on: 95 % intervals.",
-            panel="data",
-            joined=knob.key,
+            panels="data",
+            joined=knob,
             tips=(
                 knob,
-                Column("source_nc1", "Source NC1", number),
-                Column("nc1", "NC1 downstream", number),
-                Column("test_accuracy", "Probe accuracy", percent),
-                Column("times", "Seeds", count),
+                "source_nc1",
+                "nc1",
+                "test_accuracy",
+                "times",
             ),
         )
 

@@ -12,8 +12,7 @@ from typing import Any
 from tightframe.backbone import Backbone
 from tightframe.images import ImageSplits
 from tightframe.jobs.layers import layers
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_RHO, LEAST_SHARE, Evidence, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
@@ -73,20 +72,20 @@ def _reading(rows: Sequence[Row]) -> Evidence:
 
 
 def _plot(rows: Sequence[Row]) -> Any:
-    return relation_chart(
+    return chart(
         rows,
         Axis("nc1", "NC1 of the layer (log scale; lower: more collapsed)", log=True),
-        Axis("logistic_test", "Logistic regression, test images (%)", share=True),
+        Axis("logistic_test", "Logistic regression, test images (%)"),
         title="Collapse and accuracy, layer by layer",
         subtitle="Each mark is a layer; lines go from the first to the last.",
-        panel="data",
+        panels="data",
         color="model",
         joined="depth",
         tips=(
-            Column("model", "Model", text),
-            Column("layer", "Layer", text),
-            Column("nc1", "NC1", number),
-            Column("logistic_test", "Accuracy", percent),
+            "model",
+            "layer",
+            "nc1",
+            "logistic_test",
         ),
     )
 
@@ -101,15 +100,15 @@ STUDY = Study(
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Images", text),
-        Column("model", "Model", text),
-        Column("layer", "Layer", text),
-        Column("dimension", "Features", count),
-        Column("nc1", "NC1", number),
-        Column("logistic_test", "Logistic", percent),
-        Column("ridge_test", "Ridge", percent),
-        Column("center_test", "Nearest center", percent),
-        Column("knn_test", "k-NN", percent),
+        "data",
+        "model",
+        "layer",
+        "dimension",
+        "nc1",
+        "logistic_test",
+        "ridge_test",
+        "center_test",
+        "knn_test",
     ),
     plot=_plot,
     scales={

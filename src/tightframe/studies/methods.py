@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, percent, text
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_RHO, Evidence, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
@@ -37,21 +36,21 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 
 
 def _plot(rows: Sequence[Row]) -> Any:
-    return relation_chart(
+    return chart(
         rows,
         Axis("trainable_parameters", "Trainable parameters (log scale)", log=True),
-        Axis("test_accuracy", "Test accuracy (%)", share=True),
+        Axis("test_accuracy", "Test accuracy (%)"),
         title="Accuracy and the parameters it takes",
         subtitle="Each mark is a model tuned by a method.",
-        panel="data",
+        panels="data",
         color="method",
         tips=(
-            Column("model", "Model", text),
-            Column("method", "Method", text),
-            Column("block", "Block", text),
-            Column("trainable_parameters", "Trainable parameters", count),
-            Column("test_accuracy", "Test accuracy", percent),
-            Column("train_accuracy", "Training", percent),
+            "model",
+            "method",
+            "block",
+            "trainable_parameters",
+            "test_accuracy",
+            "train_accuracy",
         ),
     )
 
@@ -68,9 +67,9 @@ STUDY = Study(
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Images", text),
-        Column("model", "Model", text),
-        Column("seed", "Seed", count),
+        "data",
+        "model",
+        "seed",
         *COLUMNS,
     ),
     plot=_plot,

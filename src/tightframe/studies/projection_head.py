@@ -1,7 +1,6 @@
 """Does a projection head during pre-training keep features from collapsing, and does that help them transfer?"""
 
 from tightframe.pretraining.model import MOST_LAYERS
-from tightframe.report.tables import Column, count
 from tightframe.studies.graded import graded_study
 
 STUDY = graded_study(
@@ -13,6 +12,6 @@ STUDY = graded_study(
     "0 to 3 hidden layers, and judged on the others by a ridge probe and 5-shot episodes.",
     minutes=24,
     what="a projection head",
-    knob=Column("projector", "Layers of the head", count),
+    knob="projector",
     levels=tuple(range(MOST_LAYERS + 1)),
 )

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_SHARE, Evidence, averaged, crossed, differences
 from tightframe.studies.study import Lab, Point, Scale, Study
@@ -43,22 +42,22 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 
 def _plot(rows: Sequence[Row]) -> Any:
     marks = averaged(rows, ("data", "model", "method", "shots"), ("test_accuracy", "train_accuracy", "nc1"))
-    return relation_chart(
+    return chart(
         [mark | {"where": f"{mark['data']}, {mark['model']}"} for mark in marks],
         Axis("shots", "Training images a class (log scale)", log=True),
-        Axis("test_accuracy", "Test accuracy (%)", share=True),
+        Axis("test_accuracy", "Test accuracy (%)"),
         title="Accuracy with few images",
         subtitle="Mean over seeds; bars, from three seeds on: 95 % intervals.",
-        panel="where",
+        panels="where",
         color="method",
         joined="shots",
         tips=(
-            Column("method", "Method", text),
-            Column("shots", "Images a class", count),
-            Column("test_accuracy", "Test accuracy", percent),
-            Column("train_accuracy", "Training", percent),
-            Column("nc1", "NC1", number),
-            Column("times", "Seeds", count),
+            "method",
+            "shots",
+            "test_accuracy",
+            "train_accuracy",
+            "nc1",
+            "times",
         ),
     )
 
@@ -75,10 +74,10 @@ STUDY = Study(
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Images", text),
-        Column("model", "Model", text),
-        Column("shots", "A class", count),
-        Column("seed", "Seed", count),
+        "data",
+        "model",
+        "shots",
+        "seed",
         *COLUMNS,
     ),
     plot=_plot,

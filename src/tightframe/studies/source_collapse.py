@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from tightframe.pretraining.losses import LOSSES, MANY
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_SHARE, Evidence, Score, averaged, bootstrap, correlation, minus
 from tightframe.studies.study import Lab, Point, Study
@@ -108,21 +107,21 @@ def _curve(rows: Sequence[Row]) -> np.ndarray | None:
 
 def _plot(rows: Sequence[Row]) -> Any:
     marks = averaged(rows, ("data", "loss", "epochs"), ("source_nc1", "test_accuracy", "nc1"))
-    return relation_chart(
+    return chart(
         marks,
         Axis("source_nc1", "Source NC1 (log scale; lower: more collapsed)", log=True),
-        Axis("test_accuracy", "Probe accuracy downstream (%)", share=True),
+        Axis("test_accuracy", "Probe accuracy downstream (%)"),
         title="Source collapse and transfer",
         subtitle="Each mark is a way of pre-training, averaged over seeds. Lines join training short and long.",
-        panel="data",
+        panels="data",
         color="loss",
         joined="epochs",
         tips=(
-            Column("loss", "Loss", text),
-            Column("epochs", "Epochs", count),
-            Column("source_nc1", "Source NC1", number),
-            Column("nc1", "NC1 downstream", number),
-            Column("test_accuracy", "Probe accuracy", percent),
+            "loss",
+            "epochs",
+            "source_nc1",
+            "nc1",
+            "test_accuracy",
         ),
     )
 
@@ -140,7 +139,7 @@ STUDY = Study(
     minutes=26,
     points=_points,
     evidence=_evidence,
-    columns=(Column("loss", "Loss", text), Column("epochs", "Epochs", count), *COLUMNS),
+    columns=("loss", "epochs", *COLUMNS),
     plot=_plot,
     scales={"small": replace(SMALL, seeds=2), "medium": MEDIUM, "paper": PAPER},
     pretrains=True,

@@ -22,11 +22,10 @@ from tightframe.images import ImageSplits
 from tightframe.jobs import demo
 from tightframe.models.backbones import load_backbone
 from tightframe.progress import Progress
-from tightframe.report.columns import EVIDENCE
+from tightframe.report.fields import TABLES
+from tightframe.report.formats import apart, number
 from tightframe.report.page import Grid, Section, write_report
 from tightframe.report.result import Result
-from tightframe.report.tables import Column, number
-from tightframe.report.theme import apart
 from tightframe.row import Row
 from tightframe.studies.evidence import RULE, Evidence
 
@@ -116,7 +115,7 @@ class Study:
     minutes: int
     points: Callable[[Lab], Iterator[Point]]
     evidence: Callable[[Sequence[Row]], list[Evidence]]
-    columns: tuple[Column, ...]
+    columns: tuple[str, ...]
     plot: Callable[[Sequence[Row]], Any]
     scales: Mapping[str, Scale] = field(default_factory=dict)
     pretrains: bool = False
@@ -136,23 +135,25 @@ def run_study(
     model_options: Mapping[str, Any] | None = None,
     workspace: Workspace | None = None,
 ) -> Result:
-    """Stages every point of ``study`` and say what came of it; points that ``out`` already holds are not run again.
+    """Run a study of the paper by name and test its claim; points that ``out`` already holds are not run again.
 
     Several such calls at once, in processes of their own, share the work. ``out`` is given ``rows.csv``,
     ``result.json``, ``report.html`` and ``plot.png``.
 
     Args:
-        study: an entry of ``studies.STUDIES``.
-        out: a folder; the same call goes on with what an earlier one left in it.
-        scale: ``"paper"`` is the paper's own and needs a GPU, and ``data``; between it and ``"small"``, some have
-            ``"medium"``.
-        data: datasets, as for ``load_images``; the built-in digits if empty. Where the study pre-trains, the first
-            is the source and the others are transferred to.
-        models: models, or their names as for ``load_backbone``; not for studies that pre-train.
-        seeds, epochs: in place of those of the scale.
-        max_per_class: at most so many training images a class of each set (a study of few images has its own numbers).
-        model_options: further arguments of ``load_backbone``.
-        workspace: where and how models run.
+        study: Name of a study, as ``tightframe study list`` shows them; in Python an entry of ``STUDIES``.
+        out: Folder for the result; the same call continues what an earlier one left in it, and several at once share
+            the work. From the command line runs/study-NAME by default.
+        scale: small (minutes on a laptop), medium (minutes on a GPU; some studies have it) or paper (the paper's own,
+            hours on a GPU; wants data).
+        data: Datasets with test images, each as for ``load_images``; the built-in digits by default. Studies that
+            pre-train do so on the first and transfer to the others.
+        models: Models by name as for ``load_backbone``, or backbones; not for studies that pre-train.
+        seeds: Number of seeds; the scale's by default.
+        epochs: Epochs of pre-training or tuning; the scale's by default.
+        max_per_class: Most training images of each class and dataset (a study of few images has its own numbers).
+        model_options: Further arguments of ``load_backbone``.
+        workspace: Where and how models run.
 
     Raises:
         SettingsError: a value out of range, or ``out`` holds something else.
@@ -300,7 +301,7 @@ def _result(study: Study, rows: list[Row], settings: dict[str, Any]) -> Result:
         raise ModelError(f"every point of {study.name} failed; the first: {failed[0] if failed else 'there are none'}")
     some = [f"{len(failed)} of {len(rows)} rows failed and are not counted; the first: {failed[0]}"] if failed else []
     notes = [f"the paper: {study.claim}", *map(_told, found), *some, RULE]
-    return Result(study.name, rows, settings, notes, [], further={"evidence": found})
+    return Result(study.name, rows, settings, notes, [], tables={"evidence": found})
 
 
 def _told(row: Row) -> str:
@@ -310,7 +311,7 @@ def _told(row: Row) -> str:
 
 
 def _write(study: Study, result: Result, folder: Path) -> None:
-    evidence, chart = result.further["evidence"], study.plot(result.rows)
+    evidence, chart = result.tables["evidence"], study.plot(result.rows)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in result.rows for key in row)))
     writer.writeheader()
@@ -324,7 +325,7 @@ def _write(study: Study, result: Result, folder: Path) -> None:
         title=f"Study: {study.name}",
         summary=[f"The paper: {study.claim}", *map(_told, evidence)],
         sections=[
-            Section("What came of it", RULE, [chart, Grid(EVIDENCE, evidence)]),
+            Section("What came of it", RULE, [chart, Grid(TABLES["evidence"].columns, evidence)]),
             Section(
                 "Every point", f"The paper: {study.paper}\n\nHere: {study.small}", [Grid(study.columns, result.rows)]
             ),
@@ -332,7 +333,7 @@ def _write(study: Study, result: Result, folder: Path) -> None:
         settings=result.settings,
         versions=result.versions,
     )
-    result.save(folder / "result.json")
+    result.to_json(folder / "result.json")
 
 
 def png(chart: Any) -> bytes:

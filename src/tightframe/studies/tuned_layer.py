@@ -11,8 +11,7 @@ import numpy as np
 from tightframe.backbone import Backbone
 from tightframe.images import ImageSplits
 from tightframe.jobs.tune import tune
-from tightframe.report.relations import Axis, relation_chart
-from tightframe.report.tables import Column, count, number, percent, text
+from tightframe.report.chart import Axis, chart
 from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_RHO, Evidence, Score, averaged, correlations, crossed, minus
 from tightframe.studies.study import Lab, Point, Scale, Study
@@ -56,21 +55,21 @@ def _evidence(rows: Sequence[Row]) -> list[Evidence]:
 
 
 def _plot(rows: Sequence[Row]) -> Any:
-    return relation_chart(
+    return chart(
         averaged(rows, ("data", "model", "block", "depth"), ("test_accuracy", "train_accuracy", "nc1")),
-        Axis("depth", "Depth of the tuned block (share of all blocks, %)", share=True),
-        Axis("test_accuracy", "Test accuracy (%)", share=True),
+        Axis("depth", "Depth of the tuned block (share of all blocks, %)"),
+        Axis("test_accuracy", "Test accuracy (%)"),
         title="Accuracy by the block that is tuned",
         subtitle="Each mark is a model tuned anew, one block and the head only; mean over seeds.",
-        panel="data",
+        panels="data",
         color="model",
         joined="depth",
         tips=(
-            Column("model", "Model", text),
-            Column("block", "Block", text),
-            Column("nc1", "NC1 after", number),
-            Column("test_accuracy", "Test accuracy", percent),
-            Column("train_accuracy", "Training", percent),
+            "model",
+            "block",
+            "nc1",
+            "test_accuracy",
+            "train_accuracy",
         ),
     )
 
@@ -87,14 +86,14 @@ STUDY = Study(
     points=_points,
     evidence=_evidence,
     columns=(
-        Column("data", "Images", text),
-        Column("model", "Model", text),
-        Column("index", "Block no.", count),
-        Column("block", "Block", text),
-        Column("test_accuracy", "Test", percent),
-        Column("train_accuracy", "Training", percent),
-        Column("nc1", "NC1 after", number),
-        Column("trainable_share", "Trainable", percent),
+        "data",
+        "model",
+        "index",
+        "block",
+        "test_accuracy",
+        "train_accuracy",
+        "nc1",
+        "trainable_share",
     ),
     plot=_plot,
     scales={

@@ -16,7 +16,6 @@ from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.images import Images, ImageSplits
 from tightframe.jobs.compare import compare
-from tightframe.report.tables import Column, count, number, percent, seconds, text
 from tightframe.row import Row
 from tightframe.studies.evidence import LEAST_SHARE, Evidence, crossed, differences
 from tightframe.studies.study import Lab
@@ -39,14 +38,14 @@ KEPT = (
 ALL_METHODS = ("linear", "layer", "scl", "full", "lora", "bitfit", "norm", "lp-ft")
 CALLED = {"full": "full fine-tuning", "linear": "the linear probe", "layer": "tuning the block alone (Layer FT)"}
 COLUMNS = (
-    Column("method", "Method", text),
-    Column("block", "Block", text),
-    Column("test_accuracy", "Test", percent),
-    Column("train_accuracy", "Training", percent),
-    Column("nc1", "NC1", number),
-    Column("trainable_parameters", "Trainable parameters", count),
-    Column("trainable_share", "Trainable", percent),
-    Column("seconds", "Time", seconds),
+    "method",
+    "block",
+    "test_accuracy",
+    "train_accuracy",
+    "nc1",
+    "trainable_parameters",
+    "trainable_share",
+    "seconds",
 )
 
 

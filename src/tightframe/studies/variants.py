@@ -17,7 +17,6 @@ from tightframe.jobs.pretrain import Pretraining, pretrain
 from tightframe.metrics.collapse import nc1
 from tightframe.models.backbones import load_backbone
 from tightframe.probes.episodes import Episodes, accuracies, draw
-from tightframe.report.tables import Column, count, number, percent, text
 from tightframe.row import Row
 from tightframe.studies.probing import probed
 from tightframe.studies.study import Lab, Point, Scale, tried
@@ -31,15 +30,15 @@ MEDIUM = Scale(epochs=60, seeds=3, arch="cifar_resnet18", augment=0.0, batch_siz
 """The same for the paper's model: minutes of a GPU, shared by several processes."""
 PAPER = Scale(epochs=200, seeds=3, arch="cifar_resnet18", augment=0.25, batch_size=128, episodes=600)
 COLUMNS = (
-    Column("data", "Transferred to", text),
-    Column("seed", "Seed", count),
-    Column("source_nc1", "Source NC1", number),
-    Column("source_test_nc1", "NC1, test", number),
-    Column("source_train_accuracy", "Source accuracy", percent),
-    Column("source_test_accuracy", "Accuracy, test", percent),
-    Column("nc1", "NC1 downstream", number),
-    Column("test_accuracy", "Linear probe", percent),
-    Column("fewshot_accuracy", f"{SHOTS}-shot", percent),
+    "data",
+    "seed",
+    "source_nc1",
+    "source_test_nc1",
+    "source_train_accuracy",
+    "source_test_accuracy",
+    "nc1",
+    "test_accuracy",
+    "fewshot_accuracy",
 )
 
 

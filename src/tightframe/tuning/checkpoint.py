@@ -84,9 +84,11 @@ def read(folder: Path) -> Description:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SavedError(
-            f"{folder} holds no {DESCRIPTION}; give the folder that `tightframe tune --out` wrote"
-        ) from None
+        saved = ", ".join(str(entry.parent) for entry in sorted(folder.glob(f"*/{DESCRIPTION}")))
+        instead = (
+            f"give one of the tuned models in it: {saved}" if saved else "give the folder that `tightframe tune` wrote"
+        )
+        raise SavedError(f"{folder} holds no {DESCRIPTION}; {instead}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise SavedError(f"{path} can't be read ({type(error).__name__}); it is damaged") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:

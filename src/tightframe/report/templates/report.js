@@ -9,38 +9,41 @@
     scaleFactor: { png: 2 },
     actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
   };
-  const panels = (spec) => spec.vconcat || spec.hconcat || spec.concat || (spec.facet ? [spec.spec] : []);
 
+  // Every chart is panels in a grid. `usermeta.tightframe` holds `minHeight` for a matrix, whose cells stay square.
   function fitted(text, width) {
     const spec = JSON.parse(text);
     spec.config = spec.config || {};
     spec.config.axisY = { ...spec.config.axisY, labelLimit: Math.max(96, Math.min(300, 0.34 * width)) };
     if (width < NARROW) {
-      spec.config.legend = { ...spec.config.legend, columns: 1 };
+      spec.config.legend = { ...spec.config.legend, columns: 1, layout: { top: { direction: "vertical" } } };
       spec.config.axisX = { ...spec.config.axisX, labelLimit: 110 };
-      if (spec.concat) spec.columns = 1;
+      spec.columns = 1;
     }
-    const { maxWidth, minHeight } = (spec.usermeta || {}).tightframe || {};
-    if (width < maxWidth) spec.height = Math.max(minHeight, Math.round(spec.height * (width / maxWidth)));
     return spec;
   }
 
-  // Vega-Lite sizes single charts to their container, not charts of several panels. Their axes take a width that is
-  // known only once drawn, so those are drawn twice: as a guess, then less what the guess was too wide.
+  function resize(spec, width) {
+    const { minHeight } = (spec.usermeta || {}).tightframe || {};
+    (spec.params || []).filter((param) => param.name === "room").forEach((param) => (param.value = width));
+    for (const panel of spec.concat) {
+      panel.width = width;
+      if (minHeight) panel.height = Math.max(minHeight, Math.min(panel.height, width));
+    }
+  }
+
+  // Axes take a width that is known only once drawn, so charts are drawn twice: as a guess, then less what the guess
+  // was too wide.
   async function draw(place, text, name) {
     const width = place.clientWidth;
     const spec = fitted(text, width);
     const options = { ...OPTIONS, downloadFileName: name };
-    const parts = panels(spec);
-    if (!parts.length) return vegaEmbed(place, spec, options);
-    const columns = spec.hconcat ? parts.length : spec.concat || spec.facet ? spec.columns || 1 : 1;
-    (spec.params || []).filter((param) => param.name === "room").forEach((param) => (param.value = width));
-    const resize = (size) => parts.forEach((part) => (part.width = Math.max(80, Math.floor(size))));
+    const columns = spec.columns || 1;
     const guess = width / columns - 60;
-    resize(guess);
+    resize(spec, Math.floor(guess));
     const first = await vegaEmbed(place, spec, options);
     const drawn = place.querySelector("svg.marks").viewBox.baseVal.width;
-    resize(guess - (drawn - width) / columns);
+    resize(spec, Math.max(80, Math.floor(guess - (drawn - width) / columns)));
     first.finalize();
     return vegaEmbed(place, spec, options);
   }
