@@ -113,7 +113,7 @@ def test_without_test_images_all_are_judged_and_it_says_so(tuned, data):
     whole = load_images("digits:5-9", test_share=0.0, max_per_class=4)
     found = evaluate(tuned, whole)
     assert found.rows[0]["images"] == 20
-    assert "looks too good" in found.notes[-1]
+    assert "raise accuracy" in found.notes[-1]
     assert evaluate(tuned, data).notes == []
 
 

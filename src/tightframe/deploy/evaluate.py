@@ -1,4 +1,4 @@
-"""How good a tuned model is on labeled images: accuracy, calibration, each class, and what it confuses."""
+"""Evaluate a tuned model on labeled images: accuracy, calibration, every class, and confusions."""
 
 from __future__ import annotations
 
@@ -50,13 +50,7 @@ def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, 
     labels = _labels_of(tuned, judged)
     logits, _ = tuned.logits_and_features(judged, batch_size, device)
     answers = Answers(judged, tuned.classes, labels, logits)
-    settings = {
-        "model": tuned.backbone.name,
-        "method": tuned.model.method.name,
-        "data": judged.name,
-        "images": judged.fingerprint,
-        "classes": list(tuned.classes),
-    }
+    settings = tuned.settings | {"data": judged.name, "images": judged.fingerprint}
     return Result("evaluate", [answers.overall()], settings, notes, tables=answers.tables())
 
 
@@ -170,19 +164,19 @@ def _rated(right: int, total: int) -> Row:
 
 
 def _judged_part(data: Images | ImageSplits) -> tuple[Images, list[str]]:
-    """The images to judge on, and what to know about them."""
+    """The images to evaluate on, and notes about them."""
     if not isinstance(data, ImageSplits):
         return data, []
     if data.test is not None:
         return data.test, data.notes
-    told = f"all {len(data.train)} images of {data.name} were judged: on those it was trained on it looks too good"
+    told = f"all {len(data.train)} images of {data.name} were used; those that the model was trained on raise accuracy"
     return data.train, [*data.notes, told]
 
 
 def _labels_of(tuned: Tuned, data: Images) -> np.ndarray:
     """Labels (n,) of ``data`` in the numbering of ``tuned``."""
     if not len(data):
-        raise DataError(f"{data.name} has no images to judge on; hold some out with --test-share, or give others")
+        raise DataError(f"{data.name} has no images to evaluate on; hold some out with --test-share, or give others")
     places = {name: index for index, name in enumerate(tuned.classes)}
     present = np.unique(data.labels).tolist()
     strange = [data.classes[label] for label in present if data.classes[label] not in places]

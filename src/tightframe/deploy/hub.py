@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jinja2 import StrictUndefined, Template
 
@@ -41,11 +41,11 @@ class PushFailed(TightframeError):
 class Hub(Protocol):
     """The part of ``huggingface_hub.HfApi`` that is used."""
 
-    def create_repo(self, repo_id: str, *, private: bool | None = None, exist_ok: bool = False) -> Any:
+    def create_repo(self, repo_id: str, *, private: bool | None = None, exist_ok: bool = False) -> object:
         """Make the repository; ``str`` of what is returned is its address."""
         ...
 
-    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> Any:
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> object:
         """Send the files of a folder in one commit."""
         ...
 

@@ -27,6 +27,8 @@ from tightframe.backbone import Backbone
 from tightframe.data.items import unlabeled
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import DataError, SettingsError
+from tightframe.features.precision import Precision
+from tightframe.features.taps import Pool
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes
 from tightframe.images import Images, ImageSplits
@@ -69,8 +71,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight_decay: Sequence[float] | None = None,
         batch_size: int = 32,
         seed: int = 0,
-        pool: str = "auto",
-        precision: str = "auto",
+        pool: Pool = "auto",
+        precision: Precision = "auto",
         device: str = "auto",
         backbone_options: Mapping[str, Any] | None = None,
     ):
@@ -104,10 +106,13 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        where: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
-        splits = ImageSplits("images", shown, None)
         self._tuned: Tuned | None = tune(
-            splits, self._base(), method=self.method, block=self.block, config=config, workspace=Workspace(**where)
+            ImageSplits("images", shown, None),
+            self._base(),
+            method=self.method,
+            block=self.block,
+            config=config,
+            workspace=Workspace(device=self.device, precision=self.precision, pool=self.pool),
         )
         self._saved: dict[str, bytes] = {}
         self.classes_ = classes
