@@ -326,3 +326,13 @@ def test_help_names_what_the_jobs_know():
     shared = {name: value for name, value in vars(plan.TrainConfig()).items() if name in given}
     assert len(shared) > 15
     assert {name: given[name] for name in shared} == shared  # the defaults are told twice
+
+
+def test_a_one_byte_terminal_shows_everything_in_characters_that_it_has(images, names):
+    command = [sys.executable, "-m", "tightframe", "measure", str(images), "--model", names["wide"]]
+    settings = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=settings, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode("ascii")
+    out = done.stdout.decode("ascii")
+    assert re.search(r"\d-\d", out)  # an interval
+    assert "* " in out  # a note
