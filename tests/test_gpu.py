@@ -95,7 +95,10 @@ def test_tuning_stopped_goes_on(names, data, tmp_path, monkeypatch):
 def test_pretraining(tmp_path, loss):
     data = load_images("digits:0-4", max_per_class=40, test_share=0.5)
     how = Pretraining("cifar_resnet8", loss, 1, augment=0.5, epochs=2, lr=0.05, batch_size=32)
-    found = [pretrain(data, tmp_path / device, how, device=device, precision="float32") for device in ("cpu", "cuda")]
+    found = [
+        pretrain(data, tmp_path / device, how, workspace=Workspace(device=device, precision="float32"))
+        for device in ("cpu", "cuda")
+    ]
     for one, other in zip(*(each.rows for each in found), strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.05)
         assert other["nc1"] == pytest.approx(one["nc1"], rel=0.5)  # steps magnify rounding

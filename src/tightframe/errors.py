@@ -1,5 +1,10 @@
 """What can go wrong, for people: every message says what was given, why it can't be, and what to do next."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 NAMED = 20
 """Most files that one message names."""
 
@@ -52,3 +57,23 @@ class SettingsError(TightframeError):
 
 class SavedError(TightframeError):
     """A saved folder is damaged, of another kind, or does not belong to what it is loaded onto."""
+
+
+class PackageMissing(TightframeError, ModuleNotFoundError):
+    """Something was asked for that needs an optional package, and that can't be imported."""
+
+
+@contextmanager
+def needed_by(what: str, extra: str) -> Iterator[None]:
+    """Around the imports of optional packages that ``what`` needs.
+
+    Raises:
+        PackageMissing: one can't be imported; ``pip install 'tightframe[EXTRA]'`` installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise PackageMissing(
+            f"{what} needs a package that can't be imported ({error}): pip install 'tightframe[{extra}]'",
+            name=error.name,
+        ) from error

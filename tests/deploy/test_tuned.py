@@ -57,6 +57,7 @@ def test_it_holds_what_was_trained_and_no_more(saved):
         "tuned.safetensors",
         "history.json",
         "log.jsonl",
+        "run.txt",
     }
     tensors = load_file(folder / "tuned.safetensors")
     assert set(tensors) == set(tuned.model.changed_state())

@@ -43,6 +43,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
+from tightframe.metrics.discriminant import cross_validated_centre, cross_validated_lda
+from tightframe.metrics.logistic_probe import cross_validated_logistic
+from tightframe.metrics.neighbours import neighbours_accuracy, neighbours_predict
+from tightframe.metrics.ridge import cross_validated_ridge
 
 # ======================================================================================================================
 # The adapter: all that is known of the project. Names on the left of a mapping are golden's own and stay as they are;
@@ -50,11 +54,7 @@ from threadpoolctl import threadpool_limits
 # ======================================================================================================================
 import tightframe
 from tightframe.metrics.agreement import agreement
-from tightframe.metrics.discriminant import cross_validated_centre, cross_validated_lda
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.logistic_probe import cross_validated_logistic
-from tightframe.metrics.neighbours import neighbours_accuracy, neighbours_predict
-from tightframe.metrics.ridge import cross_validated_ridge
 
 PENULTIMATE = "penultimate"
 OUTPUT = "output"

@@ -23,7 +23,7 @@ from tightframe.errors import BadImage, ModelError, SavedError, SettingsError, T
 from tightframe.jobs.estimator import UnusableInput
 
 SMALL = f"{Path(__file__).with_name('small_model.py')}:make"
-QUICK = {"epochs": 2, "rates": (0.05,), "decays": (1e-4,)}
+QUICK = {"epochs": 2, "lr": (0.05,), "weight_decay": (1e-4,)}
 
 
 class Drawn(TransferClassifier):
@@ -80,7 +80,7 @@ def name_of(check):
     return (check.func if isinstance(check, partial) else check).__name__
 
 
-DRAWN = Drawn(SMALL, "full", epochs=6, rates=(0.2,), decays=(0.0,), batch_size=16)
+DRAWN = Drawn(SMALL, "full", epochs=6, lr=(0.2,), weight_decay=(0.0,), batch_size=16)
 CHECKS = list(estimator_checks_generator(DRAWN))
 
 
@@ -123,7 +123,7 @@ def paths(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(names, arrays, words):
-    chosen = {"epochs": 25, "rates": (0.1,), "decays": (1e-4,), "batch_size": 16}
+    chosen = {"epochs": 25, "lr": (0.1,), "weight_decay": (1e-4,), "batch_size": 16}
     return TransferClassifier(names["wide"], "scl", "layer3.0", **chosen).fit(arrays, words)
 
 

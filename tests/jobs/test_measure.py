@@ -7,9 +7,9 @@ import pytest
 from tightframe import collapse_metrics, load_backbone, load_images, measure
 from tightframe.errors import MeasureError
 from tightframe.features.workspace import Workspace
-from tightframe.metrics.certainty import collapse_intervals, corrected_intervals
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
+from tightframe.metrics.intervals import collapse_intervals, corrected_intervals
 
 
 @pytest.fixture(scope="module")

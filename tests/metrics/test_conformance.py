@@ -321,7 +321,7 @@ def test_moments_and_features_give_the_same_and_features_more() -> None:
 def test_only_known_evidence_can_be_asked_for() -> None:
     with pytest.raises(TypeError, match="asks for images; known are"):
 
-        @measure("score", better="higher", unchanged_by=set(), reference="nowhere")
+        @measure("score", reference="nowhere")
         def wrong(images: Any) -> float:
             return 0.0
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tightframe.errors import SettingsError
-from tightframe.tuning.logs import LogFailed, LogMissing, logging_to
+from tightframe.errors import PackageMissing, SettingsError
+from tightframe.tuning.logs import LogFailed, logging_to
 
 ROWS = [("search 0.1 0.0001", {"epoch": 1, "train_loss": 2.5, "nc1": None, "phase": "search"})] + [
     ("final 0.1 0.0001", {"epoch": epoch, "train_loss": 1 / epoch, "nc1": float("inf")}) for epoch in (1, 2)
@@ -85,7 +85,7 @@ def test_what_can_not_be_kept_is_said_before_training(tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match="--out"), logging_to(["tensorboard"], None, "", {}):
         pass
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(LogMissing, match="pip install accelerate wandb"), logging_to(["wandb"], tmp_path, "", {}):
+    with pytest.raises(PackageMissing, match="pip install accelerate wandb"), logging_to(["wandb"], tmp_path, "", {}):
         pass
 
 

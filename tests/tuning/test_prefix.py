@@ -48,7 +48,6 @@ def test_a_model_goes_on_from_any_of_its_blocks(name, data):
             _, rows = next(found[block].batches(range(8), 8))
             on = Suffix(backbone.module, block)(rows)
             torch.testing.assert_close(on, expected, rtol=2e-2, atol=2e-3 * float(expected.abs().max()))
-            assert not list(Suffix(backbone.module, block).parameters())
 
 
 def test_a_model_without_a_head_of_its_own_goes_on_too(data, tmp_path):

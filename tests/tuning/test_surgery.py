@@ -13,7 +13,7 @@ from tightframe import load_backbone
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.features.taps import pooled, submodule
 from tightframe.tuning.methods import METHODS, method_named
-from tightframe.tuning.surgery import HeadOnly, TunableModel, sum_padded
+from tightframe.tuning.surgery import HeadOnly, Neck, TunableModel
 
 BLOCK = "layer2.0"
 NORMS = ("bn1", "bn2", "downsample.1")
@@ -119,7 +119,7 @@ def test_wider_blocks_pad_the_features():
     backbone = load_backbone("timm/test_efficientnet", pretrained=False, input_size=32)
     layer = max(backbone.layers, key=lambda block: block.dimension)
     phi, z = torch.randn(2, 3), torch.randn(2, 5)
-    torch.testing.assert_close(sum_padded([phi, z], 5), torch.cat([phi, torch.zeros(2, 2)], 1) + z)
+    torch.testing.assert_close(Neck([3, 5])([phi, z]), torch.cat([phi, torch.zeros(2, 2)], 1) + z)
     tuned = model(backbone, "scl", layer.name)
     assert tuned.neck.width == max(backbone.penultimate.dimension, layer.dimension)
     assert tuned(torch.randn(2, 3, 32, 32)).shape == (2, 5)

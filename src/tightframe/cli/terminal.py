@@ -44,12 +44,26 @@ def close(result: Result, json_file: Path | None, data: str = "DATA") -> None:
     """Notes, the JSON file, and what to do next with the images in ``data``."""
     for note in result.notes:
         out.print(Text.assemble(("• ", "dim"), printable(note)))
-    if json_file:
+    if json_file and str(json_file) == "-":
+        sys.stdout.write(result.to_json() + "\n")
+    elif json_file:
         result.to_json(json_file)
         where(json_file, "rows, settings and versions")
     for command in result.next_steps:
         command = command.replace(" DATA ", f" {shlex.quote(data)} ")
         out.print(Text.assemble(("next: ", "dim"), (printable(command), "green")), soft_wrap=True)
+
+
+@contextmanager
+def tables_aside(aside: bool) -> Iterator[None]:
+    """While the context is open, and ``aside``, tables and notes go to standard error: standard output is for JSON."""
+    global out
+    kept = out
+    out = err if aside else kept
+    try:
+        yield
+    finally:
+        out = kept
 
 
 def where(path: Path, what: str) -> None:

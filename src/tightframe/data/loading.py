@@ -25,15 +25,13 @@ def load_images(
     """Load labeled images: a training set and, where there are images for one, a test set.
 
     Args:
-        source: Where the images are: a folder with train/CLASS/… and test/CLASS/… (or val/CLASS/…), a folder with
-            CLASS/… alone, a CSV table with the columns filename and label (its images beside it or in images/), or
-            digits, scikit-learn's 8 × 8 digits, of which digits:0-4 and digits:1,3,8 take some. A folder that is
-            itself called digits is ./digits.
-        test_share: Share of each class held out for testing, from 0 (no test set) to below 1, where the source has no
-            test set of its own.
-        seed: Seed that draws which images are held out, and which are used where max_per_class limits them.
-        max_per_class: Most training images to use from each class; all of them if not given. The test set stays whole.
-        skip_bad: Leave out files that can't be read as images, and say how many, instead of stopping.
+        source: The images: a folder with train/CLASS/… and test/CLASS/… (or val/CLASS/…), a folder with CLASS/… alone,
+            a CSV table with the columns filename and label (its images beside it or in images/), or the built-in
+            digits, of which digits:0-4 and digits:1,3,8 take some (a folder of that name is ./digits).
+        test_share: Share of each class held out for testing (0 for none) where there is no test set.
+        seed: Seed of every random choice.
+        max_per_class: Most training images to use from each class; the test set stays whole.
+        skip_bad: Leave out files that can't be read, and say how many, instead of stopping.
         progress: Called as progress(iterable, description, total) around whatever takes long, like tqdm.
 
     Raises:

@@ -31,7 +31,7 @@ from tightframe.tuning.config import Clock, TrainConfig
 from tightframe.tuning.loop import Diverged, fit
 from tightframe.tuning.methods import Method
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import Align, FromBlock, TunableModel
+from tightframe.tuning.surgery import Align, TunableModel
 
 COLLAPSED, DEEPEST = 3, 3
 """How many of the most collapsed and of the deepest blocks take part."""
@@ -116,7 +116,7 @@ def _race(
         epochs *= 2
 
 
-def _ready(model: TunableModel, features: Features, split: Split, workspace: Workspace) -> FromBlock:
+def _ready(model: TunableModel, features: Features, split: Split, workspace: Workspace) -> TunableModel:
     """The model from its block on, where training starts. Raises ``CannotCut``."""
     start = start_of(model, features, split.labels)
     on_device(model, workspace.device)

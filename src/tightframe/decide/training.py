@@ -19,8 +19,7 @@ from tightframe.features.precision import likely_precision
 from tightframe.features.stages import Stages
 from tightframe.features.workspace import Workspace
 from tightframe.metrics.folds import Folds
-from tightframe.probes.logistic import logistic_path
-from tightframe.probes.logistic_probe import cross_validated_logistic
+from tightframe.probes.logistic import cross_validated_logistic, logistic_path
 from tightframe.probes.results import interval
 from tightframe.processes import together
 from tightframe.row import Row
@@ -296,7 +295,7 @@ def _probe(features: Tensor, labels: np.ndarray, classes: int) -> tuple[Tensor, 
     if np.bincount(labels).max() > 1:
         head = cross_validated_logistic(Folds.of(features, labels, classes)).result.head
     else:
-        head = logistic_path(features, torch.from_numpy(labels), classes, (USUAL_STRENGTH,)).heads[0]
+        head = logistic_path(features, torch.from_numpy(labels), classes, (USUAL_STRENGTH,))[0]
     least = head.bias[head.bias.isfinite()].min() - UNSEEN
     return head.weight, head.bias.clamp(min=float(least))
 

@@ -24,7 +24,7 @@ MISTAKES, SAMPLES = 10, 12
 
 
 def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, device: str = "auto") -> Result:
-    """Judge ``tuned`` on the images in ``data``.
+    """Judge a tuned model on labeled images: accuracy, calibration, confusions.
 
     The one row holds ``images``, ``classes`` (those that occur), ``accuracy`` with its exact 95 % interval
     (``accuracy_low``, ``accuracy_high``), ``balanced_accuracy`` (mean over classes), ``calibration_error`` (expected,
@@ -37,10 +37,10 @@ def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, 
     - ``samples``: a few correct predictions, then the most confident mistakes
 
     Args:
-        tuned: the model.
-        data: labeled images; of splits, the test images, or all where there are none.
-        batch_size: images at a time.
-        device: where to run.
+        tuned: The model.
+        data: Labeled images; of splits, the test images, or all where there are none.
+        batch_size: Images in one forward pass.
+        device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
     Raises:
         DataError: no images, or classes that the model does not know.

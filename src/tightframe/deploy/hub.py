@@ -59,7 +59,7 @@ def push_to_hub(
     message: str = "A model tuned with tightframe",
     api: Hub | None = None,
 ) -> Result:
-    """Send what ``Tuned.save`` or ``tightframe tune --out`` wrote to a repository of the Hugging Face hub.
+    """Send a tuned model to the Hugging Face hub, with a model card.
 
     The row holds ``repository`` and ``address``, ``files`` (how many) and ``bytes`` sent.
 

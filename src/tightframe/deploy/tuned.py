@@ -34,16 +34,16 @@ NAMED = 5
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tuned:
-    """A backbone with what was trained on it.
+    """A backbone and what was trained on it.
 
     Attributes:
-        backbone: the base model, as it was.
-        model: a copy of it with its trained block and new head, in eval mode.
+        backbone: the pretrained model, unchanged.
+        model: a copy of it with the trained block and the new head, in eval mode.
         classes: class names, in the order of the probabilities.
-        metrics: measured when it was tuned: accuracies with intervals, NC1, parameters, seconds, rate, decay.
-        history: a row an epoch of training.
+        metrics: measured after tuning: accuracies with intervals, NC1, parameters, seconds, learning rate, ….
+        history: one row for each epoch of training.
         notes: what a reader should know, in plain words.
-        test_logits: of the test images (n, K), as they were judged; not saved.
+        test_logits: logits (n, K) of the test images; not saved.
     """
 
     backbone: Backbone
@@ -55,7 +55,7 @@ class Tuned:
     test_logits: torch.Tensor | None = None
 
     def __repr__(self) -> str:
-        method, model = self.model.method, self.model
+        model = self.model
         where = f" at block {model.block}" if model.block else ""
         measured = [
             f"{what} accuracy {100 * self.metrics[key]:.1f} %"
@@ -63,7 +63,7 @@ class Tuned:
             if self.metrics.get(key) is not None
         ]
         return (
-            f"Tuned {self.backbone.name} by {method.name}{where} "
+            f"Tuned {self.backbone.name} by {model.method.name}{where} "
             f"({100 * model.trainable_parameters / model.all_parameters:.2g} % of parameters trained)\n"
             f"  {len(self.classes)} classes: {listed(self.classes)}\n"
             f"  {', '.join(measured) or 'not judged'}"
@@ -76,7 +76,10 @@ class Tuned:
         on_error: Literal["row", "raise"] = "row",
         device: str = "auto",
     ) -> list[Row]:
-        """One row an image, in order: ``path``, ``predicted``, ``probability`` of it, and ``probabilities`` of all.
+        """Classify images with a tuned model.
+
+        Rows, one an image and in order: ``path``, ``predicted``, its ``probability``, and the ``probabilities`` of all
+        classes.
 
         Args:
             images: One or several images: paths, folders (all images in them), arrays of bytes (height, width, 3) or
@@ -104,14 +107,14 @@ class Tuned:
         return rows
 
     def probabilities(self, data: Images, batch_size: int = 64, device: str = "auto") -> np.ndarray:
-        """Class probabilities, shape (n, K), of every image in ``data``."""
+        """Class probabilities (n, K) of the images."""
         logits = self.logits_and_features(data, batch_size, device)[0]
         return torch.softmax(logits, 1).numpy()
 
     def logits_and_features(
         self, data: Images, batch_size: int = 64, device: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (n, K) and the features (n, d) that the head sees, on the CPU, in float32."""
+        """Logits (n, K) of the images, and the features (n, d) that the head sees, on the CPU, in float32."""
         where = device_of(device)
         on_device(self.model, where)
         inputs = PixelInputs(Pixels(data, self.backbone.preprocessing, keep_bytes=0), device=where)
@@ -119,18 +122,23 @@ class Tuned:
         return logits_of(self.model, features), features
 
     def result(self, folder: Path | str) -> Result:
-        """The rows of a table about it, for what was saved in ``folder``."""
-        settings = {"origin": self.backbone.origin, "model": self.backbone.name, "classes": list(self.classes)}
+        """What tuning found, and how to predict with what was saved in ``folder``."""
+        settings = {"origin": self.backbone.origin, **self.settings}
         return Result("tune", [self.metrics], settings, self.notes, [self.predict_command(folder)])
 
+    @property
+    def settings(self) -> Row:
+        """What every result about this model states: model, method and class names."""
+        return {"model": self.backbone.name, "method": self.model.method.name, "classes": list(self.classes)}
+
     def predict_command(self, folder: Path | str) -> str:
-        """How to predict with what was saved in ``folder``; a model from a builder has to be named."""
+        """The command that predicts with the model saved in ``folder``; it names a builder's model."""
         uri = str(self.backbone.origin.get("uri", ""))
         named = f" --model {shlex.quote(uri)}" if BUILDER.fullmatch(uri) else ""
         return f"tightframe predict {shlex.quote(str(folder))} IMAGE…{named}"
 
     def save(self, folder: Path | str) -> None:
-        """Write what was trained into ``folder``, without the base model: see ``tuning.checkpoint``."""
+        """Write what was trained into ``folder``, without the base model (see ``tuning.checkpoint``)."""
         description = checkpoint.Description(
             backbone=self.backbone.origin,
             weights=self.backbone.weights,
@@ -148,15 +156,15 @@ class Tuned:
 
 
 def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned:
-    """Load what ``Tuned.save`` or ``tightframe tune --out`` wrote.
+    """Load a tuned model that ``Tuned.save`` or ``tightframe tune --out`` wrote.
 
     Args:
-        folder: the saved folder.
-        model: the base model, where it has to be told: its files have moved, or it comes from a builder (a Python
-            file is run only when you name it, never because a saved folder does).
+        folder: Folder of a tuned model, as ``tightframe tune --out`` wrote it.
+        model: The base model, where its files have moved or it comes from a builder of your own: a Python file is run
+            only when you name it, never because a saved folder does.
 
     Raises:
-        SavedError: the folder is damaged, or belongs to a model with other weights.
+        SavedError: the folder is damaged, or was tuned on other weights.
     """
     folder = Path(folder)
     description = checkpoint.read(folder)

@@ -117,13 +117,13 @@ class ClassMoments:
         both = between[:, 0] > 0
         shift = (gap[both] * between[both].sqrt()).to(dtype)
         scatter = self.scatter + other.scatter
-        _add_gram(scatter, shift)
+        add_gram(scatter, shift)
         means = torch.where((self.counts == 0)[:, None], other.means, self.means + gap * share)
         moved = gap.square() * between / counts.clamp(min=1)[:, None]
         variances = self.variances * (1 - share) + other.variances * share + moved
         center = (counts.double() @ means) / counts.sum().clamp(min=1)
         (third, fourth), (more_third, more_fourth) = self._tails_around(center), other._tails_around(center)
-        return ClassMoments(counts, means, _mirrored(scatter), variances, third + more_third, fourth + more_fourth)
+        return ClassMoments(counts, means, mirrored(scatter), variances, third + more_third, fourth + more_fourth)
 
     def _tails_around(self, center: Float64[Tensor, " d"]) -> tuple[Tensor, Tensor]:
         """``third`` and ``fourth`` with ``center`` in place of μ_G: binomials, of which the first order vanishes."""
@@ -240,12 +240,12 @@ class _Batch:
             third += lengths @ centerd
             fourth += lengths.double().square().sum()
             torch.index_select(centers, 0, labels, out=centerd)
-            _add_gram(scatter, torch.sub(rows, centerd, out=centerd))
+            add_gram(scatter, torch.sub(rows, centerd, out=centerd))
             squares += _by_class(centerd.square_(), labels, self.classes)
         rest = means - centers.double()
-        _add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
+        add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
         variances = (squares / present - rest.square()).clamp(min=0)
-        found = ClassMoments(self.counts, means, _mirrored(scatter), variances, third, fourth)
+        found = ClassMoments(self.counts, means, mirrored(scatter), variances, third, fourth)
         if self.dtype != torch.float64 and not _within_single(found):
             return _Batch(self.features.double(), self.labels, self.classes).moments()
         return found
@@ -287,14 +287,14 @@ def _by_class(rows: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes:
     return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows)
 
 
-def _add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> None:
-    """Add ± rowsᵀ rows to ``total``, on and below its diagonal stripes only: see ``_mirrored``."""
+def add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> None:
+    """Add ± rowsᵀ rows to ``total``, on and below its diagonal stripes only: see ``mirrored``."""
     for start in range(0, rows.shape[1], STRIPE):
         stop = start + STRIPE
         total[start:, start:stop].add_(rows[:, start:].T @ rows[:, start:stop], alpha=sign)
 
 
-def _mirrored(total: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
+def mirrored(total: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
     """``total`` with what stands below its diagonal stripes copied to above them, in place."""
     for start in range(0, len(total), STRIPE):
         stop = start + STRIPE

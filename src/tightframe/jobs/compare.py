@@ -81,7 +81,8 @@ def compare(
     Args:
         data: The images.
         backbone: The pretrained model; it stays as it is.
-        methods: Tuning methods: linear, layer, scl, full, bitfit, norm, lp-ft or lora.
+        methods: Tuning methods to compare, each in a folder of its own: linear, layer, scl, full, bitfit, norm, lp-ft
+            or lora.
         block: The block to tune, for the methods that tune one; auto lets a few race.
         out: Folder for all of it.
         resume: Continue what an earlier call with the same settings left in the folder.

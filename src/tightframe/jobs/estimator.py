@@ -1,12 +1,12 @@
-"""Transfer as a scikit-learn classifier: ``TransferClassifier(...).fit(paths, labels).predict(paths)``.
+"""Fine-tuning as a scikit-learn classifier: ``TransferClassifier(...).fit(paths, labels).predict(paths)``.
 
-Images are given as paths, or as an array of bytes (n, height, width, 3). Parameters are plain values, so ``clone``,
-``cross_val_score``, ``GridSearchCV`` and joblib's workers take it as any other classifier.
+Images are paths, arrays of bytes (height, width, 3) or (n, height, width, 3), or images of Pillow's. Parameters are
+plain values, so that ``clone``, ``cross_val_score``, ``GridSearchCV`` and joblib's workers treat it as any classifier.
 
-**Pickles.** A pickle of a fitted one holds what ``Tuned.save`` writes: what was trained, not the base model. That is
-loaded again by its name when first needed, and refused if its weights have another hash; ``set_params(backbone=...)``
-names it anew where it has moved. Unpickling runs code, whoever wrote the pickle chose which: open only your own, and
-use ``tuned_.save`` and ``load_tuned`` for what goes to or comes from others.
+**Pickles.** The pickle of a fitted classifier holds what ``Tuned.save`` writes: what was trained, not the base model.
+The base model is loaded by its name at the first use, and refused if its weights have another hash;
+``set_params(backbone=...)`` names it anew if it has moved. Unpickling runs whatever code the pickle's author chose:
+open only your own pickles, and exchange models with others by ``tuned_.save`` and ``load_tuned``.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from tightframe.tuning.config import TrainConfig
 
 
 class UnusableInput(DataError, ValueError):
-    """Images or labels of a kind that can't be used; a ``ValueError``, which scikit-learn expects."""
+    """Images or labels can't be used; also a ``ValueError``, as scikit-learn expects."""
 
 
 class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Fine-tune a pretrained model on images.
 
     Args:
-        backbone: its name, as ``load_backbone`` takes it.
-        method: how to tune it; see ``tightframe.tune``.
-        layer: the block to tune, for methods that tune one; ``"auto"`` chooses it.
-        epochs: of the final training.
-        rates, decays: to try, tuples; ``None`` for those of ``Plan``.
-        batch_size: images a step.
-        seed: of every random choice.
-        pool, precision, device: as ``tightframe.tune`` takes them.
+        backbone: name of the pretrained model, as for ``load_backbone``.
+        method: tuning method (see ``tightframe.tune``).
+        block: block to tune, for methods that tune one; ``"auto"`` chooses it.
+        epochs: epochs of the final training.
+        lr, weight_decay: values to try, as tuples; by default those of ``TrainConfig``.
+        batch_size: images in one optimizer step.
+        seed: seed of every random choice.
+        pool, precision, device: as for ``Workspace``.
         backbone_options: further arguments of ``load_backbone``, such as ``{"input_size": 64}``.
 
     Attributes:
-        classes_: labels in sorted order, (K,): the columns of ``predict_proba``.
-        tuned_: the ``Tuned`` model.
+        classes_: sorted labels (K,), the columns of ``predict_proba``.
+        tuned_: the tuned model.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.backbone_options = backbone_options
 
     def fit(self, X: Any, y: Any) -> TransferClassifier:
-        """Tune the model on images ``X`` with labels ``y`` (n,), two classes or more.
+        """Tune the model on images ``X`` with labels ``y`` (n,) of two classes or more.
 
         Raises:
-            UnusableInput: ``X`` or ``y`` are of a kind or shape that can't be used.
+            UnusableInput: ``X`` or ``y`` has a type or shape that can't be used.
             SettingsError, ModelError, BadImage: as ``load_backbone`` and ``tune``.
         """
         images = _images(X)
@@ -115,7 +115,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def tuned_(self) -> Tuned:
-        """The tuned model; after unpickling, put together again at the first use.
+        """The tuned model; after unpickling, it is put together at the first use.
 
         Raises:
             SavedError: the base model has other weights now.
@@ -134,7 +134,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tuned.probabilities(_images(X), device=self.device)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The likeliest class (n,) of each image."""
+        """The most probable class (n,) of each image."""
         shares = self.predict_proba(X)
         return self.classes_[shares.argmax(1)]
 
@@ -164,7 +164,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _images(X: Any) -> Images:
-    """The images ``X``, as yet without labels. Raises ``UnusableInput``."""
+    """The images in ``X``, without labels. Raises ``UnusableInput``."""
     if isinstance(X, str | Path):
         raise UnusableInput(f"X is one path, {X}; give a list of them")
     try:
@@ -177,7 +177,7 @@ def _images(X: Any) -> Images:
 
 
 def _encoded(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes (K,) in sorted order, and labels (n,) that index them. Raises ``UnusableInput``."""
+    """Sorted classes (K,), and labels (n,) that index them. Raises ``UnusableInput``."""
     if y is None:
         raise UnusableInput("fitting requires y to be passed, but the target y is None; give every image's label")
     try:

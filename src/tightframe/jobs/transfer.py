@@ -81,7 +81,8 @@ def transfer(
 
     Args:
         data: The images.
-        models: Names of models as for ``load_backbone``, or backbones.
+        models: Models by name, each as for ``load_backbone`` (timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED,
+            hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones.
         out: Folder for all of it.
         methods: Tuning methods: linear, layer, scl, full, bitfit, norm, lp-ft or lora.
         block: The block to tune, for the methods that tune one; auto lets a few race.
@@ -127,10 +128,12 @@ def _reported(
     ]
     epochs = epoch_rows({name: outcome.history for name, outcome in tuned.items()})
     tables = {"rank": ranking.rows, "measure": layers, "epochs": epochs}
-    if data.test is not None:
-        tables |= Answers(data.test, main.classes, data.test.labels, _logits(main, data.test, workspace)).tables()
+    shown = None
+    if data.test is not None:  # as its images were decoded for judging
+        shown = workspace.pixels(data.test, main.backbone.preprocessing).data
+        tables |= Answers(shown, main.classes, shown.labels, _logits(main, shown, workspace)).tables()
     result = Result("transfer", rows, settings, notes, next_steps, tables=tables)
-    write_story(folder / "report.html", result, data.test)
+    write_story(folder / "report.html", result, shown)
     result.to_json(folder / "result.json")
     return Transfer(folder, ranking, layers, rows, main, tables.get("samples", []), result)
 

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 from tightframe.features.moments import ClassMoments, Weighting
-from tightframe.metrics.collapse import (
-    Head,
-    cautions,
-    cdnv,
-    nc1,
-    nc1_ratio,
-    nc2_angle,
-    nc2_etf,
-    nc2_norm,
-    nc3,
-    nc4,
-    numerical_rank,
-    vci,
-)
+from tightframe.metrics.collapse import Head, cautions
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.factors import between_factor
+from tightframe.metrics.registry import measures
 
 
 @dataclass(frozen=True)
@@ -82,26 +71,14 @@ def collapse_metrics(
     Raises:
         MeasureError: fewer than two classes, an empty class, no class with two samples, or a head that does not fit.
     """
-    notes = cautions(moments, weighting)
-    factor = between_factor(moments, weighting)
-    values = {
-        "nc1": nc1(moments, weighting),
-        "nc1_ratio": nc1_ratio(moments, weighting),
-        "cdnv": cdnv(moments),
-        "numerical_rank": numerical_rank(moments),
-        "vci": vci(moments, weighting),
-        "nc2_norm": nc2_norm(moments, weighting),
-        "nc2_angle": nc2_angle(moments, weighting),
-        "nc2_etf": nc2_etf(moments, weighting),
-    }
-    if head is not None:
-        values["nc3"] = nc3(moments, head, weighting)
-        if features is not None:
-            values["nc4"] = nc4(moments, head, features)
+    notes, factor = cautions(moments, weighting), between_factor(moments, weighting)
+    evidence = {"moments": moments, "head": head, "features": features}
+    found = {measure.name: measure.of(evidence, weighting=weighting) for measure in measures("collapse")}
+    values = {name: value for name, value in found.items() if value is not None}
     if correct:
-        found = corrected(moments)
-        notes += found.notes
-        for name, estimate in zip(("nc1", "cdnv", "vci"), (found.nc1, found.cdnv, found.vci), strict=True):
-            values[name] = estimate.value if estimate.value is not None else float("nan")
+        better = corrected(moments)
+        notes += better.notes
+        for name, estimate in better.by_name.items():
+            values[name] = nan if estimate.value is None else estimate.value
     counts = tuple(int(n) for n in moments.counts)
     return CollapseMetrics(values, weighting, factor.rank, factor.cutoff, counts, tuple(notes))

@@ -44,11 +44,10 @@ def load_backbone(
             it, with weights as safetensors; PATH.py:FUNCTION[:ARGUMENT] from a function of yours that returns an
             nn.Module, which runs that file.
         pretrained: Load the pretrained weights; without, the weights are random.
-        layers: Modules to read features at, by dotted name, instead of the blocks that are found automatically.
-        input_size: Size of the images the model is given, in pixels: one side, or height and width. The model's own
-            size if not given.
-        mean: Mean of red, green and blue (0 to 1) by which images are normalized, if not the model's own.
-        std: Standard deviation of red, green and blue (0 to 1) by which images are normalized, if not the model's own.
+        layers: Modules to read features at, by dotted name, in place of the blocks that are found.
+        input_size: Side of the images in pixels, or height and width, if not the model's own.
+        mean: Mean of red, green and blue (0 to 1) to normalize by, if not the model's own.
+        std: Standard deviation of red, green and blue (0 to 1) to normalize by, if not the model's own.
 
     Raises:
         ModelError: the name is unknown, the model can't be built, or it can't take such images.

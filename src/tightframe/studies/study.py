@@ -135,23 +135,25 @@ def run_study(
     model_options: Mapping[str, Any] | None = None,
     workspace: Workspace | None = None,
 ) -> Result:
-    """Stages every point of ``study`` and say what came of it; points that ``out`` already holds are not run again.
+    """Run a study of the paper by name and test its claim; points that ``out`` already holds are not run again.
 
     Several such calls at once, in processes of their own, share the work. ``out`` is given ``rows.csv``,
     ``result.json``, ``report.html`` and ``plot.png``.
 
     Args:
-        study: an entry of ``studies.STUDIES``.
-        out: a folder; the same call goes on with what an earlier one left in it.
-        scale: ``"paper"`` is the paper's own and needs a GPU, and ``data``; between it and ``"small"``, some have
-            ``"medium"``.
-        data: datasets, as for ``load_images``; the built-in digits if empty. Where the study pre-trains, the first
-            is the source and the others are transferred to.
-        models: models, or their names as for ``load_backbone``; not for studies that pre-train.
-        seeds, epochs: in place of those of the scale.
-        max_per_class: at most so many training images a class of each set (a study of few images has its own numbers).
-        model_options: further arguments of ``load_backbone``.
-        workspace: where and how models run.
+        study: Name of a study, as ``tightframe study list`` shows them; in Python an entry of ``STUDIES``.
+        out: Folder for the result; the same call continues what an earlier one left in it, and several at once share
+            the work. From the command line runs/study-NAME by default.
+        scale: small (minutes on a laptop), medium (minutes on a GPU; some studies have it) or paper (the paper's own,
+            hours on a GPU; wants data).
+        data: Datasets with test images, each as for ``load_images``; the built-in digits by default. Studies that
+            pre-train do so on the first and transfer to the others.
+        models: Models by name as for ``load_backbone``, or backbones; not for studies that pre-train.
+        seeds: Number of seeds; the scale's by default.
+        epochs: Epochs of pre-training or tuning; the scale's by default.
+        max_per_class: Most training images of each class and dataset (a study of few images has its own numbers).
+        model_options: Further arguments of ``load_backbone``.
+        workspace: Where and how models run.
 
     Raises:
         SettingsError: a value out of range, or ``out`` holds something else.

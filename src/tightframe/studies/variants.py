@@ -92,8 +92,7 @@ def _made(lab: Lab, source: ImageSplits, how: Pretraining) -> tuple[Backbone, Ro
     """The model, and its accuracy on the source."""
     name = f"{how.loss}-projector{how.projector}-augment{how.augment:g}-epochs{how.epochs}-seed{how.seed}"
     folder = lab.folder / "models" / name
-    device, precision = str(lab.workspace.device), lab.workspace.precision
-    found = pretrain(source, folder, how, resume=True, device=device, precision=precision)
+    found = pretrain(source, folder, how, resume=True, workspace=lab.workspace)
     last = found.rows[-1]
     known = {f"source_{name}": last.get(name) for name in ("train_accuracy", "test_accuracy")}
     return load_backbone(f"local-dir:{folder}"), known

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from tightframe.errors import SettingsError, TightframeError
+from tightframe.errors import PackageMissing, SettingsError, TightframeError
 from tightframe.processes import is_first
 from tightframe.row import Row
 
@@ -28,10 +28,6 @@ TRACKERS = {
     "mlflow": "set MLFLOW_TRACKING_URI to a server or a database that can be reached",
 }
 """Names of trackers, and what to do where one can't start."""
-
-
-class LogMissing(TightframeError, ModuleNotFoundError):
-    """A log was asked for, and a package that it needs is not installed."""
 
 
 class LogFailed(TightframeError):
@@ -50,7 +46,7 @@ def logging_to(names: Sequence[str], folder: Path | None, title: str, settings: 
 
     Raises:
         SettingsError: there is no such log, or TensorBoard has no folder.
-        LogMissing: Accelerate or the tracker's package is not installed.
+        PackageMissing: Accelerate or the tracker's package is not installed.
         LogFailed: a tracker can't start.
     """
     check(names, folder)
@@ -104,7 +100,7 @@ def _started(name: str, folder: Path | None, title: str, settings: Mapping[str, 
         if name == "wandb":
             tracker.tracker.define_metric("*", step_metric="epoch")
     except ImportError as error:
-        raise LogMissing(f"the log {name} needs packages that are not here: pip install accelerate {name}") from error
+        raise PackageMissing(f"the log {name} can't start ({error}): pip install accelerate {name}") from error
     except Exception as error:  # whatever the tracker's package raises
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise LogFailed(f"the log {name} can't start ({why[0]}): {TRACKERS[name]}") from error

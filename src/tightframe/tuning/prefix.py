@@ -18,10 +18,10 @@ from torch import Tensor, fx, nn
 from tightframe.features.capture import CannotCut
 
 
-class Suffix(nn.Module):
-    """A model from one block on: takes what goes into the block, gives what the model gives.
+class Suffix:
+    """A model from one block on: takes the block's input and returns the model's output.
 
-    It owns no module: ``base`` does, and hooks on its modules see what they always see.
+    It runs the modules of ``base``, whose hooks see what they always see.
 
     Raises:
         CannotCut: the model does something between blocks that tracing can't follow, or more than the block's input
@@ -29,13 +29,11 @@ class Suffix(nn.Module):
     """
 
     def __init__(self, base: nn.Module, block: str):
-        super().__init__()
-        graph = _traced(base, block)
-        self._run = [fx.GraphModule(base, _from_block(graph, block))]  # in a list: not a submodule
+        self._run = fx.GraphModule(base, _from_block(_traced(base, block), block))
 
-    def forward(self, inputs: Shaped[Tensor, "n ..."]) -> Any:
-        """What the model gives for images whose way into the block is ``inputs``."""
-        return self._run[0](inputs)
+    def __call__(self, inputs: Shaped[Tensor, "n ..."]) -> Any:
+        """The model's output for images from which ``inputs`` of the block were computed."""
+        return self._run(inputs)
 
 
 class _Around(fx.Tracer):

@@ -11,11 +11,10 @@ import torch
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.certainty import COLLAPSE, Interval, collapse_intervals, corrected_intervals, intervals
-from tightframe.metrics.collapse import cdnv, nc1, nc1_ratio, numerical_rank, vci
+from tightframe.metrics.collapse import nc1, nc1_ratio, numerical_rank, vci
 from tightframe.metrics.correction import corrected
-from tightframe.metrics.denoising import Spread
 from tightframe.metrics.folds import Folds
+from tightframe.metrics.intervals import COLLAPSE, Interval, collapse_intervals, corrected_intervals, intervals
 from tightframe.metrics.population import Population, wishart
 from tightframe.scores.from_moments import h_score_shrunk, logme
 
@@ -126,31 +125,6 @@ def test_intervals_of_scores_vary_as_scores_do() -> None:
         assert 0.7 < told / true < 1.7, score
 
 
-def test_intervals_over_classes_are_wider_and_hold_the_mean_over_classes() -> None:
-    made = []
-    for classes in range(24):
-        folds = drawn((32, (15,) * 8), 0, classes=classes)
-        made.append(intervals(folds, COLLAPSE, over="classes"))
-    assert all(coverage([one[metric] for one in made]) >= 0.86 for metric in COLLAPSE)
-    images = collapse_intervals(folds, ("cdnv",))["cdnv"]
-    assert made[-1]["cdnv"].high / made[-1]["cdnv"].low > 1.1 * images.high / images.low
-
-
-def test_the_jackknife_over_classes_of_a_mean_is_the_standard_error_of_a_mean() -> None:
-    folds, scale = drawn((8, (10,) * 12), 0), 100.0
-    own = folds.total.class_variances.numpy()
-
-    def offset(moments: ClassMoments) -> float:
-        return float(moments.class_variances.mean()) - scale  # negative: a linear scale
-
-    one = intervals(folds, {"it": offset}, over="classes")["it"]
-    assert (one.high - one.low) / 2 == pytest.approx(2.201 * own.std(ddof=1) / 12**0.5, rel=1e-3)
-    many = drawn((8, (4,) * 33), 0)  # groups of three and of four classes
-    spread = many.total.class_variances.numpy().std(ddof=1) / 33**0.5
-    widths = [intervals(many, {"it": offset}, over="classes", seed=seed)["it"] for seed in range(8)]
-    assert np.mean([((w.high - w.low) / 2 / 2.306) ** 2 for w in widths]) == pytest.approx(spread**2, rel=0.25)
-
-
 def test_wishart_has_its_mean_and_variance() -> None:
     rng, factor = np.random.default_rng(0), torch.tensor([[2.0, 0], [1, 1]], dtype=torch.float64)
     for freedom in (1.0, 7.5):
@@ -162,7 +136,7 @@ def test_wishart_has_its_mean_and_variance() -> None:
 
 
 def test_traces_are_those_of_the_population() -> None:
-    found = np.mean([Spread.of(folds, folds.total).traces for folds in samples(BALANCED)], 0)
+    found = np.mean([Population.of(folds).known.traces for folds in samples(BALANCED)], 0)
     assert found == pytest.approx([(scales(64) ** (2 * power)).sum() for power in (1, 2, 3, 4)], rel=0.15)
 
 
@@ -260,16 +234,14 @@ def test_the_population_turns_and_grows_with_the_features() -> None:
     assert one.whitened is not None
     assert other.whitened is not None
     assert torch.allclose(one.whitened @ one.whitened.T, other.whitened @ other.whitened.T)
-    assert one.spread.freedom == pytest.approx(other.spread.freedom)
-    assert one.spread.unevenness == pytest.approx(other.spread.unevenness)
+    assert one.known.freedom == pytest.approx(other.known.freedom)
+    assert one.known.unevenness == pytest.approx(other.known.unevenness)
     assert one.rank_error() == pytest.approx(other.rank_error())
 
 
 def test_what_cannot_be_is_refused() -> None:
     folds = drawn((8, (5, 5, 5)), 0)
-    with pytest.raises(MeasureError, match="3 classes are too few"):
-        intervals(folds, {"cdnv": cdnv}, over="classes")
-    with pytest.raises(MeasureError, match="no short cut for nc3"):
+    with pytest.raises(MeasureError, match="no shortcut for nc3"):
         collapse_intervals(folds, ("nc1", "nc3"))
     with pytest.raises(MeasureError, match="1 draws"):
         collapse_intervals(folds, draws=1)

@@ -1,4 +1,4 @@
-"""How sure measures are: intervals over images, and over classes.
+"""How sure measures are: 95 % intervals over images.
 
 Resampling images is wrong here. A class mean of n samples carries noise of covariance Σ/n, and a bootstrap adds it
 once more, so that its values lie as far below the metric as the metric below the population's; a jackknife counts the
@@ -8,54 +8,33 @@ population with the noise taken out (see ``population``): as a measure varies fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping
 from math import exp, inf, isfinite, nan
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.stats import t as student
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.collapse import (
-    cdnv,
-    check_measurable,
-    nc1,
-    nc1_ratio,
-    nc2_angle,
-    nc2_etf,
-    nc2_norm,
-    numerical_rank,
-    vci,
-)
-from tightframe.metrics.correction import Corrected, Estimate, corrected
+from tightframe.metrics.collapse import check_measurable, vci
+from tightframe.metrics.correction import Estimate, corrected
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.population import Population
+from tightframe.metrics.registry import measures
 
 Function = Callable[[ClassMoments], float]
 DRAWS, FEW, MANY = 32, 12, 200
 """Draws from the population: they tell a standard deviation to 13 %, for which Student's t makes up. With ``MANY``
 classes and more, where a draw costs as much as reading tens of thousands of samples, a ``FEW`` are made."""
-GROUPS = 10
-"""Groups of classes, one of which is left out at a time; up to twice as many classes are left out one by one."""
 DOUBTFUL = 0.1
 """Share of draws without an estimate from which on there is no upper bound."""
 UNSEEN = 0.5
 """Of the error that eigenvalues of Σ make by not being quite log-normal, the part that samples don't show."""
-ALONG: dict[str, Function] = {
-    "nc1": nc1,
-    "nc1_ratio": nc1_ratio,
-    "cdnv": cdnv,
-    "nc2_norm": nc2_norm,
-    "nc2_angle": nc2_angle,
-    "nc2_etf": nc2_etf,
-}
-COLLAPSE: dict[str, Function] = {**ALONG, "vci": vci, "numerical_rank": numerical_rank}
-"""Metrics for which ``collapse_intervals`` has a short cut."""
-CORRECTED = ("nc1", "cdnv", "vci")
+COLLAPSE: dict[str, Function] = {measure.name: measure.compute for measure in measures("collapse", ["moments"])}
+"""Metrics for which ``collapse_intervals`` has a shortcut."""
+BEYOND = ("vci", "numerical_rank")
+"""Those of them that look at other directions than those of class means."""
 
 
 class Interval(NamedTuple):
@@ -67,39 +46,26 @@ class Interval(NamedTuple):
 
 
 def intervals(
-    folds: Folds,
-    measures: Mapping[str, Function],
-    level: float = 0.95,
-    *,
-    over: Literal["images", "classes"] = "images",
-    draws: int | None = None,
-    seed: int = 0,
+    folds: Folds, measures: Mapping[str, Function], level: float = 0.95, *, draws: int | None = None, seed: int = 0
 ) -> dict[str, Interval]:
-    """Intervals of any measures of moments that rotating the features leaves alone.
+    """Intervals over images of any measures of moments that rotating the features leaves alone.
 
-    Over images: what as many images of these classes give on average, which is not the population's value where
+    They are about what as many images of these classes give on average, which is not the population's value where
     few images are biased (see ``corrected_intervals``). Costs ``draws`` evaluations and d × d products.
-
-    Over classes: what as many classes of this kind give on average, these being a random sample of them. Classes are
-    left out in groups (a jackknife), and only groups of one size compared, since measures grow with K, NC1 about as
-    K − 1. Costs as many evaluations as groups.
 
     Args:
         folds: the samples; how they are cut into folds does not matter.
         measures: name to function of ``ClassMoments``.
         level: chance that an interval holds what it is about. Intervals are symmetric on a log scale for measures that
             are always positive, else as they are.
-        over: what is thought of as drawn at random.
         draws: from the population, two or more; 32, and 12 for 200 classes and more, if not given.
-        seed: of the draws, or of the grouping of classes.
+        seed: of the draws.
 
     Raises:
-        MeasureError: a class is empty, no class has two samples, or, over classes, there are fewer than four.
+        MeasureError: a class is empty, or no class has two samples.
     """
     check_measurable(folds.total)
     found = {name: measure(folds.total) for name, measure in measures.items()}
-    if over == "classes":
-        return _over_classes(folds, measures, found, level, seed)
     if not _spread(folds.total):
         return {name: Interval(value, value, value) for name, value in found.items()}
     draws = _enough(draws, folds.total)
@@ -116,37 +82,36 @@ def collapse_intervals(
     draws: int | None = None,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals over images of collapse metrics (class weighting), as ``intervals`` gives, by a short cut.
+    """Intervals over images of collapse metrics (class weighting), as ``intervals`` gives, by a shortcut.
 
     Costs O(d³) once and O(K d² + K³) a draw. Where VCI is 0 because there are no more samples than dimensions, so are
     both ends of its interval.
 
     Args:
         folds, level, draws, seed: as for ``intervals``.
-        names: of ``nc1``, ``nc1_ratio``, ``cdnv``, ``nc2_norm``, ``nc2_angle``, ``nc2_etf``, ``vci``,
-            ``numerical_rank``.
+        names: of the metrics, keys of ``COLLAPSE``: those that need moments alone.
 
     Raises:
         MeasureError: as ``intervals``, and for other names.
     """
     names = list(names)
     if unknown := [name for name in names if name not in COLLAPSE]:
-        raise MeasureError(f"no short cut for {', '.join(unknown)}, only for {', '.join(COLLAPSE)}; use intervals()")
+        raise MeasureError(f"no shortcut for {', '.join(unknown)}, only for {', '.join(COLLAPSE)}; use intervals()")
     check_measurable(folds.total)
     found = {name: COLLAPSE[name](folds.total) for name in names}
     if not _spread(folds.total):
         return {name: Interval(value, value, value) for name, value in found.items()}
     draws, population = _enough(draws, folds.total), Population.of(folds)
-    drawn = _drawn(population.draw_along, {name: ALONG[name] for name in names if name in ALONG}, draws, seed)
+    along = {name: COLLAPSE[name] for name in names if name not in BEYOND}
+    drawn = _drawn(population.draw_along, along, draws, seed)
     if found.get("vci"):
         draw = population.draw if population.whitened is None else population.draw_whitened
         drawn |= _drawn(draw, {"vci": vci}, draws, seed)
-    quantile = _quantile(level, draws - 1)
-    made = {name: _interval(found[name], values, quantile) for name, values in drawn.items()}
-    made["vci"] = made.get("vci", Interval(0.0, 0.0, 0.0))
+    made = {name: _interval(found[name], values, _quantile(level, draws - 1)) for name, values in drawn.items()}
+    made.setdefault("vci", Interval(0.0, 0.0, 0.0))
     if "numerical_rank" in names:
-        reach = _quantile(level, population.spread.freedom) * population.rank_error()
-        made["numerical_rank"] = _scaled(found["numerical_rank"], -reach, reach)
+        reach = _quantile(level, population.known.freedom) * population.rank_error()
+        made["numerical_rank"] = _scaled(found["numerical_rank"], reach)
     return {name: _capped(name, made[name]) for name in names}
 
 
@@ -162,23 +127,16 @@ def corrected_intervals(
 
     Args and errors: as for ``intervals``.
     """
-    total = folds.total
-    estimates = corrected(total)
-    found = {name: _estimate(name, estimates) for name in CORRECTED}
+    total, estimates = folds.total, corrected(folds.total).by_name
     if not _spread(total):
-        return {name: Interval(*3 * (COLLAPSE[name](total),)) for name in CORRECTED}
+        return {name: Interval(*3 * (COLLAPSE[name](total),)) for name in estimates}
     draws, population, rng = _enough(draws, total), Population.of(folds), np.random.default_rng(seed)
-    tried, quantile = [corrected(population.draw(rng)) for _ in range(draws)], _quantile(level, draws - 1)
-    result = {}
-    for name, estimate in found.items():
-        again = [_estimate(name, one).value for one in tried]
-        interval = _around(estimate, again, _doubt(name, population), quantile)
-        result[name] = _capped(name, interval)
-    return result
-
-
-def _estimate(name: str, estimates: Corrected) -> Estimate:
-    return getattr(estimates, name)
+    tried, quantile = [corrected(population.draw(rng)).by_name for _ in range(draws)], _quantile(level, draws - 1)
+    made = {
+        name: _around(estimate, [one[name].value for one in tried], _doubt(name, population), quantile)
+        for name, estimate in estimates.items()
+    }
+    return {name: _capped(name, interval) for name, interval in made.items()}
 
 
 def _doubt(name: str, population: Population) -> float:
@@ -187,7 +145,7 @@ def _doubt(name: str, population: Population) -> float:
         return population.doubt
     if name == "cdnv" or population.whitened is not None:
         return 0.0
-    first, second = population.spread.traces[:2]
+    first, second = population.known.traces[:2]
     dimension = len(population.factor)
     shape = max(dimension * second / first**2 - 1, 0.0) / dimension  # variance of the mean of 1/λ of d log-normal λ
     return float(np.hypot(population.doubt, UNSEEN * shape**0.5))
@@ -201,7 +159,7 @@ def _around(estimate: Estimate, again: list[float | None], doubt: float, quantil
     if estimate.value <= 0 or len(logs) < 2:
         return Interval(estimate.value, min(estimate.lower, estimate.value), inf)
     reach = quantile * float(logs.var(ddof=1) + doubt**2) ** 0.5
-    interval = _scaled(estimate.value, -reach, reach)
+    interval = _scaled(estimate.value, reach)
     return interval if len(logs) > (1 - DOUBTFUL) * len(again) else interval._replace(high=inf)
 
 
@@ -229,14 +187,14 @@ def _interval(value: float, drawn: np.ndarray, quantile: float) -> Interval:
     if not np.isfinite(drawn).all():
         return Interval(value, 0.0 if value >= 0 else -inf, inf)
     if value > 0 and (drawn > 0).all():
-        reach = quantile * float(np.log(drawn).std(ddof=1))
-        return _scaled(value, -reach, reach)
+        return _scaled(value, quantile * float(np.log(drawn).std(ddof=1)))
     reach = quantile * float(drawn.std(ddof=1))
     return Interval(value, value - reach, value + reach)
 
 
-def _scaled(value: float, low: float, high: float) -> Interval:
-    return Interval(value, value * exp(low), value * exp(high))
+def _scaled(value: float, reach: float) -> Interval:
+    """Symmetric on a log scale."""
+    return Interval(value, value * exp(-reach), value * exp(reach))
 
 
 def _capped(name: str, interval: Interval) -> Interval:
@@ -251,42 +209,3 @@ def _quantile(level: float, freedom: int | float) -> float:
 
 def _spread(moments: ClassMoments) -> bool:
     return float(moments.scatter.trace()) > 0
-
-
-def _over_classes(
-    folds: Folds, measures: Mapping[str, Function], found: Mapping[str, float], level: float, seed: int
-) -> dict[str, Interval]:
-    classes = folds.total.classes
-    if classes < 4:
-        raise MeasureError(f"{classes} classes are too few to leave some out; intervals over classes need four or more")
-    groups = GROUPS if classes > 2 * GROUPS else classes
-    group = np.random.default_rng(seed).permutation(classes) % groups
-    sizes = np.bincount(group)
-    rows = [[measure(rest) for measure in measures.values()] for rest in _without_each(folds, group)]
-    without = dict(zip(measures, np.array(rows).T, strict=True))
-    quantile = _quantile(level, groups - len(set(sizes)))
-    made = {name: _interval(value, _pseudo(value, without[name], sizes), quantile) for name, value in found.items()}
-    return {name: _capped(name, interval) for name, interval in made.items()}
-
-
-def _without_each(folds: Folds, group: np.ndarray) -> Iterator[ClassMoments]:
-    """Moments of all classes but those of each group."""
-    of_sample = torch.from_numpy(group).to(folds.labels.device)[folds.labels]
-    parts = []
-    for this in range(group.max() + 1):
-        rows = (of_sample == this).nonzero().flatten()
-        parts.append(ClassMoments.from_features(folds.features[rows], folds.labels[rows], len(group)))
-    for this in range(len(parts)):
-        rest = reduce(ClassMoments.merge, parts[:this] + parts[this + 1 :])
-        left = torch.from_numpy(np.flatnonzero(group != this)).to(rest.counts.device)
-        yield replace(rest, counts=rest.counts[left], means=rest.means[left], variances=rest.variances[left])
-
-
-def _pseudo(value: float, without: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Values scattered as estimates are, from those without each group: a jackknife among groups of one size."""
-    positive = value > 0 and bool((without > 0).all())
-    scale = np.log(without) if positive else without
-    usual = np.array([scale[sizes == size].mean() for size in sizes])
-    lost = (len(sizes) - 1) / (len(sizes) - len(set(sizes)))  # a mean is taken for each size
-    far = (scale - usual) * np.sqrt(lost * (sizes.sum() / sizes - 1) * (len(sizes) - 1) / len(sizes))
-    return np.exp(far) if positive else far
