@@ -363,3 +363,13 @@ def test_a_folder_of_several_tuned_models_names_them(run, tuned):
     status, _, err = run("predict", tuned.parent, "x.png")
     assert status == 1
     assert str(tuned) in err.replace("\n", "")
+
+
+def test_a_one_byte_terminal_shows_everything_in_characters_that_it_has(images, names):
+    command = [sys.executable, "-m", "tightframe", "measure", str(images), "--model", names["wide"]]
+    settings = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=settings, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode("ascii")
+    out = done.stdout.decode("ascii")
+    assert re.search(r"\d-\d", out)  # an interval
+    assert "* " in out  # a note
