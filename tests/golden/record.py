@@ -43,6 +43,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
+from tightframe.metrics.agreement import agreement
 from tightframe.metrics.discriminant import cross_validated_centre, cross_validated_lda
 from tightframe.metrics.logistic_probe import cross_validated_logistic
 from tightframe.metrics.neighbours import neighbours_accuracy, neighbours_predict
@@ -53,7 +54,6 @@ from tightframe.metrics.ridge import cross_validated_ridge
 # names on the right are the project's.
 # ======================================================================================================================
 import tightframe
-from tightframe.metrics.agreement import agreement
 from tightframe.metrics.folds import Folds
 
 PENULTIMATE = "penultimate"

@@ -6,7 +6,7 @@ import numpy as np
 
 from tightframe.metrics.collapse import nc1
 from tightframe.metrics.folds import Folds
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.probes.linear import cross_validated_ridge
 from tightframe.row import Row
 
 
