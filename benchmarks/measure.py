@@ -27,10 +27,8 @@ from scipy.sparse.linalg import svds
 
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.quick import quick_collapse
-from tightframe.metrics.summary import collapse_metrics
-from tightframe.probes.discriminant import lda, nearest_center
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.metrics.summary import collapse_metrics, quick_collapse
+from tightframe.probes.linear import cross_validated_ridge, lda, nearest_center
 from tightframe.scores.from_moments import h_score, h_score_shrunk, logme
 
 SIZES = [(10_000, 768, 10), (50_000, 512, 100), (50_000, 2048, 100), (50_000, 2048, 1000)]

@@ -51,12 +51,11 @@ from threadpoolctl import threadpool_limits
 # names on the right are the project's.
 # ======================================================================================================================
 import tightframe
-from tightframe.metrics.agreement import agreement
 from tightframe.metrics.folds import Folds
-from tightframe.probes.discriminant import cross_validated_center, cross_validated_lda
 from tightframe.probes.knn import neighbors_accuracy, neighbors_predict
+from tightframe.probes.linear import cross_validated_center, cross_validated_lda, cross_validated_ridge
 from tightframe.probes.logistic import cross_validated_logistic
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.scores.agreement import agreement
 
 PENULTIMATE = "penultimate"
 OUTPUT = "output"

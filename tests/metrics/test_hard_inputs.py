@@ -14,19 +14,17 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.agreement import agreement
 from tightframe.metrics.collapse import Head, nc4
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.intervals import collapse_intervals
-from tightframe.metrics.quick import quick_collapse
 from tightframe.metrics.registry import MEASURES
-from tightframe.metrics.summary import collapse_metrics
+from tightframe.metrics.summary import collapse_metrics, quick_collapse
 from tightframe.probes.calibration import calibration_error, per_class_accuracy
-from tightframe.probes.discriminant import cross_validated_center, cross_validated_lda
 from tightframe.probes.knn import neighbors_accuracy
+from tightframe.probes.linear import cross_validated_center, cross_validated_lda, cross_validated_ridge
 from tightframe.probes.logistic import cross_validated_logistic, logistic_path
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.scores.agreement import agreement
 from tightframe.scores.transferability import transferability
 
 PROBES: dict[str, Callable[..., Any]] = {

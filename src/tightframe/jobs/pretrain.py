@@ -26,7 +26,7 @@ from tightframe.features.workspace import Workspace
 from tightframe.files import write_tensors, write_text
 from tightframe.images import Images, ImageSplits
 from tightframe.metrics.collapse import Head
-from tightframe.metrics.quick import quick_collapse
+from tightframe.metrics.summary import quick_collapse
 from tightframe.models import cifar  # noqa: F401 - adds its models to timm's
 from tightframe.models.fetching import nearest, one_line
 from tightframe.pretraining.losses import loss_named

@@ -19,18 +19,17 @@ from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
 from tightframe.images import ImageSplits
 from tightframe.jobs.commands import tune_command
-from tightframe.metrics.agreement import agreement
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.registry import MEASURES
 from tightframe.models.backbones import load_backbone
 from tightframe.models.names import short_name
-from tightframe.probes.discriminant import cross_validated_lda
 from tightframe.probes.knn import NeighborsResult, neighbors_accuracy
+from tightframe.probes.linear import cross_validated_lda, cross_validated_ridge
 from tightframe.probes.results import ProbeResult
-from tightframe.probes.ridge import cross_validated_ridge
 from tightframe.report.result import Result
 from tightframe.row import Row
+from tightframe.scores.agreement import agreement
 from tightframe.scores.fisher import ncti, ncti_parts
 from tightframe.scores.transferability import SLOW
 

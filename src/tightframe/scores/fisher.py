@@ -20,7 +20,7 @@ from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.factors import EPS
 from tightframe.metrics.registry import measure
-from tightframe.probes.discriminant import discriminant
+from tightframe.probes.linear import discriminant
 from tightframe.scores.centered import CenteredFeatures, leading, principal_components
 
 LEAST_SHRINKAGE = 1e-10
