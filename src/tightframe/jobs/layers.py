@@ -12,9 +12,9 @@ from tightframe.errors import MeasureError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
-from tightframe.jobs.commands import tune_command
 from tightframe.metrics.collapse import Head, nc1
 from tightframe.metrics.folds import Folds
+from tightframe.models.names import tune_command
 from tightframe.probes.calibration import per_class_accuracy
 from tightframe.probes.knn import neighbors_accuracy, neighbors_predict
 from tightframe.probes.linear import cross_validated_center, cross_validated_ridge

@@ -10,12 +10,12 @@ from tightframe.features.extract import Features
 from tightframe.features.moments import Weighting
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
-from tightframe.jobs.commands import tune_command
 from tightframe.metrics.collapse import cautions
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.intervals import Interval, collapse_intervals, corrected_intervals
 from tightframe.metrics.summary import collapse_metrics
+from tightframe.models.names import tune_command
 from tightframe.probes.linear import cross_validated_ridge
 from tightframe.progress import Progress, silent
 from tightframe.report.result import Result

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tightframe.backbone import Preprocessing
 from tightframe.errors import MeasureError, ModelError, SettingsError
+from tightframe.features.augment import Distort
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import likely_precision, on_device
@@ -34,7 +35,6 @@ from tightframe.pretraining.model import MOST_LAYERS, Goal, PretrainedModel
 from tightframe.processes import is_first, together
 from tightframe.report.result import Result
 from tightframe.row import Row
-from tightframe.tuning.augment import Distort
 from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.logs import check as check_logs
 from tightframe.tuning.logs import logging_to
