@@ -117,7 +117,7 @@ LINES: list[tuple[str, str, Callable[[torch.Tensor, torch.Tensor, int], None], s
     ("moments, updates of 8192", "≤ 1.3", updates, {0, 1, 2, 3}),
     ("NC1 + CDNV + NC2 alone", "< 1 at K 100", quick, {0, 1, 2, 3}),
     ("everything from moments", "≤ 4; 5 at K 1000", everything, {0, 1, 2, 3}),
-    ("uncenterd float32 sums, batches of 256", "", torchmetrics_style, {0, 1, 2, 3}),
+    ("uncentered float32 sums, batches of 256", "", torchmetrics_style, {0, 1, 2, 3}),
     ("NC1 as in notebooks (svds)", "", notebook_nc1, {0, 1, 2}),
     ("LogME as published", "", published_logme, {0, 1, 2}),
 ]

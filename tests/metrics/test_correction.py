@@ -20,11 +20,11 @@ POPULATIONS = [(512, 10, 0.5, 5, 7), (1024, 10, 0.5, 5, 3), (512, 20, 0.5, 10, 9
 def truth(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
     """NC1, CDNV, VCI by pseudo-inverses, in the basis of the class means."""
     classes = len(means)
-    centerd = (means - means.mean(0)) / classes**0.5
-    _, singular, right = np.linalg.svd(centerd, full_matrices=False)
+    centered = (means - means.mean(0)) / classes**0.5
+    _, singular, right = np.linalg.svd(centered, full_matrices=False)
     rank = min(classes - 1, means.shape[1])
     within, singular = (right[:rank] ** 2) @ variances, singular[:rank]
-    small = centerd / variances @ centerd.T  # non-zero eigenvalues of Σ_W⁻¹ Σ_B
+    small = centered / variances @ centered.T  # non-zero eigenvalues of Σ_W⁻¹ Σ_B
     values = np.linalg.eigvalsh(small)[-rank:]
     return np.array(
         [

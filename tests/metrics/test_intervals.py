@@ -100,8 +100,8 @@ def test_corrected_intervals_hold_the_value_of_the_population() -> None:
 def population_values(classes: int) -> dict[str, float]:
     """From their definitions."""
     means, variances = class_means(BALANCED, classes), scales(BALANCED[0]) ** 2
-    within, centerd = np.diag(variances), means - means.mean(0)
-    between = centerd.T @ centerd / len(means)
+    within, centered = np.diag(variances), means - means.mean(0)
+    between = centered.T @ centered / len(means)
     apart = [((a - b) ** 2).sum() for i, a in enumerate(means) for b in means[:i]]
     return {
         "nc1": float(np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / len(means)),

@@ -37,7 +37,7 @@ class CollapseMetrics(Mapping[str, float]):
         by_name: metric name to value; what the mapping itself shows.
         weighting: how classes were weighted in Σ_B, ``"class"`` or ``"sample"``.
         rank_between: rank of Σ_B that NC1 and VCI used, at most K − 1; below that, some class means coincide.
-        cutoff: singular values of the centerd means at or below it counted as zero.
+        cutoff: singular values of the centered means at or below it counted as zero.
         samples_per_class: n of each class.
         notes: what a reader should know before comparing, in plain words.
     """

@@ -115,7 +115,7 @@ def ncti_parts(features: Any, labels: Any, classes: int) -> NctiParts:
         classes: K.
 
     Returns:
-        ``spread``: nuclear norm of the centerd discriminant features (higher is better; grows with √n);
+        ``spread``: nuclear norm of the centered discriminant features (higher is better; grows with √n);
         ``nearness``: mean probability of the true class (higher is better);
         ``collapse``: log of the sum over classes of the nuclear norm of their probabilities (lower is better).
         The authors' code calls them seli, ncc and vc. Unchanged by rotation and offset, not by scale.

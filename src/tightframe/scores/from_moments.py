@@ -87,7 +87,7 @@ def logme(moments: ClassMoments) -> float:
     """Log evidence of Bayesian linear regression on each one-hot class, averaged, a sample.
 
     You et al., ICML 2021. Prior precision α and noise precision β are found anew for every class by MacKay's fixed
-    point, run to convergence with no added ε; all classes at once. As published, features are not centerd and there is
+    point, run to convergence with no added ε; all classes at once. As published, features are not centered and there is
     no intercept, so the value changes with their offset (not with their scale, which α takes up).
     """
     check_measurable(moments)
@@ -131,8 +131,8 @@ class _OneHotRegression(NamedTuple):
 
     values: Tensor  # (d,) eigenvalues of N Σ_T
     mean: Tensor  # (d,) global mean
-    cross: Tensor  # (K, d) centerd features times targets
-    outside: Tensor  # (K,) squared length of each centerd target outside the span of centerd features
+    cross: Tensor  # (K, d) centered features times targets
+    outside: Tensor  # (K,) squared length of each centered target outside the span of centered features
     counts: Tensor  # (K,)
     samples: int
 
