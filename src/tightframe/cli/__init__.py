@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command(*bound.args, **bound.kwargs)
     except CycloptsError as error:
         error.verbose = False
-        terminal.failure(f"{' '.join(str(error).split())} (tightframe {' '.join(tokens[:1])} --help lists all options)")
+        where = f"tightframe {tokens[0]} --help" if tokens and tokens[0] in JOBS else "tightframe --help"
+        terminal.failure(f"{' '.join(str(error).split())} ({where} lists what there is)")
         return 2
     except TightframeError as error:
         terminal.failure(str(error))
