@@ -31,6 +31,7 @@ def test_type_checkers_see_the_same_names():
     assert {home: tuple(names.split(", ")) for home, names in stated} == tightframe._HOMES
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(names, tmp_path, monkeypatch):
     data = tightframe.load_images("digits:5-9", max_per_class=6)
     monkeypatch.chdir(tmp_path)

@@ -6,6 +6,8 @@ import pytest
 
 from tightframe import TrainConfig, load_backbone, load_images, load_tuned, measure, rank, tune
 
+pytestmark = pytest.mark.slow
+
 PLAN = TrainConfig(epochs=12, lr=(0.02,), weight_decay=(1e-4,))
 
 

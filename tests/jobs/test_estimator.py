@@ -84,6 +84,7 @@ DRAWN = Drawn(SMALL, "full", epochs=6, lr=(0.2,), weight_decay=(0.0,), batch_siz
 CHECKS = list(estimator_checks_generator(DRAWN))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "check"),
     [pair for pair in CHECKS if name_of(pair[1]) not in NOT_FOR_IMAGES],

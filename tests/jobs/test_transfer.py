@@ -128,6 +128,7 @@ def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finishe
     assert again.methods == finished.methods  # times included: they are those of the first run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [1, 6, 14, 22])
 def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finished, tmp_path, stopping_at, moment):
     folder = tmp_path / "run"
@@ -138,6 +139,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finishe
     assert not list(folder.rglob("*unfinished*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system can't kill a process outright")
 def test_killed_outright_it_goes_on_to_the_same_result(names, tmp_path):
     def command(folder):

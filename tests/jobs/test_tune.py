@@ -47,6 +47,7 @@ def untimed(row):
     return {key: value for key, value in row.items() if key != "seconds"}
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_learns_new_classes(tmp_path, data, monkeypatch):
     from tightframe.jobs import demo
 

@@ -290,6 +290,7 @@ def breaks_the_table(name: str, compute: Callable[..., float]) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [name for name in MEASURES if name not in BY_SOURCE_OR_DRAWN])
 def test_a_broken_formula_breaks_the_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -555,6 +555,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_processes_agree_on_the_values_of_all(tmp_path: Path):
     features, labels = sample(offset=1e3)
     order = torch.argsort(labels, stable=True)  # the first process sees no sample of the last class

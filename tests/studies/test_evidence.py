@@ -83,6 +83,7 @@ def test_a_bootstrap_resamples_units_in_all_groups_at_once():
     assert (found[0].low, found[0].high) == pytest.approx((found[1].low, found[1].high))
 
 
+@pytest.mark.slow
 def test_intervals_cover_as_often_as_they_say(monkeypatch):
     monkeypatch.setattr(evidence, "DRAWS", 300)
     luck = np.random.default_rng(1)

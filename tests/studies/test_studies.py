@@ -33,6 +33,7 @@ from tightframe.studies.training import FORMS
 SHORT = {"max_per_class": 8, "workspace": Workspace(precision="float32")}
 
 
+@pytest.mark.slow
 def test_it_gives_rows_a_table_a_plot_a_page_and_a_verdict(done):
     study, out, found = done.study, done.out, done.found
     assert found.rows
@@ -57,6 +58,7 @@ def test_it_gives_rows_a_table_a_plot_a_page_and_a_verdict(done):
     assert kept["tables"]["evidence"] == found.tables["evidence"]
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(ran):
     done = ran("augmentation")
 
@@ -237,6 +239,7 @@ def test_the_turning_point_is_that_of_the_parabola():
     assert turning_point(top[:3]) is None
 
 
+@pytest.mark.slow
 def test_thresholds_are_not_found_in_noise_and_are_where_there_is_one(monkeypatch):
     monkeypatch.setattr(evidence, "DRAWS", 100)
 

@@ -18,6 +18,8 @@ from tightframe.files import write_text
 from tightframe.processes import Team, is_first, together
 from tightframe.tuning.batch_norm import normalized
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
     "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29641", "-m"],
