@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 import tightframe
+from tightframe.decide.ranking import orders, quality
 from tightframe.decide.recommendation import FADING, MOVING, SIZE, WEIGHTS
 from tightframe.features.stages import Run
-from tightframe.jobs.rank import orders, quality, rank
-from tightframe.metrics.agreement import agreement
+from tightframe.jobs.rank import rank
 from tightframe.row import Row
+from tightframe.scores.agreement import agreement
 
 SHOTS = (10, 20, None)
 SHOWN = ("weighted_tau", "regret")

@@ -38,10 +38,9 @@ from tightframe.features.precision import autocast, likely_precision, on_device
 from tightframe.jobs.tune import choose_layer
 from tightframe.tuning.loop import Inputs, fit
 from tightframe.tuning.methods import METHODS
-from tightframe.tuning.prefix import inputs_of
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.state import Row, Trainable
-from tightframe.tuning.surgery import TunableModel
+from tightframe.tuning.surgery import TunableModel, inputs_of
 
 ROUNDS, EPOCHS, MEASURED = 2, 100, 4
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tightframe import Pretraining, TrainConfig, fewshot, load_backbone, load_images, pretrain, rank, tune
+from tightframe.features.augment import Distort
 from tightframe.features.precision import device_of
 from tightframe.features.workspace import Workspace
 from tightframe.studies import STUDIES, run_study
-from tightframe.tuning.augment import Distort
 from tightframe.tuning.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA finds")

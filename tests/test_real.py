@@ -33,7 +33,7 @@ def test_tuning_on_new_classes(shared, zoo, method, tmp_path):
     name = f"{zoo}resnet20_cifar10"
     tuned = tune(data, load_backbone(name), method=method, config=PLAN, out=tmp_path / "tuned")
     assert tuned.metrics["test_low"] > 0.12  # chance is 0.1
-    assert tuned.metrics["share"] < 0.1
+    assert tuned.metrics["trainable_share"] < 0.1
     images = sorted((shared / "data" / "sign_digits" / "test").glob("*/*"))[:3]
     again = load_tuned(tmp_path / "tuned", name)
     assert again.predict(images) == tuned.predict(images)

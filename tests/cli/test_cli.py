@@ -320,6 +320,7 @@ def test_predict_takes_any_image_format(run, tuned, tmp_path):
 
 
 def test_help_names_what_the_code_knows():
+    from tightframe.decide.ranking import orders
     from tightframe.jobs import rank, tune
     from tightframe.tuning import config
     from tightframe.tuning.methods import METHODS
@@ -331,7 +332,7 @@ def test_help_names_what_the_code_knows():
     assert numbers("lr") == [*config.LRS, *config.TRANSFORMER_LRS, *config.PROBE_LRS]
     assert numbers("weight_decay") == [*config.WEIGHT_DECAYS, *config.TRANSFORMER_WEIGHT_DECAYS]
     told = rank.rank.__doc__ or ""
-    assert {"expected_accuracy", "probe_accuracy", "knn_accuracy", "nc1", "logme"} <= set(rank.orders())
+    assert {"expected_accuracy", "probe_accuracy", "knn_accuracy", "nc1", "logme"} <= set(orders())
     assert "expected_accuracy, probe_accuracy, knn_accuracy, nc1, logme" in told
     assert ", ".join([*METHODS][:-1]) + f" or {[*METHODS][-1]}" in (tune.tune.__doc__ or "")
 
@@ -363,3 +364,13 @@ def test_a_folder_of_several_tuned_models_names_them(run, tuned):
     status, _, err = run("predict", tuned.parent, "x.png")
     assert status == 1
     assert str(tuned) in err.replace("\n", "")
+
+
+def test_a_one_byte_terminal_shows_everything_in_characters_that_it_has(images, names):
+    command = [sys.executable, "-m", "tightframe", "measure", str(images), "--model", names["wide"]]
+    settings = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=settings, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode("ascii")
+    out = done.stdout.decode("ascii")
+    assert re.search(r"\d-\d", out)  # an interval
+    assert "* " in out  # a note

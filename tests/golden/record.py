@@ -22,6 +22,8 @@ A list is compared as one vector: relative to its largest entry. Numbers that ar
 The sections of ``digits/`` need nothing but the packages. Those of ``flowers5/`` and ``dtd10/`` need real images
 (``data``) and models (``zoo``) in the folder that the environment variable TIGHTFRAME_SHARED names, relative to the
 root of the repository, ``../shared`` unless given; without them they are left out, which is said.
+
+``changed.json`` lists the entries whose values were recorded anew since, by the reason why they changed.
 """
 
 from __future__ import annotations
@@ -43,18 +45,17 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
-from tightframe.metrics.discriminant import cross_validated_centre, cross_validated_lda
-from tightframe.metrics.logistic_probe import cross_validated_logistic
-from tightframe.metrics.neighbours import neighbours_accuracy, neighbours_predict
-from tightframe.metrics.ridge import cross_validated_ridge
 
 # ======================================================================================================================
 # The adapter: all that is known of the project. Names on the left of a mapping are golden's own and stay as they are;
 # names on the right are the project's.
 # ======================================================================================================================
 import tightframe
-from tightframe.metrics.agreement import agreement
 from tightframe.metrics.folds import Folds
+from tightframe.probes.knn import neighbors_accuracy, neighbors_predict
+from tightframe.probes.linear import cross_validated_center, cross_validated_lda, cross_validated_ridge
+from tightframe.probes.logistic import cross_validated_logistic
+from tightframe.scores.agreement import agreement
 
 PENULTIMATE = "penultimate"
 OUTPUT = "output"
@@ -75,18 +76,18 @@ PLAN = {
     "epochs": "epochs",
     "search_epochs": "search_epochs",
     "batch_size": "batch_size",
-    "lrs": "rates",
-    "weight_decays": "decays",
+    "lrs": "lr",
+    "weight_decays": "weight_decay",
     "augment": "augment",
     "views": "views",
-    "label_smoothing": "smoothing",
-    "mixup_alpha": "mixup",
-    "class_weights": "balance",
-    "grad_accum_steps": "accumulate",
-    "ema_decay": "average",
+    "label_smoothing": "label_smoothing",
+    "mixup_alpha": "mixup_alpha",
+    "class_weights": "class_weights",
+    "grad_accum_steps": "grad_accum_steps",
+    "ema_decay": "ema_decay",
     "patience": "patience",
     "skip_align": "align",
-    "skip_scale": "scale",
+    "skip_scale": "skip_scale",
 }
 PRETRAINING = {
     "arch": "arch",
@@ -94,18 +95,18 @@ PRETRAINING = {
     "projector": "projector",
     "augment": "augment",
     "epochs": "epochs",
-    "lr": "rate",
+    "lr": "lr",
     "batch_size": "batch_size",
     "image_size": "input_size",
     "arguments": "arguments",
 }
-PROBES = {"ridge": "ridge", "logistic": "logistic", "center": "centre", "knn": "knn"}  # in the rows of ``layers``
-FEWSHOT = {"logistic": "logistic", "ridge": "ridge", "cosine": "cosine", "center": "centre"}
+PROBES = {"ridge": "ridge", "logistic": "logistic", "center": "center", "knn": "knn"}  # in the rows of ``layers``
+FEWSHOT = {"logistic": "logistic", "ridge": "ridge", "cosine": "cosine", "center": "center"}
 RANK_SHARES = {
     "expected_accuracy": "expected_accuracy",
     "expected_low": "expected_low",
     "expected_high": "expected_high",
-    "chance_best": "chance_best",
+    "chance_best": "p_best",
     "probe_accuracy": "probe_accuracy",
     "probe_low": "probe_low",
     "probe_high": "probe_high",
@@ -113,18 +114,23 @@ RANK_SHARES = {
     "knn_accuracy": "knn_accuracy",
     "test_accuracy": "test_accuracy",
 }
-RANK_CHOICES = {"tied": "tied", "parameters": "parameters", "macs": "multiply_adds", "dimension": "dimension"}
+RANK_CHOICES = {"tied": "tied", "parameters": "parameters", "macs": "macs", "dimension": "dimension"}
 AGREEMENT = {name: name for name in ("weighted_tau", "tau", "spearman", "pearson", "regret")}
+
+
+def workspace() -> Any:
+    """Where networks run: a new one each time, so that nothing is remembered."""
+    return tightframe.Workspace(**RUNNING)
 
 
 def digits(classes: str = "0-9", *, per_class: int | None = None, test_share: float = 0.25) -> Any:
     """Splits of the built-in digits ``classes``, with ``per_class`` training images a class, or all."""
-    return tightframe.load_images(f"digits:{classes}", shots=per_class, test_share=test_share, seed=0)
+    return tightframe.load_images(f"digits:{classes}", max_per_class=per_class, test_share=test_share, seed=0)
 
 
 def image_folder(path: Path, *, per_class: int) -> Any:
     """Splits of a folder with ``train`` and ``test``, with ``per_class`` training images a class."""
-    return tightframe.load_images(path, shots=per_class, seed=0)
+    return tightframe.load_images(path, max_per_class=per_class, seed=0)
 
 
 def train_part(data: Any) -> Any:
@@ -170,14 +176,14 @@ def backbone_choices(backbone: Any) -> dict[str, Any]:
         "dimensions": [layer.dimension for layer in layers],
         "parameters": [layer.parameters for layer in layers],
         "all_parameters": backbone.parameters,
-        "macs": backbone.multiply_adds,
+        "macs": backbone.macs,
     }
 
 
 def features_of(backbone: Any, part: Any) -> dict[str, np.ndarray]:
     """Pooled features (n, d) of a split by layer, the last but one ``PENULTIMATE``, the last logits, ``OUTPUT``."""
     layers = [*(layer.name for layer in backbone.layers), PENULTIMATE, OUTPUT]
-    found = tightframe.extract(backbone, part, layers=layers, **RUNNING)
+    found = workspace().features(backbone, part, layers)
     return {name: found[name] for name in layers}
 
 
@@ -217,14 +223,14 @@ def probes_of(features: np.ndarray, labels: np.ndarray, classes: int) -> dict[st
     folds = Folds.of(features, labels, classes, seed=0)
     logistic = cross_validated_logistic(folds)
     ridge = cross_validated_ridge(folds)
-    knn = neighbours_accuracy(features, labels, classes)
+    knn = neighbors_accuracy(features, labels, classes)
     found = {
         "ridge": _probe(ridge) | {"losses": [ridge.squared_error]},
         "lda": _probe(cross_validated_lda(folds)),
         "logistic": _probe(logistic.result) | {"losses": [logistic.log_loss, logistic.calibration_error]},
-        "center": _probe(cross_validated_centre(folds)),
+        "center": _probe(cross_validated_center(folds)),
     }
-    fitted = neighbours_predict(features, labels, features, classes).numpy()
+    fitted = neighbors_predict(features, labels, features, classes).numpy()
     kept = {"accuracy": knn.accuracy, "low": knn.low, "high": knn.high, "predicted": knn.predicted, "penalty": knn.k}
     return found | {"knn": kept | {"fitted": fitted}}
 
@@ -244,7 +250,7 @@ def _probe(result: Any) -> dict[str, Any]:
 def measured_layers(data: Any, backbone: Any) -> dict[str, dict[str, dict[str, Any]]]:
     """Rows of ``measure`` by layer: ``values``, ``intervals`` and ``shares``."""
     made = {}
-    for row in tightframe.measure(data, backbone, seed=0, **RUNNING).rows:
+    for row in tightframe.measure(data, backbone, seed=0, workspace=workspace()).rows:
         values = {ours: row[theirs] for ours, theirs in COLLAPSE.items()}
         values |= {f"{ours}_corrected": row[f"{theirs}_corrected"] for ours, theirs in CORRECTED.items()}
         ends = {f"{ours}_{end}": row[f"{theirs}_{end}"] for ours, theirs in COLLAPSE.items() for end in ("low", "high")}
@@ -260,7 +266,7 @@ def measured_layers(data: Any, backbone: Any) -> dict[str, dict[str, dict[str, A
 def probed_layers(data: Any, backbone: Any) -> tuple[str, dict[str, dict[str, dict[str, Any]]]]:
     """The recommended layer, and rows of ``layers`` by layer: ``values``, ``shares`` and ``choices``."""
     made, recommended = {}, ""
-    for row in tightframe.layers(data, backbone, seed=0, **RUNNING).rows:
+    for row in tightframe.layers(data, backbone, seed=0, workspace=workspace()).rows:
         recommended = row["layer"] if row["recommended"] else recommended
         shares = {
             f"{ours}_{kind}": row[f"{theirs}_{kind}"]
@@ -270,7 +276,7 @@ def probed_layers(data: Any, backbone: Any) -> tuple[str, dict[str, dict[str, di
         choices = {
             "ridge_penalty": row["ridge_penalty"],
             "logistic_strength": row["logistic_strength"],
-            "knn_neighbors": row["knn_neighbours"],
+            "knn_neighbors": row["knn_neighbors"],
         }
         values = {"nc1": row["nc1"], "logistic_calibration_error": row["logistic_calibration_error"]}
         made[row["layer"]] = {"values": values, "shares": shares, "choices": choices}
@@ -279,7 +285,7 @@ def probed_layers(data: Any, backbone: Any) -> tuple[str, dict[str, dict[str, di
 
 def ranked(data: Any, backbones: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Rows of ``rank`` by network, best first: ``values``, ``shares``, ``choices``."""
-    found = tightframe.rank(data, list(backbones.values()), seed=0, **RUNNING)
+    found = tightframe.rank(data, list(backbones.values()), seed=0, workspace=workspace())
     names, made = list(backbones), {}
     for row in found.rows:
         values = {ours: row[theirs] for ours, theirs in (SCORES | CORRECTED).items() if theirs in row}
@@ -299,7 +305,9 @@ def agreement_of(scores: np.ndarray, accuracies: np.ndarray) -> dict[str, list[f
 
 def few_shot(data: Any, backbone: Any, *, ways: int, shots: Sequence[int], episodes: int) -> dict[str, Any]:
     """Mean accuracy and margin by shots and classifier, as ``1/ridge``; and NC1 beside, plain and corrected."""
-    rows = tightframe.fewshot(data, backbone, ways=ways, shots=shots, episodes=episodes, seed=0, **RUNNING).rows
+    rows = tightframe.fewshot(
+        data, backbone, ways=ways, shots=shots, episodes=episodes, seed=0, workspace=workspace()
+    ).rows
     ours = {theirs: name for name, theirs in FEWSHOT.items()}
     return {
         "shares": {f"{row['shots']}/{ours[row['classifier']]}": [row["accuracy"], row["margin"]] for row in rows},
@@ -310,9 +318,10 @@ def few_shot(data: Any, backbone: Any, *, ways: int, shots: Sequence[int], episo
 def tuned_model(data: Any, backbone: Any, method: str, block: str = "auto", **plan: Any) -> Any:
     """``backbone`` tuned on ``data`` by ``method`` of ``METHODS``, with settings under the names of ``PLAN``."""
     settings = {PLAN[name]: value for name, value in plan.items()}
-    return tightframe.tune(
-        data, backbone, method=METHODS[method], layer=block, plan=tightframe.Plan(seed=0, **settings), **RUNNING
-    )
+    if "class_weights" in settings:
+        settings["class_weights"] = "balanced" if settings["class_weights"] else "none"
+    config = tightframe.TrainConfig(seed=0, **settings)
+    return tightframe.tune(data, backbone, method=METHODS[method], block=block, config=config, workspace=workspace())
 
 
 def trained_tensors(tuned: Any) -> dict[str, np.ndarray]:
@@ -339,13 +348,13 @@ def tuning_facts(tuned: Any) -> dict[str, dict[str, Any]]:
     }
     return {
         "choices": {
-            "block": told["layer"],
-            "lr": told["rate"],
-            "weight_decay": told["decay"],
+            "block": told["block"],
+            "lr": told["lr"],
+            "weight_decay": told["weight_decay"],
             "epochs": told["epochs"],
-            "trainable_parameters": told["parameters"],
+            "trainable_parameters": told["trainable_parameters"],
             "all_parameters": told["all_parameters"],
-            "blocks_tried": [row["layer"] for row in rows["block"]],
+            "blocks_tried": [row["block"] for row in rows["block"]],
             "rows": {phase: len(found) for phase, found in rows.items()},
         },
         "shares": {name: told[name] for name in ("train_accuracy", "test_accuracy", "test_low", "test_high")},
@@ -369,7 +378,7 @@ def export_to_onnx(tuned: Any, path: Path, data: Any) -> None:
 def pretrained_model(data: Any, folder: Path, **settings: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Weights of a network trained from scratch, settings under the names of ``PRETRAINING``; and a row an epoch."""
     how = tightframe.Pretraining(seed=0, **{PRETRAINING[name]: value for name, value in settings.items()})
-    rows = tightframe.pretrain(data, folder, how, **RUNNING).rows
+    rows = tightframe.pretrain(data, folder, how, workspace=workspace()).rows
     kept = ("loss", "accuracy", "nc1", "nc2", "nc3")
     theirs = {f"test_{name}": f"test_{name}" for name in kept}
     theirs |= {f"train_{name}": f"train_{name}" if name in ("loss", "accuracy") else name for name in kept}

@@ -189,7 +189,7 @@ def test_images_that_can_not_be_read_end_it(data, small, tmp_path, monkeypatch):
         compare(data, small, ["linear", "full"], config=PLAN, out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("moment", [1, 4, 8, 13, 20, 30])
+@pytest.mark.parametrize("moment", [1, 8, 20])
 def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, small, finished, tmp_path, stopping_at, moment):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

@@ -11,8 +11,8 @@ from tightframe import layers, load_backbone, load_images
 from tightframe.errors import MeasureError
 from tightframe.features.workspace import Workspace
 from tightframe.jobs.layers import JUDGES, recommended
-from tightframe.probes.discriminant import nearest_center
 from tightframe.probes.knn import neighbors_predict
+from tightframe.probes.linear import nearest_center
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tightframe import load_backbone, load_images, rank, transferability
+from tightframe.decide.ranking import EXPECTED, ordered, orders, quality
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.workspace import Workspace
-from tightframe.jobs.rank import EXPECTED, ordered, orders, quality
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.summary import collapse_metrics
 from tightframe.probes.knn import neighbors_accuracy
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.probes.linear import cross_validated_ridge
 from tightframe.scores.from_moments import h_score, logme
 
 

@@ -101,7 +101,7 @@ def test_without_a_search_an_epoch_tells_how_many_there_is_time_for(data, small)
 
 def test_a_warm_start_has_not_seen_the_images_that_judge_it(data, small, monkeypatch):
     seen = []
-    import tightframe.decide.training as job
+    import tightframe.decide.start as job
 
     fitted = job.cross_validated_logistic
 

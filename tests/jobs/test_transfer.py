@@ -128,7 +128,7 @@ def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finishe
     assert again.methods == finished.methods  # times included: they are those of the first run
 
 
-@pytest.mark.parametrize("moment", [1, 3, 6, 9, 14, 20, 25, 29])
+@pytest.mark.parametrize("moment", [1, 6, 14, 22])
 def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finished, tmp_path, stopping_at, moment):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

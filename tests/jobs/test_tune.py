@@ -104,7 +104,7 @@ def test_auto_is_the_block_that_won_the_race(data, wide, finished):
     assert trials == rows
 
 
-@pytest.mark.parametrize("moment", [1, 2, 4, 7, 9])
+@pytest.mark.parametrize("moment", [1, 4, 8])
 def test_interrupted_anywhere_resume_gives_the_same(data, wide, finished, tmp_path, stopping_at, moment):
     with pytest.raises(KeyboardInterrupt):
         tune(data, wide, config=PLAN, out=tmp_path / "run", workspace=Workspace(progress=stopping_at(moment)))

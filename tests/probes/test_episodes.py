@@ -124,7 +124,6 @@ def predicted(name, seen, targets, unseen):
 @pytest.mark.parametrize("pieces", [1, 2**20])
 @pytest.mark.parametrize("features_and_labels", [sample(gap=0.3), digits()], ids=["made up", "digits"])
 def test_accuracies_are_those_of_plain_loops(features_and_labels, pieces, monkeypatch):
-    monkeypatch.setattr(module, "CACHED", pieces)
     monkeypatch.setattr(module, "BATCH_BYTES", 10 * pieces)
     features, labels = features_and_labels
     drawn = draw(labels, 4, 3, 5, 10, seed=2)

@@ -18,9 +18,16 @@ from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.factors import solved
 from tightframe.metrics.folds import Folds, fold_of
-from tightframe.probes.discriminant import cross_validated_center, cross_validated_lda, lda, nearest_center
+from tightframe.probes.linear import (
+    cross_validated_center,
+    cross_validated_lda,
+    cross_validated_ridge,
+    lda,
+    nearest_center,
+    ridge,
+    ridge_errors,
+)
 from tightframe.probes.results import PENALTIES, interval
-from tightframe.probes.ridge import cross_validated_ridge, ridge, ridge_errors
 
 SHAPES = {"n > d": (60, 7), "n < d": (30, 50), "n = d": (24, 24)}
 

@@ -7,7 +7,7 @@ import re
 import pytest
 import vl_convert
 
-from tightframe.report.chart import Axis, chart, theme
+from tightframe.report.chart import THEME, Axis, chart
 from tightframe.report.charts import (
     collapse_chart,
     confusion_chart,
@@ -80,7 +80,7 @@ def test_every_chart_is_drawn_named_and_strict_json(drawing):
     spec = chart.to_dict()
     assert spec["title"]["text"]
     assert spec["description"].startswith(spec["title"]["text"])
-    assert spec["config"]["axis"] == theme()["axis"]
+    assert spec["config"]["axis"] == THEME["axis"]
     assert json.dumps(spec, allow_nan=False)
     assert list(found(spec, "tooltip"))
 

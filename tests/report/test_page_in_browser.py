@@ -17,6 +17,7 @@ from tightframe.report.charts import (
     method_chart,
     ranking_chart,
 )
+from tightframe.report.fields import TABLES, fields, upper
 from tightframe.report.page import Grid, Samples, Section, write_report
 
 MARKS = (
@@ -176,3 +177,17 @@ def test_degenerate_rows_are_drawn_too(browser, tmp_path, models, layers, epochs
         assert_quiet(page, path)
         assert page.evaluate(COUNTS) == [3, 7, 1, 9, 40, 2, 1, 100, 1]
         assert page.evaluate("document.documentElement.scrollWidth") <= 420
+
+
+@pytest.mark.parametrize("table", ["rank", "measure", "transfer"])
+def test_no_column_hides_behind_a_scrollbar_on_a_laptop(browser, tmp_path, table):
+    named = {"model": "vit_small_patch16_dinov3", "layer": "features.stages.3.blocks.11", "method": "layer"}
+    row = {field.key: 0.12345 for field in fields(TABLES[table].columns)} | named
+    row |= {field.low: 0.12345 for field in fields(TABLES[table].columns) if field.low}
+    row |= {upper(field.low): 12.345 for field in fields(TABLES[table].columns) if field.low}
+    row |= {"block": "stages.3.blocks.1", "trainable_parameters": 86_000_000, "parameters": 86_000_000}
+    path = write(tmp_path / "wide.html", Grid(TABLES[table].columns, [row]))
+    with opened(browser, path, 1300) as page:
+        hidden = "[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
+        assert page.evaluate(hidden) == [0]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1300

@@ -56,9 +56,9 @@ def coding_rate(rows: np.ndarray, epsilon: float) -> float:
 @ON_SHAPES
 def test_transrate_is_the_listing_in_the_paper(shape: str, epsilon: float) -> None:
     features, labels = sample(*SHAPES[shape])
-    classes, centerd = SHAPES[shape][2], features - features.mean(0)
-    rates = [coding_rate(centerd[labels == k], epsilon) for k in range(classes)]
-    whole = coding_rate(centerd, epsilon)
+    classes, centered = SHAPES[shape][2], features - features.mean(0)
+    rates = [coding_rate(centered[labels == k], epsilon) for k in range(classes)]
+    whole = coding_rate(centered, epsilon)
     assert transrate(features, labels, classes, epsilon) == close(whole - np.mean(rates))
 
 

@@ -29,9 +29,9 @@ def moments(features: np.ndarray, labels: np.ndarray) -> ClassMoments:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_h_score_is_its_formula(shape: str) -> None:
     features, labels = sample(*SHAPES[shape])
-    centerd = features - features.mean(0)
-    means = np.stack([centerd[labels == k].mean(0) for k in range(labels.max() + 1)])[labels]
-    total, between = centerd.T @ centerd / len(labels), means.T @ means / len(labels)
+    centered = features - features.mean(0)
+    means = np.stack([centered[labels == k].mean(0) for k in range(labels.max() + 1)])[labels]
+    total, between = centered.T @ centered / len(labels), means.T @ means / len(labels)
     expected = np.trace(np.linalg.pinv(total, rcond=1e-10) @ between)
     assert h_score(moments(features, labels)) == pytest.approx(expected, rel=1e-9)
 

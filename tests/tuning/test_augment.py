@@ -9,10 +9,10 @@ import torch
 from tightframe import load_images
 from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
 from tightframe.errors import SettingsError
+from tightframe.features.augment import Augment, Distort
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.workspace import Workspace
-from tightframe.tuning.augment import Augment, Distort
 
 IMAGE = torch.randint(0, 256, (3, 24, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 

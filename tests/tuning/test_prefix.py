@@ -17,9 +17,8 @@ from tightframe.features.pixels import Pixels
 from tightframe.features.workspace import Workspace
 from tightframe.tuning.loop import fit
 from tightframe.tuning.methods import METHODS
-from tightframe.tuning.prefix import Suffix
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import TunableModel
+from tightframe.tuning.surgery import Suffix, TunableModel
 
 CPU = torch.device("cpu")
 MODELS = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "test_nfnet")

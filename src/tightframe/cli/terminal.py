@@ -78,7 +78,7 @@ def failure(message: str) -> None:
 
 def interrupted() -> None:
     """Say on standard error that the user stopped it, and what is kept."""
-    err.print("stopped. What was saved in --out and --cache is kept: run the same command again to go on.")
+    err.print("stopped. What was saved in --out and --feature-cache is kept: run the same command again to go on.")
 
 
 @contextmanager

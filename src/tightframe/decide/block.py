@@ -18,7 +18,7 @@ import numpy as np
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.data.selection import stratified
 from tightframe.decide.layers import Reading, recommend_layer, small_enough, spreads
-from tightframe.decide.training import model_of, start_of, tuning_precision
+from tightframe.decide.start import model_of, start_of, tuning_precision
 from tightframe.errors import SettingsError
 from tightframe.features.capture import CannotCut
 from tightframe.features.extract import Features

@@ -5,8 +5,8 @@ operation and ``update`` a merge with one batch. Batches, processes, machines an
 therefore one operation, exact in whichever order they come.
 
 Numerics. Collapsed features have a within-class scatter many orders below their means, so the textbook
-``Σ h hᵀ − n μ μᵀ`` cancels. Here every batch is centerd on its own class means first, and batches are joined by the
-parallel-axis identity (Chan, Golub, LeVeque 1979). Products of centerd features are made in the precision in which
+``Σ h hᵀ − n μ μᵀ`` cancels. Here every batch is centered on its own class means first, and batches are joined by the
+parallel-axis identity (Chan, Golub, LeVeque 1979). Products of centered features are made in the precision in which
 the features came (half precision in float32, features of few values in float64), sums in float64: wide float32
 features give a scatter right to about 1e-7 of the deviations that it multiplies, others to 1e-15, wherever their origin
 lies.
@@ -30,7 +30,7 @@ from tightframe.files import write_tensors
 
 Weighting = Literal["class", "sample"]
 CHUNK = 2048
-"""Rows that are centerd at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
+"""Rows that are centered at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
 CHUNK_BYTES = 2**24
 NARROW = 256
 """Values up to which products are always float64, at little cost: features of first blocks and of untrained models
@@ -176,7 +176,7 @@ class ClassMoments:
         return self.means - self.global_mean
 
     def between(self, weighting: str) -> Float64[Tensor, "d k"]:
-        """Matrix A with A Aᵀ = Σ_B: centerd class means in columns, scaled by the root of their weight.
+        """Matrix A with A Aᵀ = Σ_B: centered class means in columns, scaled by the root of their weight.
 
         ``weighting="class"``: every class counts the same and the center is the mean of the class means;
         ``"sample"``: classes count by their samples, the center is μ_G, and Σ_W + Σ_B is the total covariance.
@@ -235,13 +235,13 @@ class _Batch:
         room: Tensor | None = None  # one chunk's worth, taken once: fresh memory costs more than the arithmetic in it
         for rows, labels in chunks(self.features, self.labels):
             room = torch.empty_like(rows) if room is None else room
-            centerd = torch.sub(rows, center, out=room[: len(rows)])
-            lengths = torch.linalg.vecdot(centerd, centerd)
-            third += lengths @ centerd
+            centered = torch.sub(rows, center, out=room[: len(rows)])
+            lengths = torch.linalg.vecdot(centered, centered)
+            third += lengths @ centered
             fourth += lengths.double().square().sum()
-            torch.index_select(centers, 0, labels, out=centerd)
-            add_gram(scatter, torch.sub(rows, centerd, out=centerd))
-            squares += _by_class(centerd.square_(), labels, self.classes)
+            torch.index_select(centers, 0, labels, out=centered)
+            add_gram(scatter, torch.sub(rows, centered, out=centered))
+            squares += _by_class(centered.square_(), labels, self.classes)
         rest = means - centers.double()
         add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
         variances = (squares / present - rest.square()).clamp(min=0)
@@ -259,7 +259,7 @@ def _within_single(moments: ClassMoments) -> bool:
 
 
 def work_type(features: Tensor) -> torch.dtype:
-    """In which centerd features are multiplied: float64, and wide half or single precision in float32."""
+    """In which centered features are multiplied: float64, and wide half or single precision in float32."""
     half_or_single = features.dtype in (torch.float16, torch.bfloat16, torch.float32)
     return torch.float32 if half_or_single and features.shape[1] > NARROW else torch.float64
 

@@ -12,14 +12,13 @@ from tightframe.errors import MeasureError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
-from tightframe.jobs.commands import tune_command
 from tightframe.metrics.collapse import Head, nc1
 from tightframe.metrics.folds import Folds
+from tightframe.models.names import tune_command
 from tightframe.probes.calibration import per_class_accuracy
-from tightframe.probes.discriminant import cross_validated_center
 from tightframe.probes.knn import neighbors_accuracy, neighbors_predict
+from tightframe.probes.linear import cross_validated_center, cross_validated_ridge
 from tightframe.probes.logistic import cross_validated_logistic
-from tightframe.probes.ridge import cross_validated_ridge
 from tightframe.report.result import Result
 from tightframe.row import Row
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import inf, isfinite
 
 from tightframe.backbone import PENULTIMATE, Backbone
@@ -11,20 +10,13 @@ from tightframe.features.extract import Features
 from tightframe.features.moments import Weighting
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
-from tightframe.jobs.commands import tune_command
 from tightframe.metrics.collapse import cautions
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.intervals import (
-    COLLAPSE,
-    Function,
-    Interval,
-    collapse_intervals,
-    corrected_intervals,
-    intervals,
-)
+from tightframe.metrics.intervals import Interval, collapse_intervals, corrected_intervals
 from tightframe.metrics.summary import collapse_metrics
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.models.names import tune_command
+from tightframe.probes.linear import cross_validated_ridge
 from tightframe.progress import Progress, silent
 from tightframe.report.result import Result
 from tightframe.row import Row
@@ -100,7 +92,7 @@ def layer_rows(
                 "rank_between": metrics.rank_between,
                 "samples_per_class": list(metrics.samples_per_class),
                 "notes": list(metrics.notes),
-                **_ends(_intervals(folds, weighting, seed)),
+                **_ends(collapse_intervals(folds, weighting=weighting, seed=seed)),
                 **_corrections(folds, name == PENULTIMATE, seed),
                 "probe_accuracy": probe.accuracy,
                 "probe_low": probe.low,
@@ -108,17 +100,6 @@ def layer_rows(
             }
         )
     return rows
-
-
-def _intervals(folds: Folds, weighting: Weighting, seed: int) -> dict[str, Interval]:
-    if weighting == "class":
-        return collapse_intervals(folds, seed=seed)
-    unweighted = ("cdnv", "numerical_rank")
-    weighted: dict[str, Function] = {
-        name: f if name in unweighted else partial(f, weighting=weighting)  # type: ignore[call-arg]
-        for name, f in COLLAPSE.items()
-    }
-    return intervals(folds, weighted, seed=seed)
 
 
 def _ends(found: dict[str, Interval], suffix: str = "") -> Row:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tightframe.backbone import Preprocessing
 from tightframe.errors import MeasureError, ModelError, SettingsError
+from tightframe.features.augment import Distort
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import likely_precision, on_device
@@ -26,7 +27,7 @@ from tightframe.features.workspace import Workspace
 from tightframe.files import write_tensors, write_text
 from tightframe.images import Images, ImageSplits
 from tightframe.metrics.collapse import Head
-from tightframe.metrics.quick import quick_collapse
+from tightframe.metrics.summary import quick_collapse
 from tightframe.models import cifar  # noqa: F401 - adds its models to timm's
 from tightframe.models.fetching import nearest, one_line
 from tightframe.pretraining.losses import loss_named
@@ -34,7 +35,6 @@ from tightframe.pretraining.model import MOST_LAYERS, Goal, PretrainedModel
 from tightframe.processes import is_first, together
 from tightframe.report.result import Result
 from tightframe.row import Row
-from tightframe.tuning.augment import Distort
 from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.logs import check as check_logs
 from tightframe.tuning.logs import logging_to

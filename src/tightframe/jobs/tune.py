@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.decide.block import chosen_block
-from tightframe.decide.training import Session, Trainer, model_of, start_of, tuning_precision
+from tightframe.decide.start import model_of, start_of, tuning_precision
+from tightframe.decide.training import Session, Trainer
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.features.capture import CannotCut
 from tightframe.features.inputs import KeptInputs, PixelInputs

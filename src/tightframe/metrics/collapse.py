@@ -146,7 +146,7 @@ def explained(moments: ClassMoments, weighting: Weighting) -> float:
 def nc2_norm(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Unequal lengths: standard deviation over mean of ‖μ_k − center‖ (Papyan et al. 2020)."""
     check_measurable(moments)
-    lengths = _centerd_means(moments, weighting).norm(dim=1)
+    lengths = _centered_means(moments, weighting).norm(dim=1)
     return float(lengths.std(correction=0) / lengths.mean())
 
 
@@ -154,25 +154,25 @@ def nc2_norm(moments: ClassMoments, weighting: Weighting = "class") -> float:
 def nc2_angle(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Unequal angles: mean over pairs of |cos(μ_k − center, μ_j − center) + 1/(K−1)| (Papyan et al. 2020)."""
     check_measurable(moments)
-    means = _centerd_means(moments, weighting)
+    means = _centered_means(moments, weighting)
     directions = means / means.norm(dim=1, keepdim=True)
     return _over_pairs((directions @ directions.T + 1 / (moments.classes - 1)).abs_())
 
 
 @measure("collapse", reference="Zhu et al., NeurIPS 2021")
 def nc2_etf(moments: ClassMoments, weighting: Weighting = "class") -> float:
-    """Distance of the normalized Gram matrix of centerd means from a simplex's (Zhu et al. 2021)."""
+    """Distance of the normalized Gram matrix of centered means from a simplex's (Zhu et al. 2021)."""
     check_measurable(moments)
-    means = _centerd_means(moments, weighting)
+    means = _centered_means(moments, weighting)
     return _from_simplex(means @ means.T)
 
 
 @measure("collapse", reference="Zhu et al., NeurIPS 2021")
 def nc3(moments: ClassMoments, head: Head, weighting: Weighting = "class") -> float:
-    """Misalignment of classifier and centerd class means, ‖WM/‖WM‖ − simplex‖ (Zhu et al. 2021)."""
+    """Misalignment of classifier and centered class means, ‖WM/‖WM‖ − simplex‖ (Zhu et al. 2021)."""
     _check_head(moments, head)
     weight = as_tensor(head.weight, dtype=torch.float64, device=moments.means.device)
-    return _from_simplex(weight @ _centerd_means(moments, weighting).T)
+    return _from_simplex(weight @ _centered_means(moments, weighting).T)
 
 
 @measure("collapse", reference="Papyan, Han, Donoho, PNAS 2020")
@@ -202,8 +202,8 @@ def _over_pairs(values: Float64[Tensor, "k k"]) -> float:
 
 def squared_distances(means: Float64[Tensor, "k d"]) -> Float64[Tensor, "k k"]:
     """‖μ_i − μ_j‖² from one product; pairs so close that it cancels are taken from their differences."""
-    centerd = means - means.mean(0)
-    gram = centerd @ centerd.T
+    centered = means - means.mean(0)
+    gram = centered @ centered.T
     lengths = gram.diagonal()[:, None] + gram.diagonal()
     squared = lengths - 2 * gram
     first, second = (squared < CLOSE * lengths).nonzero(as_tuple=True)
@@ -211,11 +211,11 @@ def squared_distances(means: Float64[Tensor, "k d"]) -> Float64[Tensor, "k k"]:
     return squared
 
 
-def _centerd_means(moments: ClassMoments, weighting: Weighting) -> Float64[Tensor, "k d"]:
+def _centered_means(moments: ClassMoments, weighting: Weighting) -> Float64[Tensor, "k d"]:
     """Class means around their center; NaN where they coincide, lest rounding be read as a shape."""
     center = moments.means.mean(0) if weighting == "class" else moments.global_mean
-    centerd = moments.means - center
-    return centerd if between_factor(moments, weighting).rank else torch.full_like(centerd, torch.nan)
+    centered = moments.means - center
+    return centered if between_factor(moments, weighting).rank else torch.full_like(centered, torch.nan)
 
 
 def _from_simplex(gram: Float64[Tensor, "k k"]) -> float:

@@ -29,36 +29,22 @@ from math import inf, isfinite, log2
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64
-from torch import Tensor
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import cdnv, check_measurable, nc1, squared_distances, vci
 from tightframe.metrics.debiasing import TRUSTED, Debiased
 from tightframe.metrics.factors import between_factor
+from tightframe.metrics.inverse import HUGE, PRECISION, Inverse, Noisy, balanced, inverted, norm
 
-EDGE = 0.7
-"""Share ρ/(1+ρ) of its largest possible value that noise may reach in an inverse that still counts as identifiable."""
 BACK = 2.5
 """Standard errors by which bounds step back."""
 FAR = 2.0
 """Mean eigenvalues of G from which a chord may still be drawn to zero."""
-ROUNDS = 100
-"""Newton steps after which an inverse counts as not identifiable, and steps of conjugate gradients; ten are usual."""
-LEAP = 0.9
-"""Share of an inverse's inverse that one Newton step may take away in any direction."""
-PRECISION = 1e-8
-"""Relative change of an inverse in one Newton step at which it counts as found."""
-INNER = 1e-10
-"""Relative residual at which conjugate gradients stop."""
 RIDGE = 0.1
 """Of the sample covariance, in units of tr Σ / (N − K): it falls to 0 as samples are added."""
 NODES = 401
 """Points of a normal distribution by which means over log-normal eigenvalues are taken."""
-HUGE = 1e12
-LARGEST = 60
-"""Binary exponent of features, and its negative, within which they are taken as they are."""
 WIDEST = 4.0
 """Largest width of log eigenvalues that is looked for: a factor of 3000 within one standard deviation either way."""
 PLAUSIBLE = 0.9
@@ -119,54 +105,24 @@ def corrected(moments: ClassMoments) -> Corrected:
 
 
 def _of_usual_size(moments: ClassMoments) -> ClassMoments:
-    """The same divided by a power of two where sixth powers of features would leave what float64 holds."""
+    """The same divided by a power of two, lest sixth powers of features leave what float64 holds."""
     variance = float(moments.scatter.trace()) / moments.samples
     if not isfinite(variance):
         raise MeasureError("features are so large that their squares overflow; divide all of them by one number")
-    exponent = round(log2(variance) / 2) if variance > 0 else 0
-    if abs(exponent) <= LARGEST:
-        return moments
-    unit, nothing = 2.0**-exponent, moments.third + torch.nan  # higher moments are not looked at here
-    return replace(
-        moments,
-        means=moments.means * unit,
-        scatter=moments.scatter * unit * unit,
-        variances=moments.variances * unit * unit,
-        third=nothing,
-        fourth=nothing.sum(),
+    unit = 2.0 ** -round(log2(variance) / 2) if variance > 0 else 1.0
+    scatter, variances, nothing = moments.scatter * unit**2, moments.variances * unit**2, moments.third + torch.nan
+    return replace(  # higher moments are not looked at here
+        moments, means=moments.means * unit, scatter=scatter, variances=variances, third=nothing, fourth=nothing.sum()
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Noisy:
-    """A symmetric matrix G known up to noise E with E[E X E] = ``energy(X)``."""
-
-    gram: Float64[Tensor, "r r"]
-    along: Float64[Tensor, "r r"]
-    """H: covariance of the noise on the long side, seen from the signal."""
-    across: Float64[Tensor, "r r"]
-    """D: covariance of the noise on the short side."""
-    second: float
-    """t₂: squared norm of the noise's covariance on the long side."""
-
-    def energy(self, x: Tensor) -> Tensor:
-        """Ξ[x] = tr(Dx) H + (tr(Hx) + t₂ tr(Dx)) D + terms a factor 1/K smaller."""
-        row, cross = (self.across * x).sum(), self.along @ x @ self.across
-        large = row * self.along + ((self.along * x).sum() + self.second * row) * self.across
-        return large + cross + cross.T + self.second * self.across @ x @ self.across
-
-    def plus(self, ridge: float) -> _Noisy:
-        """The same with ``ridge`` added to the eigenvalues of G."""
-        return replace(self, gram=self.gram + ridge * torch.eye(len(self.gram)).to(self.gram))
-
-
-def _gram(parts: Debiased) -> _Noisy:
+def _gram(parts: Debiased) -> Noisy:
     """G, with H drawn towards (tr Σ/d) G as far as its noise reaches."""
     along = (1 - parts.share) * parts.along + parts.share * parts.usual * parts.gram
-    return _Noisy(parts.gram, along, parts.across, parts.traces[1])
+    return Noisy(parts.gram, along, parts.across, parts.traces[1])
 
 
-def _slope(parts: Debiased, gram: _Noisy) -> _Noisy:
+def _slope(parts: Debiased, gram: Noisy) -> Noisy:
     """Change of ``gram`` per change of the metric I + tΣ in which class means are compared, drawn likewise."""
     first, second, third, _ = parts.traces
     once = parts.covariance @ parts.between
@@ -174,89 +130,30 @@ def _slope(parts: Debiased, gram: _Noisy) -> _Noisy:
     squared = (once.T @ once - first / parts.freedom * raw) / (1 + 1 / parts.freedom)  # E[S²] = (1 + 1/m) Σ² + t₁Σ/m
     own, share = 2 * (squared - third * parts.across), parts.share
     along = (1 - share) * own + share * 2 * parts.usual * gram.along
-    return _Noisy(gram.along, along, parts.across, (1 - share) * 2 * third + share * 2 * parts.usual * second)
+    return Noisy(gram.along, along, parts.across, (1 - share) * 2 * third + share * 2 * parts.usual * second)
 
 
-def _doubt(parts: Debiased, gram: _Noisy) -> float:
+def _doubt(parts: Debiased, gram: Noisy) -> float:
     """Standard error of tr H that is left, as a share of tr H."""
     size = float(gram.along.trace())
     return (1 - parts.share) * parts.variance**0.5 / size if size > 0 else inf
 
 
-class _Inverse(NamedTuple):
-    """Q = RᵀR, the estimate of G⁻¹, by its root R, and ρ, by how much noise in G is enlarged."""
-
-    root: Float64[Tensor, "r r"]
-    gain: float
-
-    @property
-    def matrix(self) -> Float64[Tensor, "r r"]:
-        return self.root.T @ self.root
-
-    @property
-    def known(self) -> bool:
-        return self.gain / (1 + self.gain) <= EDGE
-
-
-def _inverted(noisy: _Noisy) -> _Inverse:
-    """Solve Q⁻¹ = G + Ξ[Q] from above, by Newton steps that leave at least a tenth of Q⁻¹ in every direction."""
-    unit = torch.eye(len(noisy.gram)).to(noisy.gram)
-    size = _norm(noisy.gram) + _norm(noisy.energy(unit)) ** 0.5
-    current, found = size * unit, False
-    for _ in range(ROUNDS):
-        root = torch.linalg.solve_triangular(torch.linalg.cholesky(current), unit, upper=False)
-        inverse = root.T @ root
-        if found:
-            return _Inverse(root, _norm(noisy.energy(inverse @ inverse)))
-        step = _balanced(noisy, root, noisy.gram + noisy.energy(inverse) - current)
-        while int(torch.linalg.cholesky_ex(LEAP * current + step).info):
-            step = step / 2
-        current = current + step
-        found = float(step.norm()) <= PRECISION * size
-    return _Inverse(root, HUGE)
-
-
-def _balanced(noisy: _Noisy, root: Float64[Tensor, "r r"], moved: Float64[Tensor, "r r"]) -> Float64[Tensor, "r r"]:
-    """X with X + Ξ[Q X Q] = ``moved``, Q = RᵀR: how far Q⁻¹ moves as G does.
-
-    By conjugate gradients on Z = R X Rᵀ, in terms of which the operator is symmetric.
-    """
-    residual = direction = root @ moved @ root.T
-    found, square = torch.zeros_like(moved), float(residual.square().sum())
-    least = INNER**2 * square
-    for _ in range(ROUNDS):
-        image = direction + root @ noisy.energy(root.T @ direction @ root) @ root.T
-        curvature = float((direction * image).sum())
-        if square <= least or curvature <= 0:
-            break
-        size = square / curvature
-        found, residual = found + size * direction, residual - size * image
-        before, square = square, float(residual.square().sum())
-        direction = residual + square / before * direction
-    half = torch.linalg.solve_triangular(root, found, upper=False)
-    found = torch.linalg.solve_triangular(root, half.T, upper=False)
-    return (found + found.T) / 2
-
-
-def _norm(matrix: Tensor) -> float:
-    return float(torch.linalg.eigvalsh(matrix).abs().max())
-
-
-def _falling(noisy: _Noisy, slope: _Noisy, inverse: _Inverse) -> float:
+def _falling(noisy: Noisy, slope: Noisy, inverse: Inverse) -> float:
     """−d tr Q / dt as G moves along ``slope``: tr G⁻²H, with the noise's own change accounted for."""
     q = inverse.matrix
-    return float((q @ q * _balanced(noisy, inverse.root, slope.gram + slope.energy(q))).sum())
+    return float((q @ q * balanced(noisy, inverse.root, slope.gram + slope.energy(q))).sum())
 
 
-def _nc1(parts: Debiased, gram: _Noisy, rank: int) -> Estimate:
+def _nc1(parts: Debiased, gram: Noisy, rank: int) -> Estimate:
     if rank < len(gram.gram):
         return _nc1_of_many(parts, gram)
-    inverse, slope = _inverted(gram), _slope(parts, gram)
+    inverse, slope = inverted(gram), _slope(parts, gram)
     value, seen, doubt = _falling(gram, slope, inverse), nc1(parts.moments), _doubt(parts, gram)
 
     def damped(ridge: float) -> float:
         noisy = gram.plus(ridge)
-        return _falling(noisy, slope, _inverted(noisy))
+        return _falling(noisy, slope, inverted(noisy))
 
     margin = _margin(parts, gram)
     lower = max(_bound(damped, gram, 2) * margin, _even(parts, gram), seen * margin)
@@ -264,7 +161,7 @@ def _nc1(parts: Debiased, gram: _Noisy, rank: int) -> Estimate:
     return _estimate(value, lower, plausible and inverse.known and doubt < 1 / TRUSTED)
 
 
-def _even(parts: Debiased, gram: _Noisy) -> float:
+def _even(parts: Debiased, gram: Noisy) -> float:
     """NC1 were class means spread evenly, at the largest tr G, and Σ no larger along them than on average.
 
     Uneven spread makes it larger (Jensen), and so does Σ in the directions of class means, where it usually is large.
@@ -274,14 +171,14 @@ def _even(parts: Debiased, gram: _Noisy) -> float:
     return usual * len(gram.gram) ** 2 / _farthest(gram, parts.freedom)
 
 
-def _margin(parts: Debiased, gram: _Noisy) -> float:
+def _margin(parts: Debiased, gram: Noisy) -> float:
     """What a bound on NC1 keeps of its value after stepping back by the standard errors of tr G, tr H and tr Σ."""
     reach, error = _reach(gram, parts.freedom)
     spread = 2 * parts.traces[1] / parts.freedom / parts.traces[0] ** 2
     return 1 / (1 + BACK * ((error / max(reach, error)) ** 2 + _doubt(parts, gram) ** 2 + spread) ** 0.5)
 
 
-def _nc1_of_many(parts: Debiased, gram: _Noisy) -> Estimate:
+def _nc1_of_many(parts: Debiased, gram: Noisy) -> Estimate:
     """NC1 where class means fill fewer than K − 1 directions: the two sides of the noise change places."""
     moments, across = parts.moments, parts.across
     directions = between_factor(moments).directions
@@ -289,19 +186,19 @@ def _nc1_of_many(parts: Debiased, gram: _Noisy) -> Estimate:
     covariance = directions.T @ moments.scatter @ directions / (moments.samples - moments.classes)
     total, second = float(across.trace()), float(across.square().sum())
     signal, along = between @ between.T, between @ across @ between.T
-    noisy = _Noisy(signal - total * covariance, along - second * covariance, covariance, second)
-    inverse = _inverted(noisy)
+    noisy = Noisy(signal - total * covariance, along - second * covariance, covariance, second)
+    inverse = inverted(noisy)
 
     def damped(ridge: float) -> float:
-        return float((_inverted(noisy.plus(ridge)).matrix * covariance).sum())
+        return float((inverted(noisy.plus(ridge)).matrix * covariance).sum())
 
     lower = max(_bound(damped, noisy, 1), nc1(moments)) * _margin(parts, gram)
     return _estimate(float((inverse.matrix * covariance).sum()), lower, inverse.known)
 
 
-def _bound(damped: Callable[[float], float], noisy: _Noisy, power: int) -> float:
+def _bound(damped: Callable[[float], float], noisy: Noisy, power: int) -> float:
     """Chord of the concave F(c)^(−1/power), drawn from where noise is half of what can be inverted to c = 0."""
-    ridge = (2 * _norm(noisy.energy(torch.eye(len(noisy.gram)).to(noisy.gram)))) ** 0.5
+    ridge = (2 * norm(noisy.energy(torch.eye(len(noisy.gram)).to(noisy.gram)))) ** 0.5
     size = float(noisy.gram.trace()) / len(noisy.gram)
     if ridge > FAR * size:
         return 0.0
@@ -318,7 +215,7 @@ def _estimate(value: float, lower: float, known: bool) -> Estimate:
     return Estimate(value, min(lower, value), True) if known else Estimate(None, lower, False)
 
 
-def _cdnv(parts: Debiased, gram: _Noisy) -> Estimate:
+def _cdnv(parts: Debiased, gram: Noisy) -> Estimate:
     """Mean over pairs of the spread over shrunken squared distances, whose spread is that of the true ones."""
     moments, total = parts.moments, parts.traces[0]
     first, second = torch.triu_indices(moments.classes, moments.classes, offset=1)
@@ -338,10 +235,10 @@ def _cdnv(parts: Debiased, gram: _Noisy) -> Estimate:
     return _estimate(value, float(spread.sqrt().mean()) ** 2 / farthest, known)
 
 
-def _vci(parts: Debiased, gram: _Noisy, rank: int) -> Estimate:
+def _vci(parts: Debiased, gram: Noisy, rank: int) -> Estimate:
     """1 − tr(Σ_T⁻¹ Σ_B)/rank from AᵀΣ⁻¹A, the resolvent of which is needed at −K only: seldom at the noise."""
     classes, noisy = parts.moments.classes, _whitened(parts, gram)
-    inverse = _inverted(noisy.plus(float(classes)))
+    inverse = inverted(noisy.plus(float(classes)))
     value = 1 - (len(gram.gram) - classes * float(inverse.matrix.trace())) / rank
     lower = 0.0
     if parts.freedom > parts.moments.dimension:
@@ -349,7 +246,7 @@ def _vci(parts: Debiased, gram: _Noisy, rank: int) -> Estimate:
     return _estimate(min(max(value, 0.0), 1.0), lower, inverse.known)
 
 
-def _whitened(parts: Debiased, gram: _Noisy) -> _Noisy:
+def _whitened(parts: Debiased, gram: Noisy) -> Noisy:
     """AᵀΣ⁻¹A, from AᵀBA with B = v(I + vΣ)⁻¹ as known from the resolvent of the sample covariance."""
     d, ridge = parts.moments.dimension, RIDGE * parts.traces[0] / parts.freedom
     shifted = parts.covariance + ridge * torch.eye(len(parts.covariance)).to(parts.covariance)
@@ -362,7 +259,7 @@ def _whitened(parts: Debiased, gram: _Noisy) -> _Noisy:
     stretch = _stretch(parts, gram, v, ridge * trace / d)
     raw = v * ridge * parts.between.T @ resolvent @ parts.between
     whitened = stretch * (raw - once * parts.across)
-    return _Noisy(whitened, stretch * twice / once * whitened, parts.across, stretch**2 * twice)
+    return Noisy(whitened, stretch * twice / once * whitened, parts.across, stretch**2 * twice)
 
 
 def _companion(parts: Debiased, ridge: float, trace: float) -> float:
@@ -387,7 +284,7 @@ def _last(holds: Callable[[float], bool], low: float, high: float, halvings: int
     return low
 
 
-def _stretch(parts: Debiased, gram: _Noisy, v: float, remaining: float) -> float:
+def _stretch(parts: Debiased, gram: Noisy, v: float, remaining: float) -> float:
     """What E[1/λ] is over E[v/(1 + vλ)] along class means, for λ log-normal; 1 for large v.
 
     The width is that of all eigenvalues, for which tr Σ and tr (I + vΣ)⁻¹ = d · ``remaining`` are known.
@@ -404,7 +301,7 @@ def _stretch(parts: Debiased, gram: _Noisy, v: float, remaining: float) -> float
     return inverse / (v * left(mean, width))
 
 
-def _reach(noisy: _Noisy, freedom: float) -> tuple[float, float]:
+def _reach(noisy: Noisy, freedom: float) -> tuple[float, float]:
     """Trace of G, not below 0, and its standard error: from the means' noise, and from tr Σ of ``freedom`` samples."""
     row = float(noisy.across.trace())
     noise = 2 * noisy.second * (float(noisy.across.square().sum()) + row**2 / freedom)
@@ -412,7 +309,7 @@ def _reach(noisy: _Noisy, freedom: float) -> tuple[float, float]:
     return max(float(noisy.gram.trace()), 0.0), (variance if variance > 0 else noise) ** 0.5  # H can be below 0
 
 
-def _farthest(noisy: _Noisy, freedom: float) -> float:
+def _farthest(noisy: Noisy, freedom: float) -> float:
     """The largest trace of G that samples allow."""
     reach, error = _reach(noisy, freedom)
     return reach + BACK * error

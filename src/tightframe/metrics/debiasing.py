@@ -98,6 +98,8 @@ def _traces(
     covariance: Float64[Tensor, "p p"], m: float, unevenness: float | None, dimension: int
 ) -> tuple[Traces, float, float, float]:
     """Traces of powers of Σ without bias, from a Wishart matrix over its m degrees of freedom; m, unevenness, keep."""
+    size = float(covariance.trace())  # powers of it would overflow or vanish
+    covariance = covariance / size if size else covariance
     squared = covariance @ covariance
     first, square = float(covariance.trace()), float(squared.trace())
     cube, quartic = float((squared * covariance).sum()), float(squared.square().sum())
@@ -119,7 +121,8 @@ def _traces(
         extra = (4 * first * third + 2 * second**2) / m + 6 * first**2 * second / m**2 + first**4 / m**3
         fourth = (quartic - extra) / (1 + 6 / m)
     keep = max(0.0, (second - least) / (square - least)) ** 0.5 if square > least else 0.0
-    return (first, second, third, max(fourth, lowest)), m, unevenness, min(keep, 1.0)
+    traces = (first * size, second * size**2, third * size**3, max(fourth, lowest) * size**4)
+    return traces, m, unevenness, min(keep, 1.0)
 
 
 def _variance(gram: Tensor, across: Tensor, raw: Tensor, traces: Traces, freedom: float, dimension: int) -> float:

@@ -39,7 +39,7 @@ def once(function: Callable[..., Made]) -> Callable[..., Made]:
 
 
 class BetweenFactor(NamedTuple):
-    """Thin SVD of the centerd, weighted class means: Σ_B = U S² Uᵀ with U (d, rank) and S (rank,)."""
+    """Thin SVD of the centered, weighted class means: Σ_B = U S² Uᵀ with U (d, rank) and S (rank,)."""
 
     directions: Float64[Tensor, "d r"]
     singular: Float64[Tensor, " r"]
@@ -56,7 +56,7 @@ def between_factor(moments: ClassMoments, weighting: Weighting = "class") -> Bet
     """Σ_B factored, keeping at most K − 1 directions and those above rounding.
 
     Centering K means leaves rank K − 1 by construction. The tolerance is scaled by the means *before* centering, since
-    that is where their rounding error comes from: relative to the centerd means alone, a large common offset would
+    that is where their rounding error comes from: relative to the centered means alone, a large common offset would
     let noise through.
     """
     directions, singular, _ = torch.linalg.svd(moments.between(weighting), full_matrices=False)

@@ -8,7 +8,7 @@ population with the noise taken out (see ``population``): as a measure varies fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection
 from math import exp, inf, isfinite, nan
 from typing import NamedTuple
 
@@ -16,14 +16,13 @@ import numpy as np
 from scipy.stats import t as student
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments
+from tightframe.features.moments import ClassMoments, Weighting
 from tightframe.metrics.collapse import check_measurable, vci
 from tightframe.metrics.correction import Estimate, corrected
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.population import Population
 from tightframe.metrics.registry import measures
 
-Function = Callable[[ClassMoments], float]
 DRAWS, FEW, MANY = 32, 12, 200
 """Draws from the population: they tell a standard deviation to 13 %, for which Student's t makes up. With ``MANY``
 classes and more, where a draw costs as much as reading tens of thousands of samples, a ``FEW`` are made."""
@@ -31,10 +30,8 @@ DOUBTFUL = 0.1
 """Share of draws without an estimate from which on there is no upper bound."""
 UNSEEN = 0.5
 """Of the error that eigenvalues of Σ make by not being quite log-normal, the part that samples don't show."""
-COLLAPSE: dict[str, Function] = {measure.name: measure.compute for measure in measures("collapse", ["moments"])}
-"""Metrics for which ``collapse_intervals`` has a shortcut."""
 BEYOND = ("vci", "numerical_rank")
-"""Those of them that look at other directions than those of class means."""
+"""Collapse metrics that look at other directions than those of class means."""
 
 
 class Interval(NamedTuple):
@@ -45,74 +42,50 @@ class Interval(NamedTuple):
     high: float
 
 
-def intervals(
-    folds: Folds, measures: Mapping[str, Function], level: float = 0.95, *, draws: int | None = None, seed: int = 0
+def collapse_intervals(
+    folds: Folds, level: float = 0.95, *, weighting: Weighting = "class", draws: int | None = None, seed: int = 0
 ) -> dict[str, Interval]:
-    """Intervals over images of any measures of moments that rotating the features leaves alone.
+    """Intervals over images of the collapse metrics that need moments alone, by name.
 
     They are about what as many images of these classes give on average, which is not the population's value where
-    few images are biased (see ``corrected_intervals``). Costs ``draws`` evaluations and d × d products.
+    few images are biased (see ``corrected_intervals``). Costs O(d³) once and O(K d² + K³) a draw. Where VCI is 0
+    because there are no more samples than dimensions, so are both ends of its interval.
 
     Args:
         folds: the samples; how they are cut into folds does not matter.
-        measures: name to function of ``ClassMoments``.
-        level: chance that an interval holds what it is about. Intervals are symmetric on a log scale for measures that
+        level: chance that an interval holds what it is about. Intervals are symmetric on a log scale for metrics that
             are always positive, else as they are.
+        weighting: of classes in Σ_B.
         draws: from the population, two or more; 32, and 12 for 200 classes and more, if not given.
         seed: of the draws.
 
     Raises:
-        MeasureError: a class is empty, or no class has two samples.
+        MeasureError: a class is empty, no class has two samples, there is one draw, or the level is no chance.
     """
     check_measurable(folds.total)
-    found = {name: measure(folds.total) for name, measure in measures.items()}
-    if not _spread(folds.total):
-        return {name: Interval(value, value, value) for name, value in found.items()}
-    draws = _enough(draws, folds.total)
-    drawn = _drawn(Population.of(folds).draw, measures, draws, seed)
-    quantile = _quantile(level, draws - 1)
-    return {name: _interval(value, drawn[name], quantile) for name, value in found.items()}
-
-
-def collapse_intervals(
-    folds: Folds,
-    names: Iterable[str] = tuple(COLLAPSE),
-    level: float = 0.95,
-    *,
-    draws: int | None = None,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Intervals over images of collapse metrics (class weighting), as ``intervals`` gives, by a shortcut.
-
-    Costs O(d³) once and O(K d² + K³) a draw. Where VCI is 0 because there are no more samples than dimensions, so are
-    both ends of its interval.
-
-    Args:
-        folds, level, draws, seed: as for ``intervals``.
-        names: of the metrics, keys of ``COLLAPSE``: those that need moments alone.
-
-    Raises:
-        MeasureError: as ``intervals``, and for other names.
-    """
-    names = list(names)
-    if unknown := [name for name in names if name not in COLLAPSE]:
-        raise MeasureError(f"no shortcut for {', '.join(unknown)}, only for {', '.join(COLLAPSE)}; use intervals()")
-    check_measurable(folds.total)
-    found = {name: COLLAPSE[name](folds.total) for name in names}
+    found = _values(folds.total, weighting)
     if not _spread(folds.total):
         return {name: Interval(value, value, value) for name, value in found.items()}
     draws, population = _enough(draws, folds.total), Population.of(folds)
-    along = {name: COLLAPSE[name] for name in names if name not in BEYOND}
-    drawn = _drawn(population.draw_along, along, draws, seed)
-    if found.get("vci"):
+    quantile, rng = _quantile(level, draws - 1), np.random.default_rng(seed)
+    drawn = [_values(population.draw_along(rng), weighting, without=BEYOND) for _ in range(draws)]
+    made = {name: _interval(found[name], np.array([one[name] for one in drawn]), quantile) for name in drawn[0]}
+    made["vci"] = Interval(0.0, 0.0, 0.0)
+    if found["vci"]:
         draw = population.draw if population.whitened is None else population.draw_whitened
-        drawn |= _drawn(draw, {"vci": vci}, draws, seed)
-    made = {name: _interval(found[name], values, _quantile(level, draws - 1)) for name, values in drawn.items()}
-    made.setdefault("vci", Interval(0.0, 0.0, 0.0))
-    if "numerical_rank" in names:
-        reach = _quantile(level, population.known.freedom) * population.rank_error()
-        made["numerical_rank"] = _scaled(found["numerical_rank"], reach)
-    return {name: _capped(name, made[name]) for name in names}
+        rng = np.random.default_rng(seed)
+        again = np.array([vci(draw(rng), weighting) for _ in range(draws)])
+        made["vci"] = _capped("vci", _interval(found["vci"], again, quantile))
+    reach = _quantile(level, population.known.freedom) * population.rank_error()
+    made["numerical_rank"] = _scaled(found["numerical_rank"], reach)
+    return {name: made[name] for name in found}
+
+
+def _values(moments: ClassMoments, weighting: Weighting, without: Collection[str] = ()) -> dict[str, float]:
+    """Every collapse metric that needs moments alone, but for some."""
+    wanted = [measure for measure in measures("collapse", ["moments"]) if measure.name not in without]
+    found = {measure.name: measure.of({"moments": moments}, weighting=weighting) for measure in wanted}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def corrected_intervals(
@@ -125,11 +98,11 @@ def corrected_intervals(
     log-normal eigenvalues. Where samples can't tell a value, it is NaN, and the interval goes from the bound that they
     do give to infinity (VCI: to 1). Costs ``draws`` calls of ``corrected`` and d × d products.
 
-    Args and errors: as for ``intervals``.
+    Args and errors: as for ``collapse_intervals``.
     """
     total, estimates = folds.total, corrected(folds.total).by_name
     if not _spread(total):
-        return {name: Interval(*3 * (COLLAPSE[name](total),)) for name in estimates}
+        return {name: Interval(*3 * (estimate.lower,)) for name, estimate in estimates.items()}
     draws, population, rng = _enough(draws, total), Population.of(folds), np.random.default_rng(seed)
     tried, quantile = [corrected(population.draw(rng)).by_name for _ in range(draws)], _quantile(level, draws - 1)
     made = {
@@ -167,17 +140,6 @@ def _enough(draws: int | None, moments: ClassMoments) -> int:
     if draws is not None and draws < 2:
         raise MeasureError(f"{draws} draws tell no spread; make two or more, {DRAWS} are usual")
     return draws or (FEW if moments.classes >= MANY else DRAWS)
-
-
-def _drawn(
-    draw: Callable[[np.random.Generator], ClassMoments], measures: Mapping[str, Function], draws: int, seed: int
-) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(draws if measures else 0):
-        moments = draw(rng)
-        rows.append([measure(moments) for measure in measures.values()])
-    return dict(zip(measures, np.array(rows).T, strict=True))
 
 
 def _interval(value: float, drawn: np.ndarray, quantile: float) -> Interval:

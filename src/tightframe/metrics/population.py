@@ -111,7 +111,8 @@ class Population:
 
     def rank_error(self) -> float:
         """Standard deviation of the logarithm of ``numerical_rank``, from moments of Wishart matrices."""
-        (first, second, third, fourth), m = self.known.traces, self.known.freedom
+        m, size = self.known.freedom, self.known.traces[0]
+        first, second, third, fourth = (trace / size**power for power, trace in enumerate(self.known.traces, 1))
         square = second * (1 + 1 / m) + first**2 / m  # mean of tr S²
         cross = 4 * third / m + 4 * first * second / m**2
         own = 8 * fourth / m + (4 * second**2 + 16 * first * third) / m**2 + 8 * first**2 * second / m**3

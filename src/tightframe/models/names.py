@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 BUILDER = re.compile(r"(?P<path>.+?\.py):(?P<function>[^\W\d]\w*)(?::(?P<argument>.*))?")
 LOCAL = "local-dir:"
@@ -42,3 +45,15 @@ def absolute(uri: str) -> str:
         return str(Path(builder["path"]).resolve()) + uri[len(builder["path"]) :]
     folder = folder_of(uri)
     return folder[0] + str(folder[1].resolve()) if folder else uri
+
+
+def tune_command(uri: str, options: Mapping[str, Any]) -> str:
+    """How to tune the model ``uri``, loaded with these ``options`` of ``load_backbone``, from the command line."""
+    given: list[Any] = ["--model", uri]
+    if not options.get("pretrained", True):
+        given.append("--no-pretrained")
+    for name in ("layers", "input_size", "mean", "std"):
+        value = options.get(name)
+        if value is not None:
+            given += [f"--{name.replace('_', '-')}", *(value if isinstance(value, (list, tuple)) else [value])]
+    return f"tightframe tune DATA {shlex.join(map(str, given))} --out DIR"

@@ -35,8 +35,6 @@ TOLERANCE = 1e-5
 """Change of every logit in one step below which logistic regression counts as solved."""
 BATCH_BYTES = 2**25
 """What the episodes that are solved at a time may take, about."""
-CACHED = 2**19
-"""Numbers of features that are read at a time: few enough to stay in the processor's cache."""
 USUAL = 1e12
 """Size of features up to which, and from the inverse of which on, their products hold in single precision."""
 NORMAL = 1.96
@@ -201,7 +199,8 @@ def accuracies(
     Raises:
         MeasureError: features are not of shape (n, d), or not finite.
     """
-    pool, size = Pool.of(features), _batch(episodes)
+    pool = Pool.of(features)
+    size = _batch(episodes, pool.features.shape[1])
     parts = progress(episodes.split(size), f"{episodes.support.shape[2]}-shot episodes", -(-len(episodes) // size))
     right = torch.cat([pool.right(part, classifiers) for part in parts], 1)
     return dict(zip(classifiers, right, strict=True))
@@ -243,20 +242,8 @@ class Pool:
 
     def support(self, episodes: Episodes) -> Support:
         """What classifiers learn from."""
-        ways, learned = episodes.support.shape[1], episodes.support.flatten(1)
-        parts = [support_of(self.rows(part), self.lengths[part], ways) for part in learned.split(self._few(learned))]
-        grams, lengths, targets = zip(*parts, strict=True)
-        return Support(torch.cat(grams), torch.cat(lengths), targets[0])
-
-    def products(self, episodes: Episodes, weights: Float64[Tensor, "e k n"]) -> Float[Tensor, "e m k"]:
-        """Of the queries' features with sums over the support's, weighted."""
-        learned, asked = episodes.support.flatten(1), episodes.queries.flatten(1)
-        weights = weights.to(self.features.dtype)
-        found = weights.new_empty(*asked.shape, weights.shape[1])
-        pieces = [part.split(self._few(asked)) for part in (weights, learned, asked, found)]
-        for weight, seen, unseen, into in zip(*pieces, strict=True):
-            torch.bmm(self.rows(unseen), (weight @ self.rows(seen)).mT, out=into)
-        return found
+        learned = episodes.support.flatten(1)
+        return support_of(self.rows(learned), self.lengths[learned], episodes.support.shape[1])
 
     def right(self, episodes: Episodes, classifiers: Sequence[str]) -> Float64[Tensor, "h e"]:
         """Share of right queries, a row a classifier."""
@@ -264,7 +251,8 @@ class Pool:
         support = self.support(episodes)
         heads = [CLASSIFIERS[name](support) for name in classifiers]
         weights = torch.cat([head.weights for head in heads], 1) / _safe(support.lengths)[:, None]
-        products = self.products(episodes, weights).split(ways, dim=2)
+        learned, asked = self.rows(episodes.support.flatten(1)), self.rows(episodes.queries.flatten(1))
+        products = (asked @ (weights.to(learned.dtype) @ learned).mT).split(ways, dim=2)
         unit = _safe(self.lengths[episodes.queries.flatten(1)])[..., None]
         labels = torch.arange(ways).repeat_interleave(queries)
         said = [
@@ -272,10 +260,6 @@ class Pool:
             for found, head in zip(products, heads, strict=True)
         ]
         return torch.stack(said).eq(labels).double().mean(2)
-
-    def _few(self, rows: Int64[Tensor, "e m"]) -> int:
-        """How many episodes' ``rows`` are read at a time."""
-        return max(1, CACHED // (rows.shape[1] * self.features.shape[1]))
 
 
 def _bordered(
@@ -298,8 +282,9 @@ def _safe(lengths: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
     return torch.where(lengths > 0, lengths, 1.0)
 
 
-def _batch(episodes: Episodes) -> int:
+def _batch(episodes: Episodes, dimension: int) -> int:
     """How many episodes are solved at a time in ``BATCH_BYTES``."""
     ways, shots = episodes.support.shape[1:]
     learned, asked = ways * shots, ways * episodes.queries.shape[2]
-    return max(1, BATCH_BYTES // (8 * (learned * (4 * learned + 10 * ways) + 6 * ways * asked)))
+    solving = 8 * (learned * (4 * learned + 10 * ways) + 6 * ways * asked)
+    return max(1, BATCH_BYTES // (solving + 4 * (learned + asked) * dimension))

@@ -11,9 +11,11 @@ above their axis, where they can be read.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import altair as alt
@@ -22,13 +24,13 @@ from tightframe.report.fields import FIELDS, Field, Row, failed, fields
 from tightframe.report.formats import MISSING, percent, text
 from tightframe.report.placing import place
 
-BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-PALETTE = [BLUE, VERMILLION, GREEN, PURPLE, "#E69F00", "#56B4E9", "#1c1c1c", "#F0E442"]
+THEME: dict[str, Any] = json.loads(resources.files("tightframe.report").joinpath("templates/theme.json").read_text())
+"""The Vega-Lite config of every chart."""
+PALETTE = THEME["range"]["category"]
+BLUE, VERMILLION, *_ = PALETTE
+INK = THEME["axis"]["titleColor"]
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left"]
 DASHES = [[1, 0], [4, 4]]
-INK, MUTED, HAIRLINE, LINE = "#1f2328", "#5b636d", "#e4e7eb", "#b9c0c8"
-FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif'
-
 WIDTH, HEIGHT = 640, 300
 """Pixels of a chart before the page fits it to its place."""
 MOST_TICKS = 11
@@ -139,7 +141,7 @@ def figure(panels: Iterable[Chart | None], title: str, subtitle: str, columns: i
     return whole.properties(
         title=alt.TitleParams(text=title, subtitle=subtitle),
         description=f"{title}. {subtitle}",
-        config=alt.Config.from_dict(theme()),
+        config=alt.Config.from_dict(THEME),
         usermeta={"tightframe": fitted},
     )
 
@@ -284,29 +286,3 @@ def svg(drawn: Chart) -> str:
     import vl_convert
 
     return str(vl_convert.vegalite_to_svg(drawn.to_dict()))
-
-
-def theme() -> dict[str, Any]:
-    """The Vega-Lite config of every chart."""
-    axis = {"labelColor": MUTED, "labelFontSize": 12, "labelPadding": 6}
-    axis |= {"titleColor": INK, "titleFontSize": 12, "titleFontWeight": 600}
-    axis |= {"gridColor": HAIRLINE, "domainColor": LINE, "tickColor": LINE}
-    axis_y = {"titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleX": 0, "titleY": -10}
-    axis_y |= {"titleBaseline": "bottom", "domain": False, "ticks": False, "labelLimit": 260}
-    legend = {"orient": "top", "title": None, "labelColor": INK, "labelFontSize": 12, "labelLimit": 300}
-    legend |= {"symbolSize": 90, "symbolOpacity": 1, "offset": 26, "columnPadding": 18, "rowPadding": 6}
-    title = {"anchor": "start", "fontSize": 16, "fontWeight": 600, "color": INK, "offset": 16}
-    title |= {"subtitleColor": MUTED, "subtitleFontSize": 13, "subtitlePadding": 6}
-    return {
-        "font": FONT,
-        "background": "white",
-        "view": {"stroke": None},
-        "axis": axis,
-        "axisY": axis_y,
-        "axisX": {"titlePadding": 10, "labelLimit": 150, "labelFlush": False},
-        "legend": legend,
-        "title": title,
-        "range": {"category": PALETTE},
-        "point": {"filled": True, "opacity": 1},
-        "line": {"strokeWidth": 2},
-    }

@@ -8,44 +8,28 @@ from typing import Any
 
 import altair as alt
 
-from tightframe.report.chart import (
-    BLUE,
-    INK,
-    VERMILLION,
-    Axis,
-    Chart,
-    Look,
-    chart,
-    data,
-    figure,
-    panel,
-    spelled,
-    tooltips,
-)
+from tightframe.report import chart as build
+from tightframe.report.chart import Axis, Chart, Look, chart, figure, panel
 from tightframe.report.fields import Row, failed
 from tightframe.report.formats import apart, percent, text
 
 EXPECTED, TEST = "expected", "ridge probe on the test set"
-NC1 = "NC1 (log scale; lower is more collapsed)"
+TRAINING, HELD_OUT = "training images", "held-out images"
 MOST_NUMBERS = 20
 """Most classes of a confusion matrix whose counts can be read."""
 
 
 def ranking_chart(rows: Sequence[Row]) -> Chart | None:
     """Expected accuracy of each model, best first, with 95 % intervals, and a probe's accuracy on the test set."""
-    ranked = _best_first(rows, "expected_accuracy", "test_accuracy")
-    names = apart(text(row.get("model")) for row in ranked)
-    marks = [
-        {**row, "model": name, "kind": kind, "accuracy": row.get(key), "accuracy_low": low, "accuracy_high": high}
-        for name, row in zip(names, ranked, strict=True)
-        for kind, key, low, high in (
-            (EXPECTED, "expected_accuracy", row.get("expected_low"), row.get("expected_high")),
-            (TEST, "test_accuracy", None, None),
-        )
-        if row.get(key) is not None
-    ]
+    marks = []
+    for row in _named_apart(_best_first(rows, "expected_accuracy", "test_accuracy"), "model"):
+        ends = {"accuracy_low": row.get("expected_low"), "accuracy_high": row.get("expected_high")}
+        marks += [
+            row | {"kind": EXPECTED, "accuracy": row.get("expected_accuracy")} | ends,
+            row | {"kind": TEST, "accuracy": row.get("test_accuracy")},
+        ]
     return chart(
-        marks,
+        [mark for mark in marks if mark["accuracy"] is not None],
         Axis("accuracy"),
         Axis("model"),
         title="Accuracy of each model",
@@ -65,14 +49,19 @@ def _best_first(rows: Sequence[Row], *keys: str) -> list[Row]:
     return sorted((row for row in rows if not failed(row) and max(quality(row)) >= 0), key=quality, reverse=True)
 
 
+def _named_apart(rows: Sequence[Row], key: str) -> list[dict[str, Any]]:
+    """The rows, with names under ``key`` that differ: no two marks may lie on top of each other."""
+    names = apart(text(row.get(key)) for row in rows)
+    return [{**row, key: name} for name, row in zip(names, rows, strict=True)]
+
+
 def collapse_chart(rows: Sequence[Row]) -> Chart | None:
     """NC1 against accuracy: on the test set if every model has it, else cross-validated."""
-    good = [row for row in rows if not failed(row)]
+    good = _named_apart([row for row in rows if not failed(row)], "model")
     tested = all(row.get("test_accuracy") is not None for row in good)
-    names = apart(text(row.get("model")) for row in good)
     return chart(
-        [{**row, "model": name} for name, row in zip(names, good, strict=True)],
-        Axis("nc1", NC1, log=True),
+        good,
+        Axis("nc1", "NC1 (log scale; lower is more collapsed)", log=True),
         Axis("test_accuracy" if tested else "probe_accuracy"),
         title="Collapse and accuracy",
         subtitle="The further left, the closer images of one class lie together, relative to other classes.",
@@ -87,48 +76,49 @@ def layer_chart(rows: Sequence[Row]) -> Chart | None:
     models = list(dict.fromkeys(text(row.get("model")) for row in good))
     tips = ("layer", "position", "dimension", "nc1", "probe_accuracy", "chosen")
     look = Look(joined="position", chosen="chosen", tips=tips)
+    panels = []
+    for model in models:
+        own = _named_apart([row for row in good if text(row.get("model")) == model], "layer")
+        title = model if len(models) > 1 else ""
+        panels += [panel(own, axis, Axis("layer"), look, title=title) for axis in (Axis("probe_accuracy"), LOG_NC1)]
     subtitle = "From the first layer, at the top, to the last. Bars: 95 % intervals."
     if any(row.get("chosen") for row in good):
         subtitle += " The dashed line marks the chosen block."
-    panels = []
-    for model in models:
-        own = [row for row in good if text(row.get("model")) == model]
-        own = [{**row, "layer": name} for name, row in zip(apart(text(row["layer"]) for row in own), own, strict=True)]
-        for axis in (Axis("probe_accuracy"), Axis("nc1", log=True)):
-            panels.append(panel(own, axis, Axis("layer"), look, title=model if len(models) > 1 else ""))
     return figure(panels, "Probe accuracy and NC1 by layer", subtitle)
+
+
+LOG_NC1 = Axis("nc1", log=True)
 
 
 def curve_chart(rows: Sequence[Row]) -> Chart | None:
     """Accuracy and NC1 by epoch, a color for each method; accuracy on training images and on images held out."""
-    marks = [
+    accuracies = [
         {**row, "split": split, "accuracy": row[key]}
         for row in rows
-        for split, key in (("training images", "train_accuracy"), ("held-out images", "validation_accuracy"))
+        for split, key in ((TRAINING, "train_accuracy"), (HELD_OUT, "validation_accuracy"))
         if row.get(key) is not None
     ]
     methods = list(dict.fromkeys(text(row.get("method")) for row in rows if not failed(row)))
-    tips = ("method", "epoch", "accuracy", "nc1", "train_loss", "validation_loss")
-    epoch, look = Axis("epoch"), Look(color="method", joined="epoch", tips=tips)
+    tips = ("method", "split", "epoch", "accuracy", "nc1", "train_loss", "validation_loss")
+    look = Look(color="method", dash="split", joined="epoch", tips=tips)
     panels = [
-        panel(marks, epoch, Axis("accuracy"), Look("method", dash="split", joined="epoch", tips=tips), methods),
-        panel(rows, epoch, Axis("nc1", log=True), look, methods),
+        panel(accuracies, Axis("epoch"), Axis("accuracy"), look, methods),
+        panel(rows, Axis("epoch"), LOG_NC1, look, methods),
     ]
     return figure(panels, "While training", "Accuracy and collapse after each epoch.")
 
 
 def method_chart(rows: Sequence[Row]) -> Chart | None:
     """Test accuracy of each method with its 95 % interval, and the share of parameters that it trained."""
-    ranked = _best_first(rows, "test_accuracy")
-    names = apart(map(_method, ranked))
-    tips = ("test_accuracy", "train_accuracy", "nc1", "trainable_parameters", "lr", "weight_decay", "seconds", "bytes")
+    ranked = [{**row, "method": _method(row)} for row in _best_first(rows, "test_accuracy")]
+    tips = ("method", "test_accuracy", "train_accuracy", "nc1", "trainable_parameters", "lr", "weight_decay")
     return chart(
-        [{**row, "method": name} for name, row in zip(names, ranked, strict=True)],
+        _named_apart(ranked, "method"),
         Axis("test_accuracy"),
         Axis("method"),
         title="Test accuracy of each method",
         subtitle="Best first. Bars: 95 % intervals. Beside each name: the share of parameters that was trained.",
-        tips=("method", *tips),
+        tips=(*tips, "seconds", "bytes"),
     )
 
 
@@ -144,13 +134,13 @@ def confusion_chart(rows: Sequence[Row]) -> Chart | None:
     cells = [(text(row.get("true")), text(row.get("predicted")), float(row.get("count") or 0)) for row in rows]
     classes = list(dict.fromkeys([*(true for true, _, _ in cells), *(predicted for _, predicted, _ in cells)]))
     totals = {name: sum(amount for true, _, amount in cells if true == name) for name in classes}
-    filled = [_confusion(*cell, totals[cell[0]]) for cell in cells if cell[2] > 0]
+    filled = [_cell(*cell, totals[cell[0]]) for cell in cells if cell[2] > 0]
     if not filled:
         return None
-    base = alt.Chart(data(filled)).encode(tooltip=tooltips(CONFUSION), **_class_axes(classes))
-    layers = [_shaded(base, "datum.correct", BLUE), _shaded(base, "!datum.correct", VERMILLION)]
+    base = alt.Chart(build.data(filled)).encode(tooltip=build.tooltips(CELL), **_class_axes(classes))
+    layers = [_shaded(base, "datum.correct", build.BLUE), _shaded(base, "!datum.correct", build.VERMILLION)]
     if len(classes) <= MOST_NUMBERS:
-        dark = alt.condition("datum.share > 0.4", alt.value("white"), alt.value(INK))
+        dark = alt.condition("datum.share > 0.4", alt.value("white"), alt.value(build.INK))
         words = base.mark_text(fontSize=alt.ExprRef(f"min(13, room / {len(classes)} * 0.42)"))
         layers.append(words.encode(text=alt.Text(field="tip2", type="nominal"), color=dark))
     side = max(9, min(56, 560 // len(classes))) * len(classes)
@@ -160,19 +150,20 @@ def confusion_chart(rows: Sequence[Row]) -> Chart | None:
     return figure([matrix], "Confusion matrix", subtitle, maxWidth=max(side + 160, 320), minHeight=least)
 
 
-CONFUSION = ("true", "predicted", "count", "share")
+CELL = ("true", "predicted", "count", "share")
 
 
-def _confusion(true: str, predicted: str, amount: float, total: float) -> dict[str, Any]:
+def _cell(true: str, predicted: str, amount: float, total: float) -> dict[str, Any]:
     row = {"true": true, "predicted": predicted, "count": amount, "share": amount / total}
-    return {"x": predicted, "y": true, "correct": true == predicted, "share": amount / total, **spelled(row, CONFUSION)}
+    return {"x": predicted, "y": true, "correct": true == predicted, "share": row["share"], **build.spelled(row, CELL)}
 
 
 def _class_axes(classes: Sequence[str]) -> dict[str, Any]:
+    """Axes of class names; those across are slanted where long, and only every so many where they don't all fit."""
     scale, size = alt.Scale(domain=classes, padding=0.04), 12 if len(classes) <= 40 else 8
     axis = {"grid": False, "ticks": False, "domain": False, "labelFontSize": size, "labelOverlap": False}
-    every = f"ceil({19 * len(classes)} / room)"
-    some = f"round((1 - datum.index) * {len(classes) - 1}) % {every} === 0 ? datum.label : ''"
+    every, last = f"ceil({19 * len(classes)} / room)", len(classes) - 1
+    some = f"round((1 - datum.index) * {last}) % {every} === 0 ? datum.label : ''"
     angle = -50 if max(map(len, classes)) > 3 else 0
     across = alt.Axis(title="Predicted", labelAngle=angle, labelExpr=some, **axis)
     down = alt.Axis(title="True", titleAlign="right", titleX=-6, **axis)
@@ -191,13 +182,8 @@ def _shaded(base: Any, which: str, color: str) -> Any:
 
 def chart_of(job: str, rows: Sequence[Row], tables: Mapping[str, Sequence[Row]]) -> Chart | None:
     """The chart of a job's result, for those that have one."""
-    drawings = {
-        "rank": ranking_chart,
-        "measure": layer_chart,
-        "tune": method_chart,
-        "compare": method_chart,
-        "transfer": method_chart,
-    }
     if job == "evaluate":
         return confusion_chart(tables["confusion"])
+    drawings = {"rank": ranking_chart, "measure": layer_chart}
+    drawings |= dict.fromkeys(("tune", "compare", "transfer"), method_chart)
     return drawings[job](rows) if job in drawings else None

@@ -43,7 +43,7 @@ class Field:
         """Whether values align right, as all but words do."""
         return self.format not in (formats.text, formats.listed, formats.flag)
 
-    def ends(self, row: Row) -> tuple[float | None, float | None]:
+    def ends(self, row: Row) -> tuple[Any, Any]:
         """The ends of the value's 95 % interval in ``row``; ``KEY_low`` and ``KEY_high`` hold them for any field."""
         low = f"{self.key}_low" if f"{self.key}_low" in row else self.low
         return row.get(low), row.get(upper(low))
@@ -177,7 +177,7 @@ TABLES: dict[str, Table] = {
     "classes": _table("Each class", "class images correct accuracy times_predicted"),
     "confusion": _table("Confusion matrix", "true predicted count share"),
     "mistakes": _table("Most confident mistakes", "path true predicted probability", "index"),
-    "merge": _table("Merged model", "model format parameters bytes difference"),
+    "merge": _table("Merged model", "model format parameters bytes difference", "folder"),
     "export": _table("Exported model", "model bytes images difference same opset", "file"),
     "push": _table("On the hub", "repository address files bytes"),
     "evidence": _table("Evidence", "question statistic value units verdict"),

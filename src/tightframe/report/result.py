@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from tightframe.errors import TightframeError
 from tightframe.files import write_text
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import pandas
 
 PACKAGES = ("tightframe", "torch", "torchvision", "timm", "numpy", "scikit-learn", "safetensors", "pillow")
+WIDTH = 100
+"""Characters of a line that is printed."""
 MOST_ROWS = 20
 """Most rows that are printed; JSON, pandas and notebooks have them all."""
 
@@ -68,13 +71,15 @@ class Result:
         return tuple(key for key in dict.fromkeys(key for row in self.rows for key in row) if key in FIELDS)
 
     def __rich__(self) -> RenderableType:
-        shown = table(self.title, self.columns, self.rows[:MOST_ROWS])
         left = len(self.rows) - MOST_ROWS
-        return Group(shown, f"… and {left} more rows") if left > 0 else shown
+        lines = [f"… and {left} more rows"] if left > 0 else []
+        lines += [f"• {printable(note)}" for note in self.notes]
+        lines += [f"next: {printable(step)}" for step in self.next_steps]
+        return Group(table(self.title, self.columns, self.rows[:MOST_ROWS]), *map(Text, lines))
 
     def __str__(self) -> str:
         stream = io.StringIO()
-        Console(file=stream, width=100).print(self, *(f"• {printable(note)}" for note in self.notes), markup=False)
+        Console(file=stream, width=WIDTH).print(self)
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         return stream.getvalue().rstrip().encode(encoding, RESPELLED).decode(encoding)
 

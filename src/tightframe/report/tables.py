@@ -21,10 +21,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tightframe.report.fields import FIELDS, Row, failed, shown
+from tightframe.report.fields import FIELDS, Field, Row, failed, shown
 from tightframe.report.formats import MISSING, text
 
-INTERVAL = "95 % interval"
 NARROWEST_NAME = 12
 NARROWEST_TEXT = 10
 
@@ -48,14 +47,18 @@ class Column(NamedTuple):
 
 
 def columns(keys: Sequence[str], rows: Sequence[Row]) -> list[Column]:
-    """The columns with something in them; a 95 % interval stands right of its value."""
-    found: list[Column] = []
-    for field in shown(keys, rows):
-        if not found or any(map(field.told_in, rows)):
-            found.append(Column(field.title, [field.cell(row) for row in rows], field.right))
-        if any(map(field.interval, rows)):
-            found.append(Column(INTERVAL, [field.interval(row) or MISSING for row in rows], True))
-    return found
+    """The columns with something in them; a 95 % interval stands right of its value, aligned with the others."""
+    return [_column(field, rows) for field in shown(keys, rows)]
+
+
+def _column(field: Field, rows: Sequence[Row]) -> Column:
+    values, intervals = [field.cell(row) for row in rows], [field.interval(row) for row in rows]
+    if not any(intervals):
+        return Column(field.title, values, field.right)
+    values = ["" if interval and value == MISSING else value for value, interval in zip(values, intervals, strict=True)]
+    wide, long = (max(map(len, cells)) for cells in (values, intervals))
+    cells = [f"{value:>{wide}} {interval:>{long}}" for value, interval in zip(values, intervals, strict=True)]
+    return Column(f"{field.title}\n95 % interval", cells, field.right)
 
 
 def table(title: str, keys: Sequence[str], rows: Sequence[Row]) -> Group:
@@ -129,7 +132,8 @@ def _laid_out(part: Sequence[Column], widths: Sequence[int], gap: int) -> RichTa
         box=box.SIMPLE_HEAD, header_style="bold", padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False
     )
     for column, width in zip(part, widths, strict=True):
-        title = "\n".join(textwrap.wrap(column.title, max(width, 1), break_long_words=False))
+        parts = [textwrap.fill(part, max(width, 1), break_long_words=False) for part in column.title.split("\n")]
+        title = "\n".join(parts)
         inner.add_column(Text(title), width=width, no_wrap=True, justify="right" if column.right else "left")
     for cells in zip(*(column.cells for column in part), strict=True):
         inner.add_row(*(Text(_fold(cell, width)) for cell, width in zip(cells, widths, strict=True)))

@@ -20,7 +20,7 @@ from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.factors import EPS
 from tightframe.metrics.registry import measure
-from tightframe.probes.discriminant import discriminant
+from tightframe.probes.linear import discriminant
 from tightframe.scores.centered import CenteredFeatures, leading, principal_components
 
 LEAST_SHRINKAGE = 1e-10
@@ -115,7 +115,7 @@ def ncti_parts(features: Any, labels: Any, classes: int) -> NctiParts:
         classes: K.
 
     Returns:
-        ``spread``: nuclear norm of the centerd discriminant features (higher is better; grows with √n);
+        ``spread``: nuclear norm of the centered discriminant features (higher is better; grows with √n);
         ``nearness``: mean probability of the true class (higher is better);
         ``collapse``: log of the sum over classes of the nuclear norm of their probabilities (lower is better).
         The authors' code calls them seli, ncc and vc. Unchanged by rotation and offset, not by scale.

@@ -5,7 +5,6 @@ Higher is better. Scores are compared between models on the same images only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,8 +19,6 @@ from tightframe.metrics.registry import measure
 
 LOGME_TOLERANCE = 1e-8
 LOGME_ROUNDS = 1000
-BLOCK_BYTES = 2**20
-"""How large one table (classes × dimensions) of LogME's problems that are solved together may be."""
 USELESS = 1e12
 """α/β over the largest eigenvalue of FᵀF from which on features no longer count; and, below its inverse, noise."""
 
@@ -90,13 +87,12 @@ def logme(moments: ClassMoments) -> float:
     """Log evidence of Bayesian linear regression on each one-hot class, averaged, a sample.
 
     You et al., ICML 2021. Prior precision α and noise precision β are found anew for every class by MacKay's fixed
-    point, run to convergence with no added ε; all classes at once. As published, features are not centerd and there is
+    point, run to convergence with no added ε; all classes at once. As published, features are not centered and there is
     no intercept, so the value changes with their offset (not with their scale, which α takes up).
     """
     check_measurable(moments)
     problem = _OneHotRegression.of(moments)
-    evidence = torch.cat([_evidence(part) for part in problem.blocks()])
-    return float(evidence.mean() / problem.samples)
+    return float(_evidence(problem).mean() / problem.samples)
 
 
 def _evidence(problem: _OneHotRegression) -> Float64[Tensor, " k"]:
@@ -135,8 +131,8 @@ class _OneHotRegression(NamedTuple):
 
     values: Tensor  # (d,) eigenvalues of N Σ_T
     mean: Tensor  # (d,) global mean
-    cross: Tensor  # (K, d) centerd features times targets
-    outside: Tensor  # (K,) squared length of each centerd target outside the span of centerd features
+    cross: Tensor  # (K, d) centered features times targets
+    outside: Tensor  # (K,) squared length of each centered target outside the span of centered features
     counts: Tensor  # (K,)
     samples: int
 
@@ -160,14 +156,8 @@ class _OneHotRegression(NamedTuple):
         """No eigenvalue of FᵀF is larger; 1 where all are 0."""
         return float(self.values[-1] + self.samples * (self.mean @ self.mean)) or 1.0
 
-    def blocks(self) -> Iterator[_OneHotRegression]:
-        """The problems of a few classes at a time, whose tables of numbers stay in the processor's cache."""
-        size = max(1, BLOCK_BYTES // (8 * len(self.values)))
-        places = torch.arange(len(self.counts), device=self.counts.device)
-        return (self.only(part) for part in places.split(size))
-
     def only(self, classes: Tensor) -> _OneHotRegression:
-        """The problems of some classes (a mask, or places)."""
+        """The problems of some classes (a mask)."""
         return self._replace(cross=self.cross[classes], outside=self.outside[classes], counts=self.counts[classes])
 
     def fit(self, ratio: Float64[Tensor, " k"]) -> _Fit:

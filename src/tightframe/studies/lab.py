@@ -25,7 +25,7 @@ from tightframe.jobs.tune import tune
 from tightframe.metrics.collapse import nc1
 from tightframe.metrics.folds import Folds
 from tightframe.models.backbones import load_backbone
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.probes.linear import cross_validated_ridge
 from tightframe.row import Row
 from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.loop import collapse_of

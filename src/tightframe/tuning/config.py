@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tightframe.errors import SettingsError
+from tightframe.features.augment import Augment, Augmentation
 from tightframe.processes import together
-from tightframe.tuning.augment import Augment, Augmentation
 from tightframe.tuning.lora import layer_norm_only
 from tightframe.tuning.methods import Method
 from tightframe.tuning.recipe import ClassWeights, Recipe

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tightframe.metrics.agreement import agreement, regret
+from tightframe.scores.agreement import agreement, regret
 
 TRUTH = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
 

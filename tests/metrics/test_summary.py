@@ -8,8 +8,7 @@ import pytest
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import nc1_ratio
-from tightframe.metrics.quick import moments_along_means, quick_collapse
-from tightframe.metrics.summary import collapse_metrics
+from tightframe.metrics.summary import collapse_metrics, moments_along_means, quick_collapse
 
 
 def sample(count: int, classes: int, dimension: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
