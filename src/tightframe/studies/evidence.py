@@ -55,7 +55,7 @@ class Statistic:
 
 
 RHO = Statistic("Spearman's ρ", LEAST_RHO, most=1.0)
-RHO_DIFFERENCE = Statistic("difference of Spearman's ρ", LEAST_RHO, most=2.0)
+RHO_DIFFERENCE = Statistic("difference of Spearman's ρ", LEAST_RHO)
 DIFFERENCE = Statistic("paired difference", LEAST_SHARE, share=True)
 GAP = Statistic("difference", LEAST_SHARE, share=True)
 
@@ -153,11 +153,7 @@ def ranks(
         ranked = [row for group in groups for row in group]
         if not ranked:
             return Evidence(question, statistic, None, None, None, over.counted(over.count(known)))
-        values, group, unit = (
-            np.array([row[VALUES] for row in ranked], float),
-            codes(ranked, within),
-            over.codes(ranked),
-        )
+        values, group, unit = _values(ranked), codes(ranked, within), over.codes(ranked)
 
         def mean_rho(drawn: np.ndarray) -> float:
             parts = [drawn[group[drawn] == one] for one in range(group.max() + 1)]
@@ -177,10 +173,7 @@ def ranks_within(
     def claim(rows: Sequence[Row]) -> Evidence:
         groups = grouped(_numbers(rows, (score, truth), within), within)
         ranked = {key: group for key, group in groups.items() if len(group) >= FEWEST_RANKED}
-        cells = [
-            dict(zip(within, key, strict=True)) | {VALUE: _rho(np.array([row[VALUES] for row in group], float))}
-            for key, group in ranked.items()
-        ]
+        cells = [dict(zip(within, key, strict=True)) | {VALUE: _rho(_values(group))} for key, group in ranked.items()]
         return mean(question, RHO, cells, over)
 
     return claim
@@ -318,6 +311,10 @@ def _numbers(rows: Iterable[Row], columns: Sequence[str], labels: Sequence[str])
     """The labels of the rows that have a number in each column, and these numbers."""
     found = [(row, [_number(row, column) for column in columns]) for row in rows]
     return [{name: row[name] for name in labels} | {VALUES: of} for row, of in found if None not in of]
+
+
+def _values(numbers: Sequence[Row]) -> np.ndarray:
+    return np.array([row[VALUES] for row in numbers], float)
 
 
 def grouped(rows: Iterable[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:

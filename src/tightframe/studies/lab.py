@@ -102,10 +102,8 @@ class Lab:
         scale, known = self.scale, dict[str, Any]()
         if choice["epochs"]:
             folder = self._place("models", choice)
-            config = Pretraining(
-                scale.arch, **{"augment": scale.augment, "batch_size": scale.batch_size} | dict(choice)
-            )
-            last = pretrain(source, folder, config, resume=True, workspace=self.workspace).rows[-1]
+            usual = Pretraining(scale.arch, augment=scale.augment, batch_size=scale.batch_size)
+            last = pretrain(source, folder, replace(usual, **choice), resume=True, workspace=self.workspace).rows[-1]
             known = {f"source_{name}": last.get(name) for name in ("train_accuracy", "test_accuracy")}
             backbone = load_backbone(f"local-dir:{folder}")
         else:
@@ -126,11 +124,8 @@ def probed(train: Labeled, test: Labeled, classes: int) -> Row:
     """``nc1``, and the cross-validated ``probe_accuracy`` and ``test_accuracy`` of a ridge probe."""
     folds = Folds.of(*train, classes)
     probe = cross_validated_ridge(folds)
-    return {
-        "nc1": nc1(folds.total),
-        "probe_accuracy": probe.accuracy,
-        "test_accuracy": probe.head.accuracy(*test),
-    }
+    accuracy = {"probe_accuracy": probe.accuracy, "test_accuracy": probe.head.accuracy(*test)}
+    return {"nc1": nc1(folds.total)} | accuracy
 
 
 def subset(features: Features, classes: Iterable[int], *, luck: Any = None, most: int | None = None) -> Labeled:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import vl_convert
 
 from tightframe.backbone import Backbone
 from tightframe.data.loading import load_images
@@ -29,6 +31,8 @@ from tightframe.row import Row
 from tightframe.studies.evidence import RULE
 from tightframe.studies.lab import Lab, Scale
 from tightframe.studies.study import Point, Study, attempted
+
+Named = TypeVar("Named", ImageSplits, Backbone)
 
 
 def run_study(
@@ -71,8 +75,11 @@ def run_study(
     chosen = _scaled(study, scale, seeds, epochs)
     _check(study, scale, data, models, model_options or {})
     folder, workspace = Path(out).absolute(), workspace or Workspace()
-    how: dict[str, Any] = {"max_per_class": max_per_class, "progress": workspace.progress}
-    splits = _datasets(load_images(name, **how) for name in data or study.built_in)
+    load = partial(load_images, max_per_class=max_per_class, progress=workspace.progress)
+    splits = _told_apart([load(name) for name in data or study.built_in])
+    for one in splits:
+        if one.test is None:
+            raise DataError(f"{one.name} has no test images; give it a test folder")
     given = () if study.pretrains else _models(models or chosen.models, model_options or {})
     settings = {
         "study": study.name,
@@ -89,7 +96,7 @@ def run_study(
     claim(folder, [settings, images, [[one.fingerprint, [layer.name for layer in one.layers]] for one in given]])
     if not given and not study.pretrains:
         with Stages(folder).held("models"):
-            given = _models(demo.candidates(folder / "models", workspace.progress))
+            given = _models(demo.candidates(folder / "models", workspace.progress), {})
     rows = _rows(study, Lab(chosen, splits, given, folder, workspace))
     settings["seconds"] = round(sum(row.pop("point_seconds", 0.0) for row in rows), 1)
     result = _result(study, rows, settings)
@@ -127,19 +134,13 @@ def _check(
         raise SettingsError(f"{study.name} needs two datasets or more: one to pre-train on, others to transfer to")
 
 
-def _datasets(loaded: Iterator[ImageSplits]) -> tuple[ImageSplits, ...]:
-    """Datasets with test images, their names made different."""
-    found = list(loaded)
-    for one in found:
-        if one.test is None:
-            raise DataError(f"{one.name} has no test images; give it a test folder")
-    different = apart(one.name for one in found)
-    return tuple(replace(one, name=name) for one, name in zip(found, different, strict=True))
+def _models(given: Sequence[str | Backbone], options: Mapping[str, Any]) -> tuple[Backbone, ...]:
+    """Models, loaded where only named."""
+    return _told_apart([load_backbone(one, **options) if isinstance(one, str) else one for one in given])
 
 
-def _models(given: Sequence[str | Backbone], options: Mapping[str, Any] | None = None) -> tuple[Backbone, ...]:
-    """Models, loaded where only named, their names made different."""
-    found = [load_backbone(one, **(options or {})) if isinstance(one, str) else one for one in given]
+def _told_apart(found: Sequence[Named]) -> tuple[Named, ...]:
+    """Datasets or models with different names."""
     different = apart(one.name for one in found)
     return tuple(replace(one, name=name) for one, name in zip(found, different, strict=True))
 
@@ -153,7 +154,7 @@ def _rows(study: Study, lab: Lab) -> list[Row]:
         try:
             found[name] = stages.remember(name, point.labels, partial(_computed, point))
         except _Failed as failed:
-            found[name] = failed.rows
+            found[name] = failed.args[0]
     return [point.labels | row for name, point in points.items() for row in found[name]]
 
 
@@ -171,11 +172,7 @@ def _in_turn(stages: Stages, names: Sequence[str]) -> Iterator[str]:
 
 
 class _Failed(Exception):
-    """Rows that are shown and not kept: the next call tries again."""
-
-    def __init__(self, rows: list[Row]):
-        super().__init__()
-        self.rows = rows
+    """Its argument: rows that are shown and not kept; the next call tries again."""
 
 
 def _computed(point: Point) -> list[Row]:
@@ -219,7 +216,7 @@ def _write(study: Study, result: Result, folder: Path) -> None:
     write_text(folder / "rows.csv", stream.getvalue())
     (folder / "plot.png").unlink(missing_ok=True)
     if chart is not None:
-        write_bytes(folder / "plot.png", png(chart))
+        write_bytes(folder / "plot.png", vl_convert.vegalite_to_png(chart.to_dict(), scale=2))
     every = f"The paper: {study.paper}\n\nHere: {study.small}"
     write_report(
         folder / "report.html",
@@ -233,10 +230,3 @@ def _write(study: Study, result: Result, folder: Path) -> None:
         versions=result.versions,
     )
     result.to_json(folder / "result.json")
-
-
-def png(chart: Any) -> bytes:
-    """The chart as an image, two dots a pixel."""
-    stream = io.BytesIO()
-    chart.save(stream, format="png", scale_factor=2)
-    return stream.getvalue()

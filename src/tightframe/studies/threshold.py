@@ -8,19 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from tightframe.row import Row
-from tightframe.studies.evidence import (
-    LEAST_SHARE,
-    Claim,
-    Evidence,
-    Statistic,
-    Units,
-    bootstrap,
-    codes,
-    finite_mean,
-    grouped,
-)
+from tightframe.studies import evidence
+from tightframe.studies.evidence import Claim, Evidence, Units
 
-SLOPE = Statistic("slope per tenfold NC1", LEAST_SHARE, share=True)
+SLOPE = evidence.Statistic("slope per tenfold NC1", evidence.LEAST_SHARE, share=True)
 FEWEST_PLACES = 4
 """Fewest different NC1 that a parabola is fitted to."""
 
@@ -29,7 +20,7 @@ def rising(over: Units) -> Claim:
     """Accuracy rises with source NC1 at the most collapsed model."""
 
     def claim(rows: Sequence[Row]) -> Evidence:
-        tops = [top for group in grouped(rows, ["data"]).values() if (top := turning_point(group)) is not None]
+        tops = [top for group in evidence.grouped(rows, ["data"]).values() if (top := turning_point(group)) is not None]
         where = f" (the curve turns at NC1 {min(tops):.2g} to {max(tops):.2g})" if tops else ""
         return _slope(f"among the most collapsed models, less source collapse is better{where}", rows, 0, over)
 
@@ -54,7 +45,7 @@ def turning_point(rows: Sequence[Row]) -> float | None:
 def _slope(question: str, rows: Sequence[Row], end: int, over: Units) -> Evidence:
     """The slope per tenfold NC1 at the most (``end`` 0) or, downwards, at the least collapsed model (1)."""
     known = _collapsed(rows)
-    (logs, accuracy), group = _curve(known), codes(known, ["data"])
+    (logs, accuracy), group = _curve(known), evidence.codes(known, ["data"])
 
     def mean_slope(drawn: np.ndarray) -> float:
         """The mean over datasets."""
@@ -65,9 +56,9 @@ def _slope(question: str, rows: Sequence[Row], end: int, over: Units) -> Evidenc
             if curve is not None:
                 place = logs[part].max() if end else logs[part].min()
                 found.append(math.log(10) * float(2 * curve[0] * place + curve[1]))
-        return (-1 if end else 1) * finite_mean(found)
+        return (-1 if end else 1) * evidence.finite_mean(found)
 
-    return bootstrap(question, SLOPE, known, mean_slope, over)
+    return evidence.bootstrap(question, SLOPE, known, mean_slope, over)
 
 
 def _collapsed(rows: Sequence[Row]) -> list[Row]:

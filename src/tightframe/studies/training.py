@@ -101,24 +101,22 @@ def _fully_trained(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["epochs"] == max(row["epochs"] for row in rows)]
 
 
-_over_losses = partial(ranks, within=["data", "seed"], over=LOSSES_USED)
-_over_forms = partial(ranks, truth="test_accuracy", within=["data", "seed"], over=FORMS)
+_full = partial(ranks, within=["data", "seed"], over=LOSSES_USED)
+_any = partial(ranks, truth="test_accuracy", within=["data", "seed"], over=FORMS)
 SOURCE_COLLAPSE = declared(
     "source-collapse",
     _variants(_losses_and_lengths, ["loss", "epochs"]),
     [
         *among(
             _fully_trained,
-            _over_losses(
-                "fully trained: the less source collapse, the better the probe", "source_nc1", "test_accuracy"
-            ),
-            _over_losses("the same for few-shot accuracy", "source_nc1", "fewshot_accuracy"),
-            _over_losses("the same for NC1 on source test images", "source_test_nc1", "test_accuracy"),
+            _full("fully trained: the less source collapse, the better the probe", "source_nc1", "test_accuracy"),
+            _full("the same for few-shot accuracy", "source_nc1", "fewshot_accuracy"),
+            _full("the same for NC1 on source test images", "source_test_nc1", "test_accuracy"),
         ),
         *among(
             _trained,
-            _over_forms("all trained models: the less source collapse, the better the probe", "source_nc1"),
-            _over_forms("all trained models: the more collapse downstream, the better the probe", "-nc1"),
+            _any("all trained models: the less source collapse, the better the probe", "source_nc1"),
+            _any("all trained models: the more collapse downstream, the better the probe", "-nc1"),
         ),
         rising(FORMS),
         falling(FORMS),

@@ -40,20 +40,18 @@ def _blocks(lab: Lab) -> Iterator[Point]:
 def _block(lab: Lab, data: ImageSplits, backbone: Backbone, index: int, seed: int) -> list[Row]:
     block, depth = backbone.layers[index].name, (index + 1) / len(backbone.layers)
     metrics = lab.tune(data, backbone, block, seed)
-    kept = ("test_accuracy", "train_accuracy", "trainable_share", "seconds", "lr", "nc1")
-    return [{"block": block, "depth": depth} | {key: metrics[key] for key in kept}]
+    return [{"block": block, "depth": depth} | {key: metrics[key] for key in METRICS}]
 
 
-_tuned = partial(ranks_within, within=UNIT)
+_deeper = partial(ranks_within, score="depth", within=UNIT)
+_collapsed = partial(ranks_within, score="-nc1", truth="test_accuracy", within=UNIT)
 TUNED_LAYER = declared(
     "tuned-layer",
     _blocks,
     [
-        _tuned(
-            "the more collapsed the penultimate features after tuning, the higher the accuracy", "-nc1", "test_accuracy"
-        ),
-        _tuned("the deeper the tuned block, the higher the accuracy", "depth", "test_accuracy"),
-        _tuned("the deeper the tuned block, the more collapsed the penultimate features", "depth", "-nc1"),
+        _collapsed("the more collapsed the penultimate features after tuning, the higher the accuracy"),
+        _deeper("the deeper the tuned block, the higher the accuracy", truth="test_accuracy"),
+        _deeper("the deeper the tuned block, the more collapsed the penultimate features", truth="-nc1"),
     ],
 )
 
@@ -61,31 +59,23 @@ TUNED_LAYER = declared(
 OTHERS = {"full": "full fine-tuning", "linear": "the linear probe", "layer": "tuning the block alone (Layer FT)"}
 FURTHER = {"lora": "LoRA", "bitfit": "BitFit", "norm": "tuning the normalization layers", "lp-ft": "LP-FT"}
 """What SCL is compared with: the paper's methods, and those that only some scales have."""
-KEPT = (
-    "method",
-    "block",
-    "test_accuracy",
-    "train_accuracy",
-    "nc1",
-    "trainable_parameters",
-    "trainable_share",
-    "seconds",
-    "bytes",
-    "lr",
-)
+METRICS = ("test_accuracy", "train_accuracy", "nc1", "trainable_share", "seconds", "lr")
+KEPT = ("method", "block", *METRICS, "trainable_parameters", "bytes", "error")
 NOT_BEHIND = Statistic("paired difference + 0.5", LEAST_SHARE, share=True)
+_scl = partial(gains, value="test_accuracy", by="method", first=["scl"])
+_not_behind = partial(_scl, pairs=UNIT, statistic=NOT_BEHIND, handicap=LEAST_SHARE)
 
 
 def _by_method(lab: Lab, labels: Row, data: ImageSplits, backbone: Backbone, seed: int) -> list[Row]:
     rows = lab.compare(labels, data, backbone, seed)
-    return [{key: row[key] for key in (*KEPT, "error") if key in row} for row in rows]
+    return [{key: row[key] for key in KEPT if key in row} for row in rows]
 
 
 def _ahead(pairs: Sequence[str]) -> tuple[Claim, ...]:
     """By how much SCL is more accurate than each other method."""
 
     def than(method: str, name: str) -> Claim:
-        return gains(f"SCL is more accurate than {name}", "test_accuracy", "method", ["scl"], [method], pairs=pairs)
+        return _scl(f"SCL is more accurate than {name}", second=[method], pairs=pairs)
 
     further = (if_known(than(method, name)) for method, name in FURTHER.items())
     return *(than(method, name) for method, name in OTHERS.items()), *further
@@ -101,22 +91,9 @@ METHODS = declared(
     "methods",
     _methods,
     [
-        gains(
-            "SCL is at least as accurate as full fine-tuning, to within half a point",
-            "test_accuracy",
-            "method",
-            ["scl"],
-            ["full"],
-            pairs=UNIT,
-            statistic=NOT_BEHIND,
-            handicap=LEAST_SHARE,
-        ),
+        _not_behind("SCL is at least as accurate as full fine-tuning, to within half a point", second=["full"]),
         *_ahead(UNIT),
-        _tuned(
-            "across methods, the more collapsed the penultimate features, the higher the accuracy",
-            "-nc1",
-            "test_accuracy",
-        ),
+        _collapsed("across methods, the more collapsed the penultimate features, the higher the accuracy"),
     ],
 )
 
@@ -140,13 +117,7 @@ def _with_drop(rows: Sequence[Row]) -> list[Row]:
     return [row | {"drop": row["train_accuracy"] - row["test_accuracy"]} for row in rows]
 
 
-_overfits = gains(
-    "full fine-tuning loses more accuracy from training to test images than SCL",
-    "drop",
-    "method",
-    ["full"],
-    ["scl"],
-    pairs=SCARCE_UNIT,
-)
+_drop = partial(gains, value="drop", by="method", first=["full"], second=["scl"], pairs=SCARCE_UNIT)
+_overfits = _drop("full fine-tuning loses more accuracy from training to test images than SCL")
 _than_full, *_than_others = _ahead(SCARCE_UNIT)
 SCARCE_DATA = declared("scarce-data", _shots, [_than_full, *among(_with_drop, _overfits), *_than_others])
