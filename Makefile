@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test check clean
 
 demo: .venv/ready                ## the main job on built-in digits, offline, in about a minute
 	$(BIN)/tightframe transfer --out runs/demo
@@ -12,7 +12,12 @@ test: .venv/ready-dev            ## everything that has to hold before a change 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
+
+check: .venv/ready-dev           ## the quick part of it, in a minute or two
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n auto --dist worksteal -m 'not slow'
 
 clean:
 	rm -rf .venv runs

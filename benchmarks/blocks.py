@@ -48,7 +48,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     regrets = []
     for name, model, side in CASES:
-        data = tightframe.load_images(str(shared / "data" / name), shots=SHOTS)
+        data = tightframe.load_images(str(shared / "data" / name), max_per_class=SHOTS)
         backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}", input_size=side)
         plan = tightframe.TrainConfig(epochs=EPOCHS)
         known = readings(backbone, tightframe.Workspace().features(backbone, data.train), plan.align)

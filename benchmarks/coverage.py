@@ -20,8 +20,8 @@ import torch
 from few_samples import truth
 
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.certainty import COLLAPSE, Interval, collapse_intervals, corrected_intervals, intervals
 from tightframe.metrics.folds import Folds
+from tightframe.metrics.intervals import COLLAPSE, Interval, collapse_intervals, corrected_intervals, intervals
 from tightframe.scores.from_moments import h_score_shrunk, logme
 
 DRAWS = 400

@@ -27,10 +27,8 @@ from scipy.sparse.linalg import svds
 
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.quick import quick_collapse
-from tightframe.metrics.summary import collapse_metrics
-from tightframe.probes.discriminant import lda, nearest_center
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.metrics.summary import collapse_metrics, quick_collapse
+from tightframe.probes.linear import cross_validated_ridge, lda, nearest_center
 from tightframe.scores.from_moments import h_score, h_score_shrunk, logme
 
 SIZES = [(10_000, 768, 10), (50_000, 512, 100), (50_000, 2048, 100), (50_000, 2048, 1000)]
@@ -119,7 +117,7 @@ LINES: list[tuple[str, str, Callable[[torch.Tensor, torch.Tensor, int], None], s
     ("moments, updates of 8192", "≤ 1.3", updates, {0, 1, 2, 3}),
     ("NC1 + CDNV + NC2 alone", "< 1 at K 100", quick, {0, 1, 2, 3}),
     ("everything from moments", "≤ 4; 5 at K 1000", everything, {0, 1, 2, 3}),
-    ("uncenterd float32 sums, batches of 256", "", torchmetrics_style, {0, 1, 2, 3}),
+    ("uncentered float32 sums, batches of 256", "", torchmetrics_style, {0, 1, 2, 3}),
     ("NC1 as in notebooks (svds)", "", notebook_nc1, {0, 1, 2}),
     ("LogME as published", "", published_logme, {0, 1, 2}),
 ]

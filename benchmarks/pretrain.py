@@ -31,6 +31,7 @@ from torchvision.transforms import v2
 import tightframe
 from tightframe.data.items import unlabeled
 from tightframe.features.precision import likely_precision
+from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
 from tightframe.models.cifar import NAMES, SIDE
 
@@ -56,7 +57,8 @@ def ours(data: Images, arch: str, augment: float, epochs: int) -> list[float]:
             yield step
 
     with tempfile.TemporaryDirectory() as folder:
-        tightframe.pretrain(ImageSplits(data.name, data, None), Path(folder) / "net", how, progress=progress)
+        workspace = Workspace(progress=progress)
+        tightframe.pretrain(ImageSplits(data.name, data, None), Path(folder) / "net", how, workspace=workspace)
     return list(np.diff(ticks)[-epochs:])
 
 

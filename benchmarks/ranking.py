@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 import tightframe
+from tightframe.decide.ranking import orders, quality
 from tightframe.decide.recommendation import FADING, MOVING, SIZE, WEIGHTS
 from tightframe.features.stages import Run
-from tightframe.jobs.rank import orders, quality, rank
-from tightframe.metrics.agreement import agreement
+from tightframe.jobs.rank import rank
 from tightframe.row import Row
+from tightframe.scores.agreement import agreement
 
 SHOTS = (10, 20, None)
 SHOWN = ("weighted_tau", "regret")
@@ -61,7 +62,7 @@ def table(shared: Path, cache: Path) -> Found:
         models = models_for(shared, folder.name)
         for shots in SHOTS:
             started = time.perf_counter()
-            data = tightframe.load_images(str(folder), shots=shots)
+            data = tightframe.load_images(str(folder), max_per_class=shots)
             run, store = Run(cache / f"{folder.name}-{shots}"), tightframe.FeatureStore(cache / "features")
             rows = rank(data, models, run=run, store=store, precision="float32").rows
             found[folder.name, shots] = rows

@@ -31,7 +31,7 @@ from scipy.stats import t as student
 
 import tightframe
 from tightframe.errors import TightframeError
-from tightframe.studies.tunings import penultimate_nc1
+from tightframe.studies.lab import penultimate_nc1
 from tightframe.tuning.methods import METHODS
 
 IMAGENET, CIFAR = ("mobilenetv1_050", "mobilenetv2_100", "squeezenet1_1"), ("resnet20_cifar10",)
@@ -81,7 +81,7 @@ def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...
         missing = [name for name in options.methods if (model, data, shots, seed, name) not in done]
         if model not in options.models or not missing:
             continue
-        images = tightframe.load_images(str(shared / "data" / data), shots=shots, seed=seed)
+        images = tightframe.load_images(str(shared / "data" / data), max_per_class=shots, seed=seed)
         backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}", input_size=SIDES[model])
         for name in missing:
             row = tuned_by(name, images, backbone, seed, options.epochs)

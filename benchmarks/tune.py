@@ -38,10 +38,9 @@ from tightframe.features.precision import autocast, likely_precision, on_device
 from tightframe.jobs.tune import choose_layer
 from tightframe.tuning.loop import Inputs, fit
 from tightframe.tuning.methods import METHODS
-from tightframe.tuning.prefix import inputs_of
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.state import Row, Trainable
-from tightframe.tuning.surgery import TunableModel
+from tightframe.tuning.surgery import TunableModel, inputs_of
 
 ROUNDS, EPOCHS, MEASURED = 2, 100, 4
 CPU = torch.device("cpu")
@@ -96,7 +95,7 @@ def alone(case: str, mode: str) -> dict[str, Any]:
 def measured(shared: Path, case: str, mode: str) -> dict[str, Any]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     uri, images, side = CASES[case]
-    data = tightframe.load_images(str(shared / "data" / images), shots=20)
+    data = tightframe.load_images(str(shared / "data" / images), max_per_class=20)
     named = uri.replace("zoo:", f"{shared / 'zoo' / 'zoo.py'}:build:")
     backbone = tightframe.load_backbone(named, input_size=side, pretrained=uri.startswith("zoo:"))
     if mode == "race":

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from tightframe import Pretraining, TrainConfig, fewshot, load_backbone, load_images, pretrain, rank, tune
+from tightframe.features.augment import Distort
 from tightframe.features.precision import device_of
 from tightframe.features.workspace import Workspace
 from tightframe.studies import STUDIES, run_study
-from tightframe.studies.study import Scale
-from tightframe.tuning.augment import Distort
 from tightframe.tuning.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA finds")
@@ -31,7 +30,7 @@ def exact():
 
 @pytest.fixture
 def data():
-    return load_images("digits:5-9", shots=8, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=8, test_share=0.2)
 
 
 def test_it_is_taken_by_itself():
@@ -93,9 +92,12 @@ def test_tuning_stopped_goes_on(names, data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "supcon"])
 def test_pretraining(tmp_path, loss):
-    data = load_images("digits:0-4", shots=40, test_share=0.5)
+    data = load_images("digits:0-4", max_per_class=40, test_share=0.5)
     how = Pretraining("cifar_resnet8", loss, 1, augment=0.5, epochs=2, lr=0.05, batch_size=32)
-    found = [pretrain(data, tmp_path / device, how, device=device, precision="float32") for device in ("cpu", "cuda")]
+    found = [
+        pretrain(data, tmp_path / device, how, workspace=Workspace(device=device, precision="float32"))
+        for device in ("cpu", "cuda")
+    ]
     for one, other in zip(*(each.rows for each in found), strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.05)
         assert other["nc1"] == pytest.approx(one["nc1"], rel=0.5)  # steps magnify rounding
@@ -122,8 +124,7 @@ def test_ranking_and_episodes(names, data, tmp_path):
 def test_studies(names, tmp_path, name):
     study = STUDIES[name]
     scale = dataclasses.replace(study.scales["small"], epochs=1, seeds=1, episodes=10, blocks=2)
-    assert isinstance(scale, Scale)
     small = dataclasses.replace(study, scales={"small": scale})
     models = () if study.pretrains else list(names.values())
-    found = run_study(small, tmp_path, models=models, data=("digits:0-4", "digits:5-9"), shots=8)
+    found = run_study(small, tmp_path, models=models, data=("digits:0-4", "digits:5-9"), max_per_class=8)
     assert [row for row in found.rows if "error" in row] == []

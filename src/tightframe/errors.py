@@ -1,5 +1,13 @@
 """What can go wrong, for people: every message says what was given, why it can't be, and what to do next."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+NAMED = 20
+"""Most files that one message names."""
+
 
 class TightframeError(Exception):
     """Any failure that the user can do something about. The command line prints its message and no traceback."""
@@ -10,12 +18,20 @@ class DataError(TightframeError):
 
 
 class BadImage(DataError):
-    """One file can't be read as an image. ``path`` names it and ``reason`` says why."""
+    """Files that can't be read as images: ``path`` names the first, ``reason`` says why."""
 
-    def __init__(self, path: object, reason: str):
+    def __init__(self, path: object, reason: str, *others: tuple[object, str]):
         self.path, self.reason = str(path), reason
+        listed = [f"{one}: {why.rstrip('.')}" for one, why in ((path, reason), *others)]
+        if not others:
+            super().__init__(
+                f"{listed[0]}. Repair or remove it, or pass --skip-bad (skip_bad=True) to go on without it."
+            )
+            return
+        more = [f"and {len(listed) - NAMED} more"] if len(listed) > NAMED else []
         super().__init__(
-            f"{path}: {reason}. Repair or remove it, or pass --skip-bad (skip_bad=True) to go on without it."
+            "\n  ".join([f"{len(listed)} files can't be used as images:", *listed[:NAMED], *more])
+            + "\nRepair or remove them, or pass --skip-bad (skip_bad=True) to go on without them."
         )
 
 
@@ -41,3 +57,23 @@ class SettingsError(TightframeError):
 
 class SavedError(TightframeError):
     """A saved folder is damaged, of another kind, or does not belong to what it is loaded onto."""
+
+
+class PackageMissing(TightframeError, ModuleNotFoundError):
+    """Something was asked for that needs an optional package, and that can't be imported."""
+
+
+@contextmanager
+def needed_by(what: str, extra: str) -> Iterator[None]:
+    """Around the imports of optional packages that ``what`` needs.
+
+    Raises:
+        PackageMissing: one can't be imported; ``pip install 'tightframe[EXTRA]'`` installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise PackageMissing(
+            f"{what} needs a package that can't be imported ({error}): pip install 'tightframe[{extra}]'",
+            name=error.name,
+        ) from error

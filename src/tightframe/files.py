@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tightframe.errors import SettingsError
 from tightframe.processes import is_first
 
 
@@ -41,6 +42,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             unfinished.chmod(usual)
 
     _write(path, save)
+
+
+def new_folder(folder: Path) -> None:
+    """Make ``folder``, or see that it is empty.
+
+    Raises:
+        SettingsError: it is in use, or can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{folder} can't be made ({error.strerror}); choose another --out") from error
+    if any(folder.iterdir()):
+        raise SettingsError(f"{folder} is in use; choose another --out, a new or empty folder")
 
 
 def _write(path: Path, content: Callable[[Path], object]) -> None:

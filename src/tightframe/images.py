@@ -137,11 +137,12 @@ class Images:
         memory = _Memory(budget_bytes)
         return replace(self, items=tuple(_Kept(item, memory) for item in self.items))
 
-    def faults(self, progress: Progress = silent) -> dict[int, str]:
-        """Decode every image; for those that can't be decoded, the reason by index."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            reasons = progress(pool.map(_fault, self.items), "decoding images", len(self))
-            return {index: reason for index, reason in enumerate(reasons) if reason}
+
+def undecodable(items: Sequence[Item], progress: Progress = silent) -> dict[int, str]:
+    """Decode all ``items``; of those that can't be decoded, the reasons by index."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        reasons = progress(pool.map(_fault, items), "decoding images", len(items))
+        return {index: reason for index, reason in enumerate(reasons) if reason}
 
 
 def _digest(item: Item) -> str:

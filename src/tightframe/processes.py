@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from tightframe.errors import SettingsError, TightframeError
+from tightframe.errors import SettingsError, needed_by
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,16 +99,12 @@ def together() -> Team:
     """All processes that a launcher started together; this one alone without a launcher.
 
     Raises:
-        TightframeError: there are several processes, and Accelerate is not installed.
+        PackageMissing: there are several processes, and Accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team()
-    try:
+    with needed_by("training in several processes", "accelerate"):
         from accelerate import PartialState
-    except ModuleNotFoundError as error:
-        raise TightframeError(
-            "several processes were started, which needs Accelerate: pip install 'tightframe[accelerate]'"
-        ) from error
     import torch
 
     state = PartialState(cpu=not torch.cuda.is_available())

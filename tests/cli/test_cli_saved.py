@@ -32,7 +32,7 @@ def run(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("images") / "digits here"
-    data = load_images("digits:5-9", shots=8).train
+    data = load_images("digits:5-9", max_per_class=8).train
     for index, label in enumerate(data.labels):
         (root / f"digit {data.classes[label]}").mkdir(parents=True, exist_ok=True)
         data[index].save(root / f"digit {data.classes[label]}" / f"{index}.png")
@@ -55,12 +55,12 @@ def test_evaluate_judges_what_tune_held_out(run, tuned, images, tmp_path):
     metrics = json.loads((tuned / "tightframe.json").read_text())["metrics"]
     assert found["rows"][0]["images"] == 10
     assert found["rows"][0]["accuracy"] == metrics["test_accuracy"]
-    assert "surest mistakes" in out
+    assert "confident mistakes" in out
     assert max(map(len, out.split("rows, settings")[0].splitlines())) <= 80
 
 
 def test_evaluate_all_says_what_that_means(run, tuned, images):
-    status, out, _ = run("evaluate", tuned, images, "--all")
+    status, out, _ = run("evaluate", tuned, images, "--test-share", "0")
     assert status == 0
     assert "all 40 images" in out.replace("\n", " ")
 
@@ -95,7 +95,7 @@ def test_export_writes_a_file_and_says_how_well_it_agrees(run, tuned, images, tm
     assert (tmp_path / "net.onnx").stat().st_size == row["bytes"]
     status, _, err = run("export", tuned, "--onnx", "/nonexistent/net.onnx")
     assert status == 2
-    assert "can't be written" in err
+    assert "can't be written" in " ".join(err.split())
 
 
 def test_push_names_where_it_went(run, tuned, monkeypatch):
@@ -103,7 +103,7 @@ def test_push_names_where_it_went(run, tuned, monkeypatch):
         def create_repo(self, repo_id, *, private=None, exist_ok=False):
             return f"https://hub.example/{repo_id}?{private}"
 
-        def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
             pass
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Shelf)
@@ -112,14 +112,3 @@ def test_push_names_where_it_went(run, tuned, monkeypatch):
     assert "https://hub.example/ann/digits?True" in "".join(line.strip() for line in out.splitlines())
     assert "license" in out
     assert run("push", tuned, "nobody")[0] == 1
-
-
-@pytest.mark.parametrize("command", ["evaluate", "merge", "export", "push"])
-def test_help_explains_every_option(run, command):
-    status, out, _ = run(command, "--help")
-    assert status == 0
-    assert "Example: tightframe " + command in out
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
-    for option in set(re.findall(r"^  (--[a-z-]+)", plain, flags=re.M)):
-        assert re.search(rf"^  {option}\b[^\n]*(\n {{20,}}|  )\S", plain, flags=re.M), option
-    assert run(command, *(["nowhere", "x/y"] if command == "push" else ["nowhere"]))[0] in (1, 2)

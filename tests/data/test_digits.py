@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tightframe.data.digits import load_digits_images
+from tightframe.data.digits import load_digit_images
 from tightframe.data.loading import load_images
 from tightframe.errors import DataError, SettingsError
 
 
 def test_all_ten_split_in_two() -> None:
-    splits = load_digits_images(None, test_share=0.25, seed=0)
+    splits = load_digit_images(None, test_share=0.25, seed=0)
     assert splits.test is not None
     assert (splits.name, splits.train.name, splits.test.name) == ("digits", "digits/train", "digits/test")
     assert splits.classes == splits.test.classes == tuple("0123456789")
@@ -21,7 +21,7 @@ def test_all_ten_split_in_two() -> None:
 
 
 def test_images_are_those_of_scikit_learn() -> None:
-    source, data = load_digits(), load_digits_images(None, test_share=0.0, seed=0).train
+    source, data = load_digits(), load_digit_images(None, test_share=0.0, seed=0).train
     assert data.labels.tolist() == source.target.tolist()
     for index in (0, 700, 1796):
         image = data[index]
@@ -33,7 +33,7 @@ def test_images_are_those_of_scikit_learn() -> None:
 
 
 def test_no_test_set_where_none_is_wanted() -> None:
-    splits = load_digits_images("0-4", test_share=0.0, seed=0)
+    splits = load_digit_images("0-4", test_share=0.0, seed=0)
     assert splits.test is None
     assert len(splits.train) == int((load_digits().target < 5).sum())
 
@@ -43,7 +43,7 @@ def test_no_test_set_where_none_is_wanted() -> None:
     [("0-4", "01234"), ("5-9", "56789"), ("1,3,8", "138"), ("8,3,1", "138"), ("0-2, 7", "0127"), ("1,1,2", "12")],
 )
 def test_selections(selection: str, classes: str) -> None:
-    splits = load_digits_images(selection, test_share=0.5, seed=0)
+    splits = load_digit_images(selection, test_share=0.5, seed=0)
     source = load_digits()
     assert splits.classes == tuple(classes)
     assert splits.name == f"digits:{selection}"
@@ -58,23 +58,23 @@ def test_selections(selection: str, classes: str) -> None:
 )
 def test_selections_not_understood(selection: str) -> None:
     with pytest.raises(DataError, match=r"digits:.*accepted are digits") as caught:
-        load_digits_images(selection, test_share=0.25, seed=0)
+        load_digit_images(selection, test_share=0.25, seed=0)
     assert f"digits:{selection}" in str(caught.value)
 
 
 def test_fingerprints_and_seeds() -> None:
     def prints(selection: str | None, seed: int) -> str:
-        return load_digits_images(selection, test_share=0.25, seed=seed).train.fingerprint
+        return load_digit_images(selection, test_share=0.25, seed=seed).train.fingerprint
 
     assert prints("0-4", 0) == prints("0-4", 0)
     assert len({prints("0-4", 0), prints("0-4", 1), prints("5-9", 0), prints(None, 0)}) == 4
 
 
 def test_load_images_knows_digits() -> None:
-    splits = load_images("digits:0-4", test_share=0.5, shots=3)
+    splits = load_images("digits:0-4", test_share=0.5, max_per_class=3)
     assert splits.test is not None
     assert np.bincount(splits.train.labels).tolist() == [3] * 5
-    assert len(splits.test) > 400  # shots leave the test set whole
+    assert len(splits.test) > 400  # the test set stays whole
     assert len(load_images("digits").classes) == 10
 
 
@@ -84,6 +84,6 @@ def test_load_images_checks_the_share(test_share: float) -> None:
         load_images("digits", test_share=test_share)
 
 
-def test_load_images_checks_the_shots_before_it_looks_for_images() -> None:
-    with pytest.raises(DataError, match="0 images"):
-        load_images("no/such/folder", shots=0)
+def test_load_images_checks_its_settings_before_it_looks_for_images() -> None:
+    with pytest.raises(SettingsError, match="0 images"):
+        load_images("no/such/folder", max_per_class=0)

@@ -249,8 +249,7 @@ def test_a_class_dropped_from_training_goes_from_testing_too(pets: Path) -> None
 
 def bad_files(root: Path) -> dict[str, str]:
     """Make one of each; where they lie, and what the reason says."""
-    (root / "cat/notes.txt").write_text("x")
-    (root / "cat/noext").write_text("x")
+    (root / "cat/scan.heic").write_text("x")
     (root / "cat/empty.png").write_bytes(b"")
     (root / "cat/broken.png").symlink_to("nowhere.png")
     (root / "cat/circle.png").symlink_to("circle.png")
@@ -259,8 +258,7 @@ def bad_files(root: Path) -> dict[str, str]:
     (root / "cat/loop").symlink_to("..")
     os.mkfifo(root / "cat/pipe.png")
     return {
-        "cat/notes.txt": "suffix is .txt",
-        "cat/noext": "suffix is missing",
+        "cat/scan.heic": ".heic files are not read",
         "cat/empty.png": "empty",
         "cat/broken.png": "leads nowhere",
         "cat/circle.png": "leads nowhere",
@@ -281,7 +279,7 @@ def test_bad_files_are_skipped_and_listed(flat: Path) -> None:
         assert reason in found[name]
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "noext", "empty.png", "broken.png", "circle.png", "escape.png", "loop"])
+@pytest.mark.parametrize("name", ["scan.heic", "empty.png", "broken.png", "circle.png", "escape.png", "loop"])
 def test_each_bad_file_is_an_error_without(tmp_path: Path, flat: Path, name: str) -> None:
     reasons = bad_files(flat)
     for other in reasons:
@@ -290,6 +288,37 @@ def test_each_bad_file_is_an_error_without(tmp_path: Path, flat: Path, name: str
     with pytest.raises(BadImage, match=reasons[f"cat/{name}"]) as caught:
         load(flat)
     assert caught.value.path == str(flat / "cat" / name)
+
+
+def test_bad_files_are_all_named_at_once(flat: Path) -> None:
+    expected = bad_files(flat)
+    with pytest.raises(BadImage, match="8 files can't be used") as caught:
+        load(flat)
+    lines = str(caught.value).splitlines()
+    for name, reason in expected.items():
+        assert any(f"{flat / name}: " in line and reason in line for line in lines)
+    assert "Repair or remove them, or pass --skip-bad" in lines[-1]
+    for index in range(30):
+        (flat / f"dog/empty{index}.png").touch()
+    with pytest.raises(BadImage, match="and 18 more"):
+        load(flat)
+
+
+def test_what_is_no_image_by_name_and_content_is_left_out_with_a_note(flat: Path) -> None:
+    (flat / "cat/notes.txt").write_text("x")
+    (flat / "cat/noext").write_bytes(b"")
+    (flat / "dog/0.png").rename(flat / "dog/photo")  # an image nonetheless
+    for skip_bad in (False, True):
+        splits = load(flat, skip_bad=skip_bad, test_share=0.0)
+        assert len(splits.train) == 16
+        assert "dog/photo" in splits.train.identifiers
+        assert splits.notes == ["2 files were left out; the first: cat/noext: not an image, by name or content"]
+
+
+def test_reasons_end_with_one_full_stop(flat: Path) -> None:
+    put(flat / "stray.png")
+    with pytest.raises(BadImage, match=r"[^.]\. Repair"):
+        load(flat)
 
 
 def test_class_and_split_folders_that_lead_out(tmp_path: Path, flat: Path) -> None:
@@ -350,7 +379,7 @@ def test_skip_bad_decodes_all_and_shows_progress(pets: Path) -> None:
     splits = load(pets, skip_bad=True, progress=progress)
     assert splits.train.identifiers == ("train/cat/1.png", "train/dog/0.png", "train/dog/1.png")
     assert [line.split(": ")[0] for line in splits.skipped] == ["test/dog/1.png", "train/cat/0.png"]
-    assert shown[0] == ("Checking images", 8)
+    assert shown[0] == ("decoding images", 8)
     assert len(shown) == 9
 
 
@@ -469,7 +498,7 @@ def test_a_relative_folder_outlives_a_change_of_directory(flat: Path, monkeypatc
 
 
 def test_load_images_on_folders(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = load_images(str(flat), shots=3)
+    splits = load_images(str(flat), max_per_class=3)
     assert splits.test is not None
     assert np.bincount(splits.train.labels).tolist() == [3, 3]
     assert len(splits.test) == 4

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tightframe.data.items import unlabeled
 from tightframe.errors import BadImage, DataError
-from tightframe.images import Images, ImageSplits
+from tightframe.images import Images, ImageSplits, undecodable
 
 SIZE = 4 * 6 * 5  # bytes of one decoded image
 
@@ -106,6 +106,6 @@ def test_images_of_all_kinds_without_labels(tmp_path: Path) -> None:
 def test_faults_are_told_by_index(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
     data = unlabeled([tmp_path / "a.png", tmp_path / "none.png"])
-    assert data.faults() == {1: "there is no such file"}
+    assert undecodable(data.items) == {1: "there is no such file"}
     with pytest.raises(BadImage, match=r"none\.png: there is no such file"):
         _ = data[1]

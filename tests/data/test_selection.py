@@ -120,7 +120,7 @@ def test_negative_seed() -> None:
 
 
 @given(LABELS, st.integers(1, 20), SEEDS)
-def test_shots_are_so_many_a_class_in_order(labels: np.ndarray, per_class: int, seed: int) -> None:
+def test_at_most_so_many_of_each_class_are_drawn_in_order(labels: np.ndarray, per_class: int, seed: int) -> None:
     few = at_most(grays(labels), per_class, seed)
     np.testing.assert_array_equal(counts(few.labels), np.minimum(counts(labels), per_class))
     assert (np.diff([item.value for item in few.items]) > 0).all()
@@ -128,14 +128,14 @@ def test_shots_are_so_many_a_class_in_order(labels: np.ndarray, per_class: int, 
     assert set(few.identifiers) <= set(more.identifiers)
 
 
-def test_shots_depend_on_the_seed() -> None:
+def test_what_is_drawn_depends_on_the_seed() -> None:
     data = grays(np.zeros(50, dtype=np.int64))
     assert len({at_most(data, 5, seed).identifiers for seed in range(10)}) == 10
 
 
 @pytest.mark.parametrize("per_class", [0, -3])
-def test_no_shots_are_refused(per_class: int) -> None:
-    with pytest.raises(DataError, match=f"{per_class} images"):
+def test_none_of_a_class_is_refused(per_class: int) -> None:
+    with pytest.raises(SettingsError, match=f"{per_class} images"):
         at_most(grays(np.array([0, 1])), per_class, 0)
 
 

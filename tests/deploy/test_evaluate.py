@@ -20,7 +20,7 @@ PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -51,37 +51,37 @@ def test_the_row_is_what_other_ways_give(tuned, data, found):
 def test_classes_and_confusion_are_those_of_scikit_learn(tuned, data, found):
     said = tuned.probabilities(data.test).argmax(1)
     table = confusion_matrix(data.test.labels, said, labels=range(5))
-    classes = found.further["classes"]
+    classes = found.tables["classes"]
     assert [row["class"] for row in classes] == list(data.classes)
     assert [row["images"] for row in classes] == table.sum(1).tolist()
-    assert [row["right"] for row in classes] == table.diagonal().tolist()
-    assert [row["predicted"] for row in classes] == table.sum(0).tolist()
+    assert [row["correct"] for row in classes] == table.diagonal().tolist()
+    assert [row["times_predicted"] for row in classes] == table.sum(0).tolist()
     assert [(r["accuracy_low"], r["accuracy_high"]) for r in classes] == [
-        interval(r["right"], r["images"]) for r in classes
+        interval(r["correct"], r["images"]) for r in classes
     ]
     rebuilt = np.zeros_like(table)
-    for row in found.further["confusion"]:
-        place = data.classes.index(row["actual"]), data.classes.index(row["predicted"])
+    for row in found.tables["confusion"]:
+        place = data.classes.index(row["true"]), data.classes.index(row["predicted"])
         rebuilt[place] = row["count"]
-        assert row["trainable_share"] == row["count"] / table[place[0]].sum()
+        assert row["share"] == row["count"] / table[place[0]].sum()
     assert (rebuilt == table).all()
 
 
 def test_mistakes_are_wrong_and_the_surest_first(tuned, data, found):
     shares = tuned.probabilities(data.test)
     wrong = shares.argmax(1) != data.test.labels
-    rows = found.further["mistakes"]
+    rows = found.tables["mistakes"]
     assert len(rows) == min(10, wrong.sum())
-    assert all(row["actual"] != row["predicted"] for row in rows)
+    assert all(row["true"] != row["predicted"] for row in rows)
     assert [row["probability"] for row in rows] == pytest.approx(np.sort(shares.max(1)[wrong])[::-1][: len(rows)])
     place = data.test.identifiers.index(rows[0]["path"])
-    assert data.classes[data.test.labels[place]] == rows[0]["actual"]
+    assert data.classes[data.test.labels[place]] == rows[0]["true"]
 
 
 def test_some_classes_in_another_order_are_found_by_name(tuned, data):
     other = load_images("digits:6,8", test_share=0.0).train
     found = evaluate(tuned, other)
-    assert [row["class"] for row in found.further["classes"]] == ["6", "8"]
+    assert [row["class"] for row in found.tables["classes"]] == ["6", "8"]
     logits, _ = tuned.logits_and_features(other)
     said = [tuned.classes[index] for index in logits.argmax(1)]
     actual = [other.classes[label] for label in other.labels]
@@ -96,7 +96,7 @@ def test_classes_without_an_image_do_not_count(tuned, data):
     few = data.test.subset(np.flatnonzero(data.test.labels == 2))
     found = evaluate(tuned, few)
     assert found.rows[0]["classes"] == 1
-    assert [row["class"] for row in found.further["classes"]] == ["7"]
+    assert [row["class"] for row in found.tables["classes"]] == ["7"]
     wider = load_images("digits:4-9", test_share=0.0).train
     known = wider.subset(np.flatnonzero(wider.labels > 0))
     assert evaluate(tuned, known).rows[0]["classes"] == 5
@@ -110,10 +110,10 @@ def test_strange_classes_are_named_with_what_to_do(tuned):
 
 
 def test_without_test_images_all_are_judged_and_it_says_so(tuned, data):
-    whole = load_images("digits:5-9", test_share=0.0, shots=4)
+    whole = load_images("digits:5-9", test_share=0.0, max_per_class=4)
     found = evaluate(tuned, whole)
     assert found.rows[0]["images"] == 20
-    assert "looks too good" in found.notes[-1]
+    assert "raise accuracy" in found.notes[-1]
     assert evaluate(tuned, data).notes == []
 
 
@@ -123,9 +123,9 @@ def test_no_image_at_all(tuned, data):
 
 
 def test_it_is_written_as_json(found, tmp_path):
-    found.save(tmp_path / "found.json")
+    found.to_json(tmp_path / "found.json")
     written = json.loads((tmp_path / "found.json").read_text())
-    assert set(written["further"]) == {"classes", "confusion", "mistakes"}
+    assert set(written["tables"]) == {"classes", "confusion", "mistakes", "samples"}
     assert written["rows"] == found.rows
 
 
@@ -141,10 +141,10 @@ def test_a_perfect_and_a_certainly_wrong_model(tuned, data, monkeypatch):
     perfect = evaluate(tuned, data)
     assert perfect.rows[0]["accuracy"] == perfect.rows[0]["accuracy_high"] == 1
     assert perfect.rows[0]["calibration_error"] == pytest.approx(0, abs=1e-9)
-    assert perfect.further["mistakes"] == []
+    assert perfect.tables["mistakes"] == []
     monkeypatch.setattr(type(tuned), "logits_and_features", answers(1))
     wrong = evaluate(tuned, data)
     assert wrong.rows[0]["accuracy"] == 0
     assert wrong.rows[0]["calibration_error"] == pytest.approx(1)
     assert wrong.rows[0]["log_loss"] == pytest.approx(50)
-    assert len(wrong.further["mistakes"]) == 10
+    assert len(wrong.tables["mistakes"]) == 10

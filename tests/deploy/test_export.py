@@ -14,15 +14,15 @@ from torch import nn
 
 from tightframe import TrainConfig, export_onnx, load_backbone, load_images, load_tuned, tune
 from tightframe.deploy import export
-from tightframe.deploy.export import ExportFailed, OnnxMissing
-from tightframe.errors import SettingsError
+from tightframe.deploy.export import ExportFailed
+from tightframe.errors import PackageMissing, SettingsError
 
 PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.1)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_what_the_exporter_can_not_follow_is_said_in_words(tuned, tmp_path, monk
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_what_has_to_be_installed_is_named(tuned, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(OnnxMissing, match=r"pip install tightframe\[onnx\]"):
+    with pytest.raises(PackageMissing, match=r"pip install 'tightframe\[onnx\]'"):
         export_onnx(tuned, tmp_path / "net.onnx")
 
 

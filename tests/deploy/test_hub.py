@@ -33,10 +33,10 @@ class Shelf:
         self.repositories.setdefault(repo_id, private)
         return f"https://hub.example/{repo_id}"
 
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
         assert repo_id in self.repositories
         self.messages.append(commit_message)
-        found = [path for path in Path(folder_path).rglob("*") if path.name in allow_patterns]
+        found = [path for path in Path(folder_path).rglob("*") if path.is_file()]
         self.files |= {path.relative_to(folder_path).as_posix(): path.read_bytes() for path in found}
 
 
@@ -56,7 +56,7 @@ def no_model(monkeypatch):
 @pytest.fixture(scope="module")
 def saved(names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "net"
-    data = load_images("digits:5-9", shots=4, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=4, test_share=0.2)
     tune(data, load_backbone(names["wide"]), method="scl", block="layer3.0", config=PLAN, out=folder)
     return folder
 
@@ -89,7 +89,7 @@ def test_no_folder_of_this_machine_is_told(form, tmp_path):
 
 
 def test_of_lora_the_files_of_peft_are_sent(names, model_folders, tmp_path):
-    data = load_images("digits:5-9", shots=4, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=4, test_share=0.2)
     tuned = tune(data, load_backbone(names["wide"]), method="lora", config=PLAN, out=tmp_path / "net")
     shelf = Shelf()
     (row,) = push_to_hub(tmp_path / "net", REPO, api=shelf).rows
@@ -218,9 +218,7 @@ def test_the_stand_in_has_the_interface_of_the_real_one():
     assert isinstance(Shelf(), Hub)
     real = huggingface_hub.hf_api.HfApi
     inspect.signature(real.create_repo).bind(None, REPO, private=None, exist_ok=True)
-    inspect.signature(real.upload_folder).bind(
-        None, repo_id=REPO, folder_path="x", allow_patterns=[], commit_message="m"
-    )
+    inspect.signature(real.upload_folder).bind(None, repo_id=REPO, folder_path="x", commit_message="m")
     for name in ("create_repo", "upload_folder"):
         stated, given = inspect.signature(getattr(Hub, name)), inspect.signature(getattr(Shelf, name))
         assert list(stated.parameters) == list(given.parameters)

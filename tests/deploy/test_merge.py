@@ -41,7 +41,7 @@ def squeezed():
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=4, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=4, test_share=0.2)
 
 
 @pytest.fixture(scope="module", params=["linear", "layer", "full", "lora"])

@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tightframe import TrainConfig, load_backbone, load_images, load_tuned, tune
-from tightframe.errors import BadImage, SavedError, TightframeError
+from tightframe.errors import BadImage, DataError, SavedError, TightframeError
 
 PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module", params=["linear", "layer", "scl", "full"])
@@ -57,6 +57,7 @@ def test_it_holds_what_was_trained_and_no_more(saved):
         "tuned.safetensors",
         "history.json",
         "log.jsonl",
+        "run.txt",
     }
     tensors = load_file(folder / "tuned.safetensors")
     assert set(tensors) == set(tuned.model.changed_state())
@@ -234,12 +235,52 @@ def test_an_image_that_can_not_be_read(saved, tmp_path):
     tuned, _ = saved
     (tmp_path / "bad.png").write_bytes(b"nothing")
     Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
+    files = [tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "none.png"]
     with pytest.raises(BadImage, match=r"bad\.png"):
-        tuned.predict([tmp_path / "good.png", tmp_path / "bad.png"])
-    good, bad = tuned.predict([tmp_path / "good.png", tmp_path / "bad.png"], skip_bad=True)
+        tuned.predict(files, on_error="raise")
+    good, bad, gone = tuned.predict(files)
     assert good["predicted"] in tuned.classes
     assert "bad.png" in bad["path"]
     assert bad["error"]
+    assert "no such file" in gone["error"]
+
+
+def test_one_image_or_several_of_any_kind(saved, data, tmp_path):
+    tuned, _ = saved
+    image = data.test[0]
+    (tmp_path / "below").mkdir()
+    for name in ("b.png", "below/c.PNG", ".hidden.png"):
+        image.save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    values = np.asarray(image)
+    (expected,) = tuned.predict([image])
+    for one in (image, values, values[None], tmp_path / "b.png", str(tmp_path / "b.png"), data.test.subset([0])):
+        (row,) = tuned.predict(one)
+        assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
+    rows = tuned.predict([tmp_path, np.stack([values, values]), image])
+    assert [row["path"] for row in rows[:2]] == [str(tmp_path / "b.png"), str(tmp_path / "below/c.PNG")]
+    assert len(rows) == 5
+    assert all(row["predicted"] == expected["predicted"] for row in rows)
+
+
+def test_what_is_no_image_is_refused(saved, tmp_path):
+    tuned, _ = saved
+    with pytest.raises(DataError, match=r"float64 .*uint8"):
+        tuned.predict(np.zeros((4, 4, 3)))
+    with pytest.raises(DataError, match="holds no images"):
+        tuned.predict(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(DataError, match="holds no images"):
+        tuned.predict(tmp_path / "in")
+
+
+def test_it_says_what_it_is(saved):
+    tuned, _ = saved
+    assert len(repr(tuned).splitlines()) == 3
+    assert tuned.backbone.name in repr(tuned)
+    assert '5 classes: "' in repr(tuned)
 
 
 def test_the_command_that_predicts_names_what_has_to_be_named(saved, tmp_path):

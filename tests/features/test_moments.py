@@ -224,9 +224,9 @@ def test_between_is_a_factor_of_the_covariance_of_means(weighting: str) -> None:
     labels[:20] = 0
     weights = np.full(4, 1 / 4) if weighting == "class" else np.bincount(labels) / 50
     means = np.stack([features[labels == label].mean(0) for label in range(4)])
-    centerd = means - weights @ means
+    centered = means - weights @ means
     factor = ClassMoments.from_features(features, labels, 4).between(weighting)
-    np.testing.assert_allclose(factor @ factor.T, (centerd.T * weights) @ centerd, rtol=PROMISE, atol=PROMISE)
+    np.testing.assert_allclose(factor @ factor.T, (centered.T * weights) @ centered, rtol=PROMISE, atol=PROMISE)
 
 
 def test_no_other_weighting() -> None:

@@ -8,23 +8,21 @@ import numpy as np
 import pytest
 
 from tightframe import load_backbone, load_images
-from tightframe.decide.block import Trial, candidates, choose_block, readings
+from tightframe.decide import block as racing
+from tightframe.decide.block import candidates, chosen_block, readings
 from tightframe.decide.layers import Reading, recommend_layer
+from tightframe.features.capture import CannotCut
 from tightframe.features.workspace import Workspace
-from tightframe.jobs import block as racing
 from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.methods import METHODS
-from tightframe.tuning.prefix import CannotCut
-from tightframe.tuning.recipe import Recipe
 
-PLAN = TrainConfig(validation_share=0.3, prefix_cache_gb=1.0)
-TRIAL = Trial(PLAN, Recipe(lr=0.01, epochs=6, batch_size=16))
+PLAN = TrainConfig(epochs=6, batch_size=16, validation_share=0.3, prefix_cache_gb=1.0)
 DEPTH = [Reading(f"b{depth}", spread, 10) for depth, spread in enumerate([1, 9, 2, 8, 3, 7, 6, 5])]
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=10, test_share=0.3)
+    return load_images("digits:5-9", max_per_class=10, test_share=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +30,8 @@ def wide(names):
     return load_backbone(names["wide"])
 
 
-def choose(data, backbone, trial=TRIAL, method="scl"):
-    return choose_block(data.train, backbone, Workspace().features(backbone, data.train), METHODS[method], trial, {})
+def choose(data, backbone, config=PLAN, method="scl"):
+    return chosen_block(data.train, backbone, "auto", METHODS[method], config, Workspace())
 
 
 def test_the_most_collapsed_and_the_deepest_take_part_in_their_order():
@@ -51,8 +49,8 @@ def test_the_better_half_goes_on_for_twice_as_long(data, wide, monkeypatch):
     chosen, rows = choose(data, wide)
     assert [row["epochs"] for row in rows] == [1, 1, 1, 1, 2, 2]
     first = sorted(rows[:4], key=lambda row: row["validation_loss"])
-    assert {row["layer"] for row in rows[4:]} == {row["layer"] for row in first[:2]}
-    assert chosen == min(rows[4:], key=lambda row: row["validation_loss"])["layer"]
+    assert {row["block"] for row in rows[4:]} == {row["block"] for row in first[:2]}
+    assert chosen == min(rows[4:], key=lambda row: row["validation_loss"])["block"]
     assert choose(data, wide) == (chosen, rows), "the same again"
     assert blocks
 
@@ -63,7 +61,7 @@ def test_a_block_that_helps_wins(data, wide, method, monkeypatch):
     fitted = racing.fit
 
     def fit(model, inputs, split, recipe, **options):
-        if model.model.block != "layer2.0":
+        if model.block != "layer2.0":
             raise racing.Diverged("no")
         return fitted(model, inputs, split, recipe, **options)
 
@@ -79,11 +77,11 @@ def test_without_a_race_the_most_collapsed_small_block_is_taken(data, wide, why,
     features = Workspace().features(wide, data.train)
     usual = recommend_layer(*readings(wide, features))
     monkeypatch.setattr(racing, "candidates", lambda *_: ["layer1.0", "layer2.0"])
-    trial = replace(TRIAL, plan=replace(PLAN, prefix_cache_gb=1e-9 if why == "budget" else 1.0))
+    config = replace(PLAN, prefix_cache_gb=1e-9 if why == "budget" else 1.0)
     if why == "cut":
-        monkeypatch.setattr(racing, "inputs_of", lambda *_, **__: (_ for _ in ()).throw(CannotCut("no")))
+        monkeypatch.setattr(racing, "_ready", lambda *_, **__: (_ for _ in ()).throw(CannotCut("no")))
     if why == "images":
         monkeypatch.setattr(racing, "stratified", lambda labels, *_: (np.arange(len(labels)), np.arange(0)))
     if why == "diverged":
         monkeypatch.setattr(racing, "fit", lambda *_, **__: (_ for _ in ()).throw(racing.Diverged("no")))
-    assert choose(data, wide, trial)[0] == usual
+    assert choose(data, wide, config)[0] == usual

@@ -23,7 +23,7 @@ from tightframe.errors import BadImage, ModelError, SavedError, SettingsError, T
 from tightframe.jobs.estimator import UnusableInput
 
 SMALL = f"{Path(__file__).with_name('small_model.py')}:make"
-QUICK = {"epochs": 2, "rates": (0.05,), "decays": (1e-4,)}
+QUICK = {"epochs": 2, "lr": (0.05,), "weight_decay": (1e-4,)}
 
 
 class Drawn(TransferClassifier):
@@ -80,10 +80,11 @@ def name_of(check):
     return (check.func if isinstance(check, partial) else check).__name__
 
 
-DRAWN = Drawn(SMALL, "full", epochs=6, rates=(0.2,), decays=(0.0,), batch_size=16)
+DRAWN = Drawn(SMALL, "full", epochs=6, lr=(0.2,), weight_decay=(0.0,), batch_size=16)
 CHECKS = list(estimator_checks_generator(DRAWN))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "check"),
     [pair for pair in CHECKS if name_of(pair[1]) not in NOT_FOR_IMAGES],
@@ -100,7 +101,7 @@ def test_checks_left_out_are_checks_that_there_are():
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:0-2", shots=16)
+    return load_images("digits:0-2", max_per_class=16)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def paths(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(names, arrays, words):
-    chosen = {"epochs": 25, "rates": (0.1,), "decays": (1e-4,), "batch_size": 16}
+    chosen = {"epochs": 25, "lr": (0.1,), "weight_decay": (1e-4,), "batch_size": 16}
     return TransferClassifier(names["wide"], "scl", "layer3.0", **chosen).fit(arrays, words)
 
 
@@ -225,12 +226,12 @@ def test_nothing_is_checked_before_fit(arrays, words):
         (np.zeros((4, 8, 8), np.uint8), "height, width, 3"),
         (np.zeros((4, 3, 8, 8), np.uint8), "height, width, 3"),
         (np.zeros((4, 64)), "give paths"),
-        ([1, 2, 3, 4], "X holds a int"),
-        (np.arange(4.0), "X holds a float64"),
+        ([1, 2, 3, 4], "is a int"),
+        (np.arange(4.0), "is a float64"),
         ("one.png", "give a list"),
         ([], "X holds 0 images"),
         (np.zeros((0, 8, 8, 3), np.uint8), "X holds 0 images"),
-        (7, "X holds a int"),
+        (7, "is a int"),
     ],
     ids=str,
 )

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tightframe import ClassMoments, FeatureStore, fewshot, load_backbone, load_images, measure
+from tightframe import ClassMoments, Workspace, fewshot, load_backbone, load_images, measure
 from tightframe.data.class_lists import class_list
 from tightframe.errors import DataError, MeasureError, SettingsError
-from tightframe.features.workspace import Workspace
 from tightframe.probes.episodes import accuracies, draw, mean_and_margin
 
 SMALL = {"ways": 3, "shots": (1, 4), "episodes": 30, "queries": 5}
@@ -17,7 +16,7 @@ SMALL = {"ways": 3, "shots": (1, 4), "episodes": 30, "queries": 5}
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:4-9", shots=15, test_share=0.05)
+    return load_images("digits:4-9", max_per_class=15, test_share=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def test_collapse_is_that_of_all_images(found, data, backbone, pool):
 
 
 def test_a_bound_stands_where_collapse_can_not_be_told(backbone):
-    few = load_images("digits:5-9", shots=3, test_share=0.0)
+    few = load_images("digits:5-9", max_per_class=3, test_share=0.0)
     row = fewshot(few, backbone, ways=2, shots=[1], queries=1, episodes=5).rows[0]
     assert row["nc1_corrected"] is None
     assert row["nc1_corrected_low"] > 0
@@ -96,18 +95,18 @@ def test_settings_are_checked_before_any_image_is_read(data, backbone):
         raise AssertionError("images were read")
 
     with pytest.raises(SettingsError, match="ways must be 2 or more"):
-        fewshot(data, backbone, **SMALL | {"ways": 1}, progress=no_images)
+        fewshot(data, backbone, **SMALL | {"ways": 1}, workspace=Workspace(progress=no_images))
 
 
 def test_features_that_measure_kept_are_used_and_progress_is_told(data, backbone, tmp_path, found):
-    store, told = FeatureStore(tmp_path), []
-    measure(data.train, backbone, store=store)
+    told = []
+    measure(data.train, backbone, workspace=Workspace(tmp_path))
 
     def progress(items, description, total):
         told.append((description, total))
         return items
 
-    assert fewshot(data, backbone, **SMALL, store=store, progress=progress).rows == found.rows
+    assert fewshot(data, backbone, **SMALL, workspace=Workspace(tmp_path, progress=progress)).rows == found.rows
     assert [description for description, _ in told] == [
         f"{backbone.name} on {data.test.name}",
         "1-shot episodes",

@@ -11,13 +11,13 @@ from tightframe import layers, load_backbone, load_images
 from tightframe.errors import MeasureError
 from tightframe.features.workspace import Workspace
 from tightframe.jobs.layers import JUDGES, recommended
-from tightframe.probes.discriminant import nearest_center
 from tightframe.probes.knn import neighbors_predict
+from tightframe.probes.linear import nearest_center
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=10, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=10, test_share=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,8 @@ def test_every_layer_has_every_probe(found, backbone):
 
 
 def test_probes_are_those_of_their_functions(found, data, backbone):
-    train, test = Workspace().features(backbone, data.train), Workspace().features(backbone, data.test)
+    workspace = Workspace()
+    train, test = workspace.features(backbone, data.train), workspace.features(backbone, data.test)
     row = found.rows[-1]
     head = nearest_center(train.moments("penultimate"))
     assert row["center_train"] == head.accuracy(train["penultimate"], train.labels)

@@ -7,14 +7,14 @@ import pytest
 from tightframe import collapse_metrics, load_backbone, load_images, measure
 from tightframe.errors import MeasureError
 from tightframe.features.workspace import Workspace
-from tightframe.metrics.certainty import collapse_intervals, corrected_intervals
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
+from tightframe.metrics.intervals import collapse_intervals, corrected_intervals
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=12, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=12, test_share=0.5)
 
 
 def test_a_row_for_every_block_and_the_penultimate_features(data, names):
@@ -34,7 +34,7 @@ def test_the_model_runs_over_the_training_images_once(data, names):
     backbone = load_backbone(names["wide"])
     seen = []
     backbone.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    measure(data, backbone, batch_size=16, precision="float32")
+    measure(data, backbone, workspace=Workspace(batch_size=16, precision="float32"))
     assert sum(seen) == len(data.train)
 
 
@@ -60,7 +60,7 @@ def test_notes_read_the_numbers(data, names):
 
 def test_one_image_a_class_can_not_be_measured(names):
     with pytest.raises(MeasureError):
-        measure(load_images("digits:5-9", shots=1), load_backbone(names["wide"]))
+        measure(load_images("digits:5-9", max_per_class=1), load_backbone(names["wide"]))
 
 
 def test_metrics_come_with_intervals_and_corrections_with_bounds(data, names):
@@ -88,5 +88,5 @@ def test_intervals_follow_the_weighting(data, names):
 
 def test_the_command_suggested_next_loads_the_same_model(data, names):
     backbone = load_backbone(names["wide"], input_size=24, layers=["layer2.0"])
-    following = measure(data, backbone).following[0]
+    following = measure(data, backbone).next_steps[0]
     assert following == f"tightframe tune DATA --model {names['wide']} --layers layer2.0 --input-size 24 --out DIR"

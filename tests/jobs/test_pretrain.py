@@ -26,13 +26,15 @@ HOW = Pretraining("cifar_resnet8", augment=0.0, epochs=2, lr=0.05, batch_size=32
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:0-4", shots=40, test_share=0.5)
+    return load_images("digits:0-4", max_per_class=40, test_share=0.5)
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained") / "net"
-    return folder, pretrain(data, folder, dataclasses.replace(HOW, epochs=8, batch_size=16), precision="float32")
+    return folder, pretrain(
+        data, folder, dataclasses.replace(HOW, epochs=8, batch_size=16), workspace=Workspace(precision="float32")
+    )
 
 
 def test_it_learns_and_what_it_leaves_is_a_model(trained, data):
@@ -85,7 +87,7 @@ def test_what_was_stopped_goes_on_to_the_same_weights(data, tmp_path, stopping_a
     how = dataclasses.replace(HOW, loss=loss, projector=1, augment=0.5, epochs=3)
     whole = pretrain(data, tmp_path / "whole", how)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(data, tmp_path / "parts", how, progress=stopping_at(2))
+        pretrain(data, tmp_path / "parts", how, workspace=Workspace(progress=stopping_at(2)))
     assert not (tmp_path / "parts" / "model.safetensors").exists()
     with pytest.raises(SettingsError, match="--resume"):
         pretrain(data, tmp_path / "parts", how)
@@ -123,12 +125,12 @@ def test_other_sizes_and_transformers(data, tmp_path):
         ({"augment": 1.5}, "0 to 1"),
         ({"projector": 4}, "0 to 3"),
         ({"epochs": 0}, "1 or more"),
-        ({"lr": float("nan")}, "lr"),
+        ({"lr": float("nan")}, "learning rate"),
         ({"loss": "supcon", "batch_size": 33}, "2 views"),
         ({"loss": "supcon", "batch_size": 2}, "4 or more"),
-        ({"loss": "supcon", "accumulate": 2}, "accumulate 1"),
+        ({"loss": "supcon", "grad_accum_steps": 2}, "--grad-accum-steps 1"),
         ({"seed": -1}, "0 or more"),
-        ({"lr": 1e300}, "lr"),
+        ({"lr": 1e300}, "learning rate"),
         ({"arguments": {"channels": "wide"}}, "can't be made"),
     ],
 )
@@ -140,7 +142,7 @@ def test_what_can_not_be_done_is_said_before_anything_is(data, tmp_path, change,
 
 def test_a_mistake_leaves_the_folder_free(data, tmp_path):
     with pytest.raises(SettingsError):
-        pretrain(data, tmp_path / "net", HOW, device="abacus")
+        pretrain(data, tmp_path / "net", HOW, workspace=Workspace(device="abacus"))
     with pytest.raises(Diverged):
         pretrain(data, tmp_path / "net", dataclasses.replace(HOW, loss="mse", lr=1e6))
     assert pretrain(data, tmp_path / "net", HOW).rows
@@ -150,7 +152,7 @@ def test_the_terminal_phase_begins_where_it_lasts():
     accuracies = [0.2, 1.0, 0.3, 1.0, 1.0]
     rows = [{"epoch": at, "train_accuracy": accuracy, "nc1": 0.5} for at, accuracy in enumerate(accuracies, 1)]
     assert _reading(rows)[0].startswith("from epoch 4 on")
-    assert "not all told apart" in _reading(rows[:3])[0]
+    assert "not all training images" in _reading(rows[:3])[0]
 
 
 def test_weights_that_share_memory_can_be_written(data, tmp_path):

@@ -11,12 +11,12 @@ from tightframe import load_backbone, load_images, rank
 from tightframe.decide.race import STAYING, Contender, race
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features
-from tightframe.jobs import race as racing
+from tightframe.features.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=64, test_share=0.3)
+    return load_images("digits:5-9", max_per_class=64, test_share=0.3)
 
 
 class Runner:
@@ -33,10 +33,10 @@ def field(runners):
 
 
 @pytest.fixture
-def track(data, monkeypatch):
+def track(data):
     """Runners in place of models: what they have seen is noted down."""
 
-    def run(runner, images, layers, **running):
+    def features(runner, images, layers):
         assert layers == ["penultimate"]
         indices = np.array([data.train.identifiers.index(name) for name in images.identifiers])
         runner.seen.append(indices)
@@ -48,8 +48,9 @@ def track(data, monkeypatch):
         strength = runner.strength + runner.gain * np.log2(len(luck) / 20)
         return dict.fromkeys(("ridge", "lda", "knn"), luck < strength * len(data.train))
 
-    monkeypatch.setattr(racing, "extract", run)
-    return lambda runners, minutes=60.0: race(field(runners), data.train, judge, minutes, 0, {})
+    workspace = Workspace()
+    workspace.features = features
+    return lambda runners, minutes=60.0: race(field(runners), data.train, judge, minutes, 0, workspace)
 
 
 def test_the_best_wins_with_a_third_of_the_passes_and_no_image_is_seen_twice(track, data):
@@ -116,7 +117,7 @@ def test_the_winner_is_that_of_the_whole_ranking_and_each_image_runs_once(data, 
     wide = load_backbone(names["wide"])
     seen = []
     wide.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    result = rank(data, [wide, names["narrow"]], time_limit=5.0, precision="float32")
+    result = rank(data, [wide, names["narrow"]], time_limit=5.0, workspace=Workspace(precision="float32"))
     assert sum(n for n in seen if n > 1) == {row["model"]: row for row in result.rows}["wide"]["images_seen"]
     assert result.rows[0]["model"] == rank(data, list(names.values())).rows[0]["model"]
 
@@ -130,9 +131,9 @@ def test_what_is_wrong_with_the_images_ends_the_race(data, names, unreadable):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"budget": 0.0}, "buys nothing"),
-        ({"budget": 1.0, "by": "nc1"}, "--sort-by"),
-        ({"budget": 1.0, "truth": "probe"}, "--truth"),
+        ({"time_limit": 0.0}, "above 0"),
+        ({"time_limit": 1.0, "sort_by": "nc1"}, "--sort-by"),
+        ({"time_limit": 1.0, "truth": "probe"}, "--truth"),
     ],
 )
 def test_races_that_make_no_sense(data, names, settings, says):

@@ -10,26 +10,26 @@ import pytest
 import torch
 
 from tightframe import load_backbone, load_images, rank, transferability
+from tightframe.decide.ranking import EXPECTED, ordered, orders, quality
 from tightframe.errors import DataError, SettingsError
-from tightframe.features.store import FeatureStore
 from tightframe.features.workspace import Workspace
-from tightframe.jobs.rank import EXPECTED, ordered, orders, quality
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.summary import collapse_metrics
 from tightframe.probes.knn import neighbors_accuracy
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.probes.linear import cross_validated_ridge
 from tightframe.scores.from_moments import h_score, logme
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=12, test_share=0.5)
+    return load_images("digits:5-9", max_per_class=12, test_share=0.5)
 
 
 def test_rows_hold_what_each_score_says_of_the_features(data, names):
     row = rank(data, [names["wide"]]).rows[0]
     backbone = load_backbone(names["wide"])
-    train, test = Workspace().features(backbone, data.train), Workspace().features(backbone, data.test)
+    workspace = Workspace()
+    train, test = workspace.features(backbone, data.train), workspace.features(backbone, data.test)
     moments = train.moments("penultimate")
     probe = cross_validated_ridge(Folds.of(train["penultimate"], train.labels, 5))
     assert row["nc1"] == pytest.approx(collapse_metrics(moments)["nc1"], rel=1e-3)
@@ -54,7 +54,7 @@ def test_a_model_that_fails_is_a_row_at_the_end_and_the_rest_goes_on(data, names
     assert [row["model"] for row in result.rows] == ["narrow", "broken", "resnett18"]
     assert "no such disk" in result.rows[1]["error"]
     assert "resnet18" in result.rows[2]["error"]
-    assert "narrow" in result.following[0]
+    assert "narrow" in result.next_steps[0]
 
 
 def test_a_model_that_fails_while_running_is_a_row_too(data, names):
@@ -111,14 +111,14 @@ def test_ties_are_found_on_the_same_images():
 
 
 def test_features_kept_in_a_store_are_used_again(data, names, tmp_path, monkeypatch):
-    first = rank(data, [names["wide"]], store=FeatureStore(tmp_path), precision="float32")
+    first = rank(data, [names["wide"]], workspace=Workspace(tmp_path, precision="float32"))
     monkeypatch.setattr("tightframe.features.pixels.Pixels.batches", None)  # running the model would fail
-    second = rank(data, [names["wide"]], store=FeatureStore(tmp_path), precision="float32")
+    second = rank(data, [names["wide"]], workspace=Workspace(tmp_path, precision="float32"))
     assert second.rows[0] | {"seconds": 0} == first.rows[0] | {"seconds": 0}
 
 
 def test_the_result_is_json_that_any_parser_reads(data, names, tmp_path):
-    rank(data, [names["wide"], "timm/nope"]).save(tmp_path / "rank.json")
+    rank(data, [names["wide"], "timm/nope"]).to_json(tmp_path / "rank.json")
     read = json.loads((tmp_path / "rank.json").read_text(), parse_constant=pytest.fail)
     assert read["job"] == "rank"
     assert len(read["rows"]) == 2
@@ -161,7 +161,7 @@ def test_truth_from_a_file(data, names, tmp_path):
     truth.write_text("model,accuracy\nwide,0.9\nnarrow,0.4\n")
     with pytest.raises(SettingsError, match="three models"):
         rank(data, list(names.values()), truth=str(truth))
-    for content in ("model,accuracy\nwide,1\n", "model,accuracy\nwide,good\n"):
+    for content in ("name,accuracy\nwide,1\n", "model,accuracy\nwide,good\n"):
         truth.write_text(content)
         with pytest.raises(SettingsError, match="model,accuracy"):
             rank(data, [names["wide"]], truth=str(truth))

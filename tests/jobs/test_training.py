@@ -14,6 +14,7 @@ from tightframe import TrainConfig, load_backbone, load_images, tune
 from tightframe.data.selection import stratified
 from tightframe.decide.training import best, overfitting
 from tightframe.errors import SettingsError
+from tightframe.features.workspace import Workspace
 from tightframe.tuning.loop import Diverged
 from tightframe.tuning.recipe import Recipe
 
@@ -23,7 +24,7 @@ PLAN = TrainConfig(epochs=4, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=10, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=10, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_a_probe_tries_the_whole_grid_at_once_and_the_rest_one_choice_after_the_
         tune(data, small, method=m, block=layer, config=PLAN) for m, layer in (("linear", "auto"), ("scl", "1"))
     )
     assert {trial[1:] for trial in phases(probe) if trial[0] == "search"} == {
-        (rate, decay) for rate in PLAN.rates for decay in PLAN.decays
+        (rate, decay) for rate in PLAN.lr for decay in PLAN.weight_decay
     }
     assert len({trial for trial in phases(block) if trial[0] == "search"}) == 3
 
@@ -74,7 +75,7 @@ def test_with_patience_images_are_held_out_to_the_end(data, small):
     assert len(losses) == np.argmin(losses) + 3 < 40
     kept, held_out = stratified(data.train.labels, plan.validation_share, plan.seed)
     logits, _ = tuned.logits_and_features(data.train)
-    labels = torch.from_numpy(data.train.labels)
+    labels = torch.tensor(data.train.labels)
     loss = torch.nn.functional.cross_entropy(logits[held_out], labels[held_out])
     assert float(loss) == pytest.approx(min(losses), rel=1e-2)  # there in float32, here maybe in bfloat16
     assert len(kept) + len(held_out) == len(data.train)
@@ -85,7 +86,7 @@ def test_little_time_tries_fewer_rates_and_trains_less_but_gives_a_model(data, s
     tuned = tune(data, small, block="1", config=plan, out=tmp_path / "a")
     assert tuned.metrics["seconds"] < 60 * 0.05 * 3
     assert tuned.metrics["epochs"] < 5000
-    assert any("for want of time" in note and "5000 epochs" in note for note in tuned.notes)
+    assert any("of 5000 epochs, within the time limit" in note for note in tuned.notes)
     assert len([row for row in tuned.history if row["phase"] == "final"]) == tuned.metrics["epochs"]
 
 
@@ -100,7 +101,7 @@ def test_without_a_search_an_epoch_tells_how_many_there_is_time_for(data, small)
 
 def test_a_warm_start_has_not_seen_the_images_that_judge_it(data, small, monkeypatch):
     seen = []
-    import tightframe.decide.training as job
+    import tightframe.decide.start as job
 
     fitted = job.cross_validated_logistic
 
@@ -125,17 +126,17 @@ def test_every_trial_of_a_probe_starts_where_training_does(data, small, monkeypa
         return fitted(head, *rest, **options)
 
     monkeypatch.setattr(job, "fit_heads", watched)
-    tune(data, small, method="linear", config=replace(PLAN, start=start, time_limit=minutes))
+    tune(data, small, method="linear", config=replace(PLAN, head_init=start, time_limit=minutes))
     (norm,) = seen
     assert norm > 1 if start == "probe" else norm == 0
 
 
 def test_a_probe_is_fitted_to_an_image_of_each_class_or_none(small):
-    data = load_images("digits:5-9", shots=2, test_share=0.2)
-    tuned = tune(data, small, block="1", config=replace(PLAN, start="probe"))
+    data = load_images("digits:5-9", max_per_class=2, test_share=0.2)
+    tuned = tune(data, small, block="1", config=replace(PLAN, head_init="probe"))
     assert tuned.metrics["test_accuracy"] >= 0
     some = replace(data, train=data.train.subset(np.flatnonzero(data.train.labels < 3)))
-    tuned = tune(some, small, block="1", config=replace(PLAN, start="probe"))
+    tuned = tune(some, small, block="1", config=replace(PLAN, head_init="probe"))
     assert all(torch.isfinite(tensor).all() for tensor in tuned.model.changed_state().values())
 
 
@@ -152,17 +153,17 @@ def test_training_that_falls_apart_is_done_again_at_a_lower_rate(data, small, mo
 
     def breaking(model, inputs, split, recipe, **options):
         found = fitted(model, inputs, split, recipe, **options)
-        if not len(split.validation) and recipe.lr in sorted(PLAN.rates)[-broken:]:
+        if not len(split.validation) and recipe.lr in sorted(PLAN.lr)[-broken:]:
             found[-1]["train_accuracy"] = 0.0
         return found
 
     monkeypatch.setattr(job, "fit", breaking)
     monkeypatch.setattr(job, "best", lambda tried: max(tried, key=lambda recipe: recipe.lr))
     tuned = tune(data, small, block="1", config=PLAN)
-    assert tuned.metrics["lr"] == min(PLAN.rates)
-    told = [note for note in tuned.notes if "fell apart" in note]
+    assert tuned.metrics["lr"] == min(PLAN.lr)
+    told = [note for note in tuned.notes if "collapsed at" in note]
     assert len(told) == broken
-    assert told[0].endswith("at rate 0.05; 0.01 was taken")
+    assert told[0].endswith("at learning rate 0.05; 0.01 was used instead")
     assert broken == 1 or "--lr" in told[1]
 
 
@@ -175,8 +176,8 @@ def rows(train, accuracies, losses):
 
 def test_overfitting_is_named_and_only_where_it_is_sure():
     (gap,) = overfitting(rows(1.0, [0.5, 0.5], [1.0, 1.0]), 200, "full wide")
-    assert gap.startswith("full wide overfits: right on 100 %")
-    assert "50 % of 200" in gap
+    assert gap.startswith("full wide overfits: 100 % accuracy on the images that it trains on")
+    assert "50 % on 200 held out" in gap
     assert "--augment" in gap
     (rise,) = overfitting(rows(0.9, [0.85, 0.85, 0.85], [0.9, 0.5, 0.8]), 200, "full wide")
     assert "lowest in epoch 2 of 3" in rise
@@ -203,7 +204,7 @@ def test_every_row_is_logged_once_also_after_a_stop(data, small, tmp_path, stopp
     monkeypatch.setattr("tightframe.tuning.state.SAVE_SECONDS", 0)
     whole = tune(data, small, block="1", config=PLAN, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        tune(data, small, block="1", config=PLAN, out=tmp_path / "cut", progress=stopping_at(9))
+        tune(data, small, block="1", config=PLAN, out=tmp_path / "cut", workspace=Workspace(progress=stopping_at(9)))
     tune(data, small, block="1", config=PLAN, out=tmp_path / "cut", resume=True)
     logs = [
         [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "cut")
@@ -219,12 +220,12 @@ def test_every_row_is_logged_once_also_after_a_stop(data, small, tmp_path, stopp
     ("change", "said"),
     [
         ({"views": 1}, "views"),
-        ({"smoothing": 1.0}, "smoothing"),
-        ({"average": 1.0}, "average"),
-        ({"mixup": float("nan")}, "mixup"),
-        ({"accumulate": 0}, "parts"),
+        ({"label_smoothing": 1.0}, "--label-smoothing"),
+        ({"ema_decay": 1.0}, "--ema-decay"),
+        ({"mixup_alpha": float("nan")}, "--mixup-alpha"),
+        ({"grad_accum_steps": 0}, "--grad-accum-steps"),
         ({"patience": 0}, "patience"),
-        ({"minutes": 0.0}, "time limit"),
+        ({"time_limit": 0.0}, "--time-limit"),
     ],
 )
 def test_values_out_of_range_are_refused(data, small, change, said):

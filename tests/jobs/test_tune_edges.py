@@ -11,6 +11,7 @@ import torch
 
 from tightframe import TrainConfig, load_backbone, load_images, load_tuned, tune
 from tightframe.errors import ModelError, SavedError, SettingsError
+from tightframe.features.workspace import Workspace
 from tightframe.tuning.loop import Diverged
 
 PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
@@ -19,7 +20,7 @@ ONE_STEP = dataclasses.replace(PLAN, epochs=1, search_epochs=1, batch_size=64)
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images("digits:5-9", shots=6, test_share=0.2)
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +44,20 @@ def test_a_folder_that_can_not_be_made_is_said_before_training(data, narrow, tmp
 
 
 def test_a_folder_that_takes_no_files_is_said_before_training(data, narrow, tmp_path, monkeypatch):
-    def refuse(**where):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tightframe.decide.training.fit", None)
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("tightframe.features.stages.write_text", refuse)
     with pytest.raises(SettingsError, match=r"out can't be written to \(Permission denied\)"):
         tune(data, narrow, method="linear", config=PLAN, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
-@pytest.mark.parametrize("name", ["rates", "decays"])
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
 def test_rates_and_decays_are_finite(name, value):
     with pytest.raises(SettingsError, match="finite"):
-        dataclasses.replace(PLAN, **{name: (value,)}).check()
+        dataclasses.replace(PLAN, **{name: (value,)})
 
 
 @pytest.mark.parametrize("method", ["scl", "full"])
@@ -64,12 +65,22 @@ def test_divergence_in_the_last_step_is_said(data, narrow, method, tmp_path):
     plan = dataclasses.replace(ONE_STEP, lr=(1e38,))
     for resume in (False, True):  # never taken for finished
         with pytest.raises(Diverged, match="--lr"):
-            tune(data, narrow, method=method, config=plan, precision="float32", out=tmp_path / "out", resume=resume)
+            tune(
+                data,
+                narrow,
+                method=method,
+                config=plan,
+                workspace=Workspace(precision="float32"),
+                out=tmp_path / "out",
+                resume=resume,
+            )
 
 
 def test_a_rate_that_diverges_in_its_last_step_is_not_chosen(data, narrow):
     plan = dataclasses.replace(ONE_STEP, lr=(1e38, 0.05))
-    assert tune(data, narrow, method="full", config=plan, precision="float32").metrics["lr"] == 0.05
+    assert (
+        tune(data, narrow, method="full", config=plan, workspace=Workspace(precision="float32")).metrics["lr"] == 0.05
+    )
 
 
 @pytest.mark.parametrize("spoil", [lambda whole: [], lambda whole: None, lambda whole: {"scope": whole["scope"]}])

@@ -77,14 +77,14 @@ def formulas(given: Sample, weighting: str) -> dict[str, float]:
     spread = features - means[labels]
     within = spread.T @ spread / len(labels)
     weights = np.full(classes, 1 / classes) if weighting == "class" else counts / len(labels)
-    centerd = means - weights @ means
-    between = (centerd.T * weights) @ centerd
+    centered = means - weights @ means
+    between = (centered.T * weights) @ centered
     total = within + between
     variances = [(spread[labels == k] ** 2).sum() / counts[k] for k in range(classes)]
     pairs = list(combinations(range(classes), 2))
-    lengths = [np.sqrt(mean @ mean) for mean in centerd]
+    lengths = [np.sqrt(mean @ mean) for mean in centered]
     simplex = (np.eye(classes) - 1 / classes) / np.sqrt(classes - 1)
-    gram, aligned = centerd @ centerd.T, given.weight @ centerd.T
+    gram, aligned = centered @ centered.T, given.weight @ centered.T
     nearest = [int(np.argmin([((row - mean) ** 2).sum() for mean in means])) for row in features]
     chosen = [int(np.argmax([row @ w + b for w, b in zip(given.weight, given.bias, strict=True)])) for row in features]
     rank = np.linalg.matrix_rank(between, tol=1e-10)

@@ -290,6 +290,7 @@ def breaks_the_table(name: str, compute: Callable[..., float]) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [name for name in MEASURES if name not in BY_SOURCE_OR_DRAWN])
 def test_a_broken_formula_breaks_the_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +322,7 @@ def test_moments_and_features_give_the_same_and_features_more() -> None:
 def test_only_known_evidence_can_be_asked_for() -> None:
     with pytest.raises(TypeError, match="asks for images; known are"):
 
-        @measure("score", better="higher", unchanged_by=set(), reference="nowhere")
+        @measure("score", reference="nowhere")
         def wrong(images: Any) -> float:
             return 0.0
 

@@ -6,9 +6,11 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.distance import pdist
 
 from tightframe.features.moments import ClassMoments
+from tightframe.metrics import inverse
 from tightframe.metrics.collapse import cdnv, nc1, vci
 from tightframe.metrics.correction import Corrected, corrected
 
@@ -18,11 +20,11 @@ POPULATIONS = [(512, 10, 0.5, 5, 7), (1024, 10, 0.5, 5, 3), (512, 20, 0.5, 10, 9
 def truth(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
     """NC1, CDNV, VCI by pseudo-inverses, in the basis of the class means."""
     classes = len(means)
-    centerd = (means - means.mean(0)) / classes**0.5
-    _, singular, right = np.linalg.svd(centerd, full_matrices=False)
+    centered = (means - means.mean(0)) / classes**0.5
+    _, singular, right = np.linalg.svd(centered, full_matrices=False)
     rank = min(classes - 1, means.shape[1])
     within, singular = (right[:rank] ** 2) @ variances, singular[:rank]
-    small = centerd / variances @ centerd.T  # non-zero eigenvalues of Σ_W⁻¹ Σ_B
+    small = centered / variances @ centered.T  # non-zero eigenvalues of Σ_W⁻¹ Σ_B
     values = np.linalg.eigvalsh(small)[-rank:]
     return np.array(
         [
@@ -66,6 +68,7 @@ def lowers(result: Corrected) -> np.ndarray:
     return np.array([e.lower for e in (result.nc1, result.cdnv, result.vci)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dimension", "classes", "signal", "each", "draws"), POPULATIONS)
 def test_few_samples_tell_the_population(dimension, classes, signal, each, draws):
     rng = np.random.default_rng(dimension + classes)
@@ -183,3 +186,64 @@ def test_hardly_any_samples_give_defined_results(counts):
         assert np.isfinite(estimate.lower)
         assert estimate.lower >= 0
         assert estimate.value is None or (np.isfinite(estimate.value) and estimate.value >= estimate.lower)
+
+
+@pytest.mark.parametrize(("count", "dimension", "classes"), [(100, 8, 5), (20, 32, 2), (80, 4, 4)])
+def test_features_without_class_structure_are_not_identifiable_and_break_nothing(count, dimension, classes):
+    mistaken = []
+    for seed in range(40):
+        features = np.random.default_rng(seed).standard_normal((count, dimension))
+        _, result = read(features, np.arange(count) % classes)
+        for estimate in result.by_name.values():
+            assert np.isfinite(estimate.lower)
+            assert estimate.lower > 0 or estimate is result.vci
+        if result.nc1.value is not None and result.nc1.value < 1:  # infinite is the truth
+            mistaken.append(seed)
+        assert result.nc1.value is not None or any("NC1 is not identifiable" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("signal", [0.02, 0.05, 0.1])
+def test_weak_class_structure_takes_no_longer(signal, monkeypatch):
+    """Of a fixed point that converges slowly, Newton's method takes a few steps: 1024 values, 50 classes of 20."""
+    steps = []
+    balanced = inverse.balanced
+    monkeypatch.setattr(inverse, "balanced", lambda *given: steps.append(1) or balanced(*given))
+    rng = np.random.default_rng(0)
+    means, variances = population(1024, 50, signal, rng)
+    result = read(*samples(means, variances, [20] * 50, rng))[1]
+    assert result.nc1.value is None
+    assert nc1_bound_holds(result, truth(means, variances)[0])
+    assert len(steps) < 120
+
+
+def nc1_bound_holds(result: Corrected, true: float) -> bool:
+    return 0 < result.nc1.lower <= true
+
+
+def test_an_inverse_is_where_its_equation_holds():
+    rng = np.random.default_rng(0)
+    rows = torch.from_numpy(rng.standard_normal((6, 9)))
+    across = torch.diag(torch.from_numpy(rng.uniform(0.05, 0.2, 6)))
+    noisy = inverse.Noisy(rows @ rows.T, 0.5 * rows @ rows.T, across, 9.0)
+    q = inverse.inverted(noisy).matrix
+    torch.testing.assert_close(torch.linalg.inv(q), noisy.gram + noisy.energy(q), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("stuck", ["ROUNDS"])
+def test_an_inverse_that_is_not_found_is_not_identifiable(stuck, monkeypatch):
+    monkeypatch.setattr(inverse, stuck, 1)
+    rng = np.random.default_rng(0)
+    result = read(*samples(*population(30, 5, 1.0, rng), [20] * 5, rng))[1]
+    assert not result.nc1.identifiable
+    assert any("NC1 is not identifiable" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("counts", [[4] * 5, [2, 3, 9, 1]])
+def test_few_samples_in_many_dimensions_are_read_in_their_span(counts, monkeypatch):
+    rng = np.random.default_rng(12)
+    features, labels = samples(*population(90, len(counts), 1.0, rng), counts, rng)
+    expected = read(features, labels)[1]
+    monkeypatch.setattr("tightframe.metrics.debiasing.span", lambda moments: None)
+    whole = read(features, labels)[1]
+    np.testing.assert_allclose(values(expected), values(whole), rtol=1e-9)
+    np.testing.assert_allclose(lowers(expected), lowers(whole), rtol=1e-9)

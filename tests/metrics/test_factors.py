@@ -7,9 +7,18 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
+from scipy.linalg import eigh as scipy_eigh
 
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.factors import between_factor, once, spectrum
+from tightframe.metrics.factors import SPARE, between_factor, once, spectrum, total_covariance
+from tightframe.metrics.folds import Folds
+from tightframe.metrics.intervals import collapse_intervals, corrected_intervals
+from tightframe.metrics.summary import collapse_metrics
+from tightframe.probes.linear import cross_validated_center, cross_validated_lda, cross_validated_ridge
+from tightframe.probes.logistic import cross_validated_logistic
+from tightframe.scores import centered
+from tightframe.scores.transferability import transferability
 
 PROMISE = 1e-9
 KINDS = ("plain", "far from zero", "collapsed")
@@ -65,3 +74,42 @@ def test_what_is_remembered_belongs_to_one_object() -> None:
     one, other = ClassMoments.zero(2, 2), ClassMoments.zero(2, 2)
     assert [remembered(m, f) for m in (one, other, one) for f in (1, 2)] == [1, 2, 1, 2, 1, 2]
     assert calls == [1, 2, 1, 2]
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of all symmetric matrices whose eigenvectors are looked for."""
+    found: list[int] = []
+    for module, name in ((torch.linalg, "eigh"), (np.linalg, "eigh"), (torch.linalg, "eigvalsh")):
+        solve = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda a, *r, solve=solve, **k: found.append(a.shape[-1]) or solve(a, *r, **k)
+        )
+    monkeypatch.setattr(centered, "eigh", lambda a, **k: found.append(len(a)) or scipy_eigh(a, **k))
+    return found
+
+
+def test_with_fewer_samples_than_dimensions_no_decomposition_is_larger_than_the_samples(sizes: list[int]) -> None:
+    features, labels = sample(11, 24, 3, 400, "plain")
+    labels[:6] = np.arange(6) % 3
+    folds = Folds.of(features, labels, 3)
+    collapse_metrics(folds.total, correct=True)
+    collapse_intervals(folds, draws=2)
+    corrected_intervals(folds, draws=2)
+    transferability(features, labels)
+    for probe in (cross_validated_ridge, cross_validated_lda, cross_validated_center):
+        assert 0 <= probe(folds).accuracy <= 1
+    cross_validated_logistic(folds)
+    assert sizes
+    assert max(sizes) <= 24 + SPARE
+
+
+@pytest.mark.parametrize("weighting", ["class", "sample"])
+def test_the_spectrum_in_the_span_of_samples_is_that_of_the_whole_covariance(weighting: str) -> None:
+    features, labels = sample(12, 20, 3, 50, "far from zero")
+    moments = ClassMoments.from_features(features, labels, 3)
+    found = spectrum(moments, weighting)  # type: ignore[arg-type]
+    covariance = total_covariance(moments, weighting).numpy()  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.values[found.kept], np.linalg.eigvalsh(covariance)[-19:], rtol=1e-9)
+    rebuilt = (found.vectors * found.values) @ found.vectors.T
+    np.testing.assert_allclose(rebuilt, covariance, rtol=0, atol=1e-11 * np.abs(covariance).max())

@@ -14,20 +14,17 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.agreement import agreement
-from tightframe.metrics.certainty import collapse_intervals
 from tightframe.metrics.collapse import Head, nc4
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.quick import quick_collapse
+from tightframe.metrics.intervals import collapse_intervals
 from tightframe.metrics.registry import MEASURES
-from tightframe.metrics.summary import collapse_metrics
+from tightframe.metrics.summary import collapse_metrics, quick_collapse
 from tightframe.probes.calibration import calibration_error, per_class_accuracy
-from tightframe.probes.discriminant import cross_validated_center, cross_validated_lda
 from tightframe.probes.knn import neighbors_accuracy
-from tightframe.probes.logistic import logistic_path
-from tightframe.probes.logistic_probe import cross_validated_logistic
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.probes.linear import cross_validated_center, cross_validated_lda, cross_validated_ridge
+from tightframe.probes.logistic import cross_validated_logistic, logistic_path
+from tightframe.scores.agreement import agreement
 from tightframe.scores.transferability import transferability
 
 PROBES: dict[str, Callable[..., Any]] = {
@@ -86,8 +83,8 @@ def covariances(
     means = np.stack([rows[labels == k].mean(0) for k in range(len(counts))])
     spread = rows - means[labels]
     weights = np.full(len(counts), 1 / len(counts)) if weighting == "class" else counts / len(rows)
-    centerd = means - weights @ means
-    return spread.T @ spread / len(rows), (centerd.T * weights) @ centerd, means
+    centered = means - weights @ means
+    return spread.T @ spread / len(rows), (centered.T * weights) @ centered, means
 
 
 def nc1_of(within: np.ndarray, between: np.ndarray, classes: int) -> float:
@@ -130,9 +127,9 @@ def test_nc1_of_single_precision_needs_no_luck_with_a_cutoff(offset: float) -> N
     features, labels = sample(3000, 300, 10, apart=0.3)
     features = (features + offset).astype(np.float32)
     means = np.stack([features[labels == k].mean(0) for k in range(10)])
-    centerd = means - means.mean(0)
+    centered = means - means.mean(0)
     within, between, _ = covariances(features, labels)
-    usual = np.trace(within.astype(np.float32) @ np.linalg.pinv(centerd.T @ centerd / 10)) / 10
+    usual = np.trace(within.astype(np.float32) @ np.linalg.pinv(centered.T @ centered / 10)) / 10
     expected = nc1_of(within, between, 10)
     found = collapse_metrics(ClassMoments.from_features(features, labels, 10))
     assert found["nc1"] == pytest.approx(expected, rel=1e-5)
@@ -395,14 +392,14 @@ def test_perfect_collapse_is_the_end_of_every_scale(unit: float, kind: type) -> 
     labels = np.arange(90) % 3
     corners = (unit * (np.eye(3, 5) + np.array([0.3, 0.3, 0.3, 0.7, 0.0]))).astype(kind)
     given = evidence(corners[labels], labels)
-    centerd = torch.from_numpy(corners.astype(float) - corners.astype(float).mean(0))
-    biases = -(centerd * torch.from_numpy(corners.astype(float) + corners.astype(float).mean(0))).sum(1) / 2
-    given |= {"head": Head(centerd, biases), "source": np.eye(3)[labels]}
+    centered = torch.from_numpy(corners.astype(float) - corners.astype(float).mean(0))
+    biases = -(centered * torch.from_numpy(corners.astype(float) + corners.astype(float).mean(0))).sum(1) / 2
+    given |= {"head": Head(centered, biases), "source": np.eye(3)[labels]}
     ends = dict.fromkeys(("nc1", "nc1_ratio", "cdnv", "vci", "nc2_norm", "nc2_angle", "nc2_etf", "nc3", "nc4"), 0.0)
     ends |= dict.fromkeys(("leep", "nce", "nleep"), 0.0)
     ends |= {"gbc": 0.0, "gbc_of_features": 0.0, "h_score": 2.0, "sfda": 1.0}
-    rate = np.log1p(np.linalg.svdvals(centerd) ** 2 / (3 * 1e-4)).sum() / 2
-    rate -= np.mean([np.log1p(row @ row / 1e-4) / 2 for row in centerd.numpy()])
+    rate = np.log1p(np.linalg.svdvals(centered) ** 2 / (3 * 1e-4)).sum() / 2
+    rate -= np.mean([np.log1p(row @ row / 1e-4) / 2 for row in centered.numpy()])
     found = values(given)
     near = 1e-12 if kind is np.float64 else 4 * float(np.finfo(kind).eps)
     assert {name: found[name] for name in ends} == pytest.approx(ends, abs=max(near, 1e-8))

@@ -17,7 +17,8 @@ from timm.models import save_for_hf
 
 from tightframe.backbone import Backbone
 from tightframe.errors import HubUnreachable, LayerNotFound, ModelError
-from tightframe.models.backbones import load_backbone, short_name
+from tightframe.models.backbones import load_backbone
+from tightframe.models.names import short_name
 
 SMALL = {"input_size": 32}
 """Keeps the one forward pass that loading makes cheap."""
@@ -418,7 +419,7 @@ def test_a_builders_model_is_made_ready_to_measure(mine: Path) -> None:
 
 FAILURES = {
     "described_": r"mine\.py has no function described_; nearest: described",
-    "Plans": r"no function Plans; nearest: TrainConfig",
+    "Plans": r"no function Plans; nearest: Plain",
     "sys": "no function sys",
     "number": "returned a int; it must return a torch.nn.Module",
     "fails": "failed: LookupError: no weights here",
@@ -426,7 +427,7 @@ FAILURES = {
     "echoes": "failed: TypeError: .*word",
     "plain:wide": "failed: ValueError: .*wide",
     "gray": "takes 1 color channels; images are given in 3",
-    "garbled": "pretrained_cfg can't be read .*wants input_size",
+    "garbled": "pretrained_cfg can't be read: .*needs input_size",
 }
 
 

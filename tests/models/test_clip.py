@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from tightframe import TrainConfig, load_backbone, load_images, load_tuned, measure, tune
 from tightframe.errors import HubUnreachable, ModelError
 from tightframe.features.workspace import Workspace
-from tightframe.models.backbones import short_name
 from tightframe.models.clip import CONFIG, WEIGHTS
+from tightframe.models.names import short_name
 
 VIT = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "mlp_ratio": 2.0}
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
@@ -100,7 +100,7 @@ def test_tokens_are_pooled_as_the_encoder_does(tower: str, pool: str, tmp_path: 
 
 
 def test_features_are_those_before_the_projection(saved: Path) -> None:
-    data = load_images("digits:5-9", shots=3, test_share=0.2).train
+    data = load_images("digits:5-9", max_per_class=3, test_share=0.2).train
     backbone = load_backbone(f"open_clip/local-dir:{saved}")
     model, prepare = theirs(saved)
     model.visual.proj = None
@@ -164,7 +164,7 @@ def test_the_origin_makes_it_again_from_anywhere(saved: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(("tower", "whole"), [("vit", False), ("timm", False), ("resnet", False)])
 def test_it_is_measured_tuned_saved_and_loaded(tower: str, whole: bool, tmp_path: Path) -> None:
-    data = load_images("digits:5-9", shots=6, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=6, test_share=0.2)
     backbone = load_backbone(f"open_clip/local-dir:{save(tmp_path / 'mine', TOWERS[tower], WIDTHS.get(tower, 24))}")
     assert [row["layer"] for row in measure(data, backbone).rows] == [*BLOCKS[tower], "penultimate"]
     plan = TrainConfig(epochs=2, search_epochs=1, lr=(0.01,), weight_decay=(1e-4,))
@@ -241,7 +241,7 @@ def test_weights_by_name_come_with_their_activation_and_preprocessing(published:
 @pytest.mark.parametrize("tag", ["named", "pickled"])
 def test_weights_that_are_pickles_only_are_refused(tag: str, published: Path) -> None:
     (published / "other.bin").write_bytes(b"not read")
-    with pytest.raises(ModelError, match=r"not to be had as safetensors, .*never read.*open_clip/local-dir:PATH"):
+    with pytest.raises(ModelError, match=r"not published as safetensors, .*never read.*open_clip/local-dir:PATH"):
         load_backbone(f"open_clip/tiny/{tag}")
 
 

@@ -22,7 +22,8 @@ from tightframe import TrainConfig, load_backbone, load_images, load_tuned, meas
 from tightframe.errors import HubUnreachable, ModelError
 from tightframe.features.taps import tapped
 from tightframe.features.workspace import Workspace
-from tightframe.models.backbones import short_name
+from tightframe.models.names import short_name
+from tightframe.models.preprocessing import crop_share
 
 SQUARE = {"height": 32, "width": 32}
 VIT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -145,7 +146,7 @@ def test_features_and_output_are_the_librarys(name: str, tmp_path: Path) -> None
 
 
 def test_features_of_images_as_the_processor_prepares_them(saved: Path) -> None:
-    data = load_images("digits:5-9", shots=3, test_share=0.2).train
+    data = load_images("digits:5-9", max_per_class=3, test_share=0.2).train
     processor = AutoImageProcessor.from_pretrained(saved)
     prepared = processor(images=[data[index] for index in range(len(data))], return_tensors="pt")["pixel_values"]
     expected, _ = theirs(saved, FAMILIES["vit classifier"], prepared)
@@ -187,9 +188,9 @@ def test_a_crop_that_is_rounded_another_way_is_no_other_image(tmp_path: Path) ->
 
 
 def test_a_share_comes_to_whole_pixels() -> None:
-    from tightframe.models.huggingface import _share
-
-    assert all(int(crop / _share(crop, side)) == side for crop in (32, 49, 224, 518) for side in range(crop, 3 * crop))
+    assert all(
+        int(crop / crop_share(crop, side)) == side for crop in (32, 49, 224, 518) for side in range(crop, 3 * crop)
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_a_share_comes_to_whole_pixels() -> None:
 )
 def test_a_processor_that_does_something_else_is_refused(processor: Any, tmp_path: Path) -> None:
     save(tmp_path / "mine", FAMILIES["resnet"], processor)
-    with pytest.raises(ModelError, match=f"can't be prepared as its {type(processor).__name__} does .*FUNCTION"):
+    with pytest.raises(ModelError, match=f"can't be prepared as its {type(processor).__name__} does: .*FUNCTION"):
         load_backbone(f"hf/{tmp_path / 'mine'}")
 
 
@@ -277,7 +278,7 @@ def test_the_origin_makes_it_again_from_anywhere(saved: Path, monkeypatch: pytes
     [("vit classifier", True), ("convnext classifier", False), ("resnet", False), ("clip", False)],
 )
 def test_it_is_measured_tuned_saved_and_loaded(name: str, whole: bool, tmp_path: Path) -> None:
-    data = load_images("digits:5-9", shots=6, test_share=0.2)
+    data = load_images("digits:5-9", max_per_class=6, test_share=0.2)
     family = FAMILIES[name]
     backbone = load_backbone(f"hf/{save(tmp_path / 'mine', family)}")
     assert [row["layer"] for row in measure(data, backbone).rows] == [*family.layers, "penultimate"]

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from tightframe.errors import MeasureError
 from tightframe.metrics.folds import Folds, fold_of
 from tightframe.probes.calibration import calibration_error, per_class_accuracy
-from tightframe.probes.logistic_probe import cross_validated_logistic
+from tightframe.probes.logistic import cross_validated_logistic
 
 
 def test_calibration_error_by_hand() -> None:

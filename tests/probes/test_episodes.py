@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from tightframe.errors import MeasureError, SettingsError
 from tightframe.probes import episodes as module
+from tightframe.probes import logistic as solver
 from tightframe.probes.episodes import CLASSIFIERS, Support, accuracies, draw, logistic, mean_and_margin, support_of
 
 
@@ -61,7 +62,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_logistic_regression_is_scikit_learns(case, monkeypatch):
-    monkeypatch.setattr(module, "ROUNDS", 100)
+    monkeypatch.setattr(solver, "ROUNDS", 100)
     features, labels, ways, shots = CASES[case]
     drawn = draw(labels, ways, shots, 6, 12)
     given, learned, targets = supports(features, drawn)
@@ -75,17 +76,18 @@ def test_logistic_regression_is_scikit_learns(case, monkeypatch):
 
 
 @pytest.mark.parametrize("strength", [1e-3, 30.0])
-def test_logistic_regression_at_other_strengths(strength):
+def test_logistic_regression_at_other_strengths(strength, monkeypatch):
+    monkeypatch.setattr(module, "STRENGTH", strength)
     features, labels = sample()
     given, learned, targets = supports(features, draw(labels, 4, 4, 1, 3))
-    heads = logistic(given, strength)
+    heads = logistic(given)
     for found, seen in zip(logits(heads, learned, learned), learned, strict=True):
         peer = LogisticRegression(C=strength, solver="newton-cg", tol=1e-10, max_iter=10_000).fit(seen, targets)
         assert np.abs(found.T - peer.decision_function(seen)).max() < 1e-3
 
 
 def test_logistic_regression_says_when_it_finds_no_optimum(monkeypatch):
-    monkeypatch.setattr(module, "ROUNDS", 2)
+    monkeypatch.setattr(solver, "ROUNDS", 2)
     features, labels = sample()
     given, _, _ = supports(features, draw(labels, 4, 4, 1, 3))
     with pytest.raises(MeasureError, match="give a strength below 1"):
@@ -122,7 +124,6 @@ def predicted(name, seen, targets, unseen):
 @pytest.mark.parametrize("pieces", [1, 2**20])
 @pytest.mark.parametrize("features_and_labels", [sample(gap=0.3), digits()], ids=["made up", "digits"])
 def test_accuracies_are_those_of_plain_loops(features_and_labels, pieces, monkeypatch):
-    monkeypatch.setattr(module, "CACHED", pieces)
     monkeypatch.setattr(module, "BATCH_BYTES", 10 * pieces)
     features, labels = features_and_labels
     drawn = draw(labels, 4, 3, 5, 10, seed=2)

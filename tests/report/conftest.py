@@ -83,13 +83,13 @@ def methods():
     return [
         {
             "method": name,
-            "layer": None if rank % 2 else "blocks.3",
+            "block": None if rank % 2 else "blocks.3",
             "test_accuracy": 0.9 + 0.01 * rank,
             "test_low": 0.88 + 0.01 * rank,
             "test_high": 0.91 + 0.01 * rank,
             "train_accuracy": 0.99,
             "nc1": 0.1,
-            "parameters": 10**rank,
+            "trainable_parameters": 10**rank,
             "trainable_share": 10.0 ** (rank - 5),
             "seconds": 250,
             "lr": 1e-3,
@@ -103,7 +103,7 @@ def methods():
 @pytest.fixture(scope="session")
 def confusions():
     return [
-        {"actual": actual, "predicted": predicted, "count": 20 if actual == predicted else len(predicted) % 3}
-        for actual in NASTY
+        {"true": true, "predicted": predicted, "count": 20 if true == predicted else len(predicted) % 3}
+        for true in NASTY
         for predicted in NASTY
     ]

@@ -7,6 +7,7 @@ import re
 import pytest
 import vl_convert
 
+from tightframe.report.chart import THEME, Axis, chart
 from tightframe.report.charts import (
     collapse_chart,
     confusion_chart,
@@ -14,7 +15,6 @@ from tightframe.report.charts import (
     layer_chart,
     method_chart,
     ranking_chart,
-    theme,
 )
 
 OKABE_ITO = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"}
@@ -80,7 +80,7 @@ def test_every_chart_is_drawn_named_and_strict_json(drawing):
     spec = chart.to_dict()
     assert spec["title"]["text"]
     assert spec["description"].startswith(spec["title"]["text"])
-    assert spec["config"]["axis"] == theme()["axis"]
+    assert spec["config"]["axis"] == THEME["axis"]
     assert json.dumps(spec, allow_nan=False)
     assert list(found(spec, "tooltip"))
 
@@ -92,15 +92,15 @@ def test_every_quantity_has_an_axis_title(drawing):
     assert titles <= {
         "Accuracy (%)",
         "Test accuracy (%)",
-        "Probe accuracy (%)",
+        "Ridge probe (%)",
         "NC1 (log scale)",
         "NC1 (log scale; lower is more collapsed)",
         "Model",
         "Method",
         "Epoch",
-        "Layer, by depth",
-        "Actual class",
-        "Predicted class",
+        "Layer",
+        "True",
+        "Predicted",
     }
 
 
@@ -129,12 +129,12 @@ def test_ranking_is_best_first_whatever_the_order_of_rows(models):
 
 def test_ranking_without_a_test_set_shows_the_probe_only(models):
     rows = [row | {"test_accuracy": None} for row in models]
-    assert {row["kind"] for row in rows_of(ranking_chart(rows))} == {"expected"}
-    assert {row["kind"] for row in rows_of(ranking_chart(models))} == {"expected", "ridge probe on the test set"}
+    assert {row["color"] for row in rows_of(ranking_chart(rows))} == {"expected"}
+    assert {row["color"] for row in rows_of(ranking_chart(models))} == {"expected", "ridge probe on the test set"}
 
 
 def test_models_of_the_same_name_stay_apart(models):
-    names = {row["name"] for row in rows_of(ranking_chart([models[3], models[3], models[4]]))}
+    names = {row["y"] for row in rows_of(ranking_chart([models[3], models[3], models[4]]))}
     assert names == {"a.b[0]", "a.b[0] #2", "datum.x"}
 
 
@@ -143,10 +143,10 @@ def test_a_log_axis_leaves_out_what_it_cannot_show(models, layers, bad):
     rows = [row | {"nc1": bad} if index == 0 else row for index, row in enumerate(models)]
     points = rows_of(collapse_chart(rows))
     assert len(points) == len(models) - 1
-    assert all(math.isfinite(point["nc1"]) and point["nc1"] > 0 for point in points)
+    assert all(math.isfinite(point["x"]) and point["x"] > 0 for point in points)
     rows = [row | {"nc1": bad} for row in layers]
     spec = layer_chart(rows).to_dict()
-    assert len(spec["vconcat"]) == 1
+    assert len(spec["concat"]) == 1
     assert "penultimate" in drawn(layer_chart(rows))
 
 
@@ -161,16 +161,15 @@ def test_collapse_uses_the_test_set_only_if_every_model_has_one(models):
     assert "Test accuracy (%)" in list(found(collapse_chart(models).to_dict(), "title"))
     some = [models[0] | {"test_accuracy": None}, *models[1:]]
     chart = collapse_chart(some)
-    assert "Cross-validated accuracy (%)" in list(found(chart.to_dict(), "title"))
+    assert "Ridge probe (%)" in list(found(chart.to_dict(), "title"))
     assert len(rows_of(chart)) == len(models)
 
 
 def test_layers_are_in_order_of_depth_with_the_chosen_one_marked(layers):
     spec = layer_chart(list(reversed(layers))).to_dict()
-    for x in found(spec, "x"):
-        if isinstance(x, dict) and x.get("field") == "name":
-            assert x["scale"]["domain"][-1] == "penultimate"
-            assert x["scale"]["domain"][3] == "a.b[0]"
+    domains = [y["scale"]["domain"] for y in found(spec, "y") if "scale" in y]
+    assert domains
+    assert all((domain[3], domain[-1]) == ("a.b[0]", "penultimate") for domain in domains)
     svg = drawn(layer_chart(layers))
     assert marks(svg, "rule") == 2
     unmarked = layer_chart([row | {"chosen": False} for row in layers])
@@ -181,45 +180,122 @@ def test_layers_are_in_order_of_depth_with_the_chosen_one_marked(layers):
 
 def test_layers_of_two_models_get_panels_of_their_own(layers):
     spec = layer_chart([*layers, *(row | {"model": "other [x]"} for row in layers)]).to_dict()
-    assert [panel.get("title") for panel in spec["vconcat"]] == ["net", None, "other [x]", None]
+    assert [panel["title"]["text"] for panel in spec["concat"]] == ["net", "net", "other [x]", "other [x]"]
 
 
-def test_curves_without_validation_are_solid_and_say_so(epochs):
+def test_curves_of_training_and_validation_differ_by_dashes_with_a_legend(epochs):
     rows = [row | {"validation_accuracy": None, "nc1": None} for row in epochs]
     spec = curve_chart(rows).to_dict()
     assert len(spec["concat"]) == 1
-    assert next(found(spec, "strokeDash"))["scale"]["range"] == [[1, 0]]
-    assert "training images" in spec["title"]["subtitle"]
-    assert "Dashed" in curve_chart(epochs).to_dict()["title"]["subtitle"]
+    assert not list(found(spec["concat"], "strokeDash"))
+    dashes = next(dash for dash in found(curve_chart(epochs).to_dict(), "strokeDash") if "scale" in dash)
+    assert dashes["scale"]["domain"] == ["training images", "held-out images"]
+    assert dashes["scale"]["range"] == [[1, 0], [4, 4]]
+
+
+def test_the_ticks_of_few_epochs_are_whole_numbers(epochs):
+    for last in (1, 2, 3, 5):
+        svg = drawn(curve_chart([row for row in epochs if row["epoch"] <= last]))
+        axes = re.findall(r"X-axis titled 'Epoch' for a linear scale with values from (\S+) to (\S+)\"", svg)
+        labels = re.findall(r"role-axis-label.*?</g>", svg.split("X-axis titled 'Epoch'")[1])[0]
+        ticks = re.findall(r">([^<]+)</text>", labels)
+        assert axes
+        assert ticks == [str(epoch) for epoch in range(1, last + 1)]
 
 
 def test_methods_keep_their_color_in_both_panels_and_colors_are_safe(epochs):
     spec = curve_chart(epochs).to_dict()
-    scales = [panel["encoding"]["color"]["scale"] for panel in spec["concat"]]
-    assert scales[0] == scales[1]
+    scales = [color["scale"] for color in found(spec["concat"], "color") if "scale" in color]
+    assert all(scale == scales[0] for scale in scales)
     assert set(scales[0]["range"]) <= OKABE_ITO
     assert len(set(scales[0]["range"])) == 3
 
 
 def test_methods_without_intervals_or_shares(methods):
-    rows = [row | {"test_low": None, "test_high": math.nan, "share": None} for row in methods]
+    rows = [row | {"test_low": None, "test_high": math.nan, "trainable_share": None} for row in methods]
     assert marks(drawn(method_chart(rows)), "rule") == 0
-    assert ">Trained<" not in drawn(method_chart(rows))
+    assert " trained<" not in drawn(method_chart(rows))
     assert marks(drawn(method_chart(methods)), "rule") == len(methods)
-    assert ">Trained<" in drawn(method_chart(methods))
+    assert "(blocks.3), 10.0 % trained<" in drawn(method_chart(methods))
 
 
 @pytest.mark.parametrize(("classes", "numbers"), [(2, True), (20, True), (21, False), (100, False)])
 def test_confusions_show_numbers_while_they_can_be_read(classes, numbers):
-    rows = [{"actual": f"c{i}", "predicted": f"c{i}", "count": 1234 + i} for i in range(classes)]
-    svg = drawn(confusion_chart([*rows, {"actual": "c0", "predicted": "c1", "count": 0}]))
+    rows = [{"true": f"c{i}", "predicted": f"c{i}", "count": 1234 + i} for i in range(classes)]
+    svg = drawn(confusion_chart([*rows, {"true": "c0", "predicted": "c1", "count": 0}]))
     assert marks(svg, "rect") >= classes
     assert ("1,234" in re.sub("<[^>]*>", "", svg)) is numbers
 
 
 def test_a_class_never_predicted_keeps_its_column_and_empty_cells_stay_empty():
-    rows = [{"actual": "a", "predicted": "b", "count": 3}, {"actual": "b", "predicted": "b", "count": 0}]
+    rows = [{"true": "a", "predicted": "b", "count": 3}, {"true": "b", "predicted": "b", "count": 0}]
     chart = confusion_chart(rows)
     assert next(found(chart.to_dict(), "x"))["scale"]["domain"] == ["a", "b"]
-    assert [row["count"] for row in rows_of(chart)] == [3]
+    assert [(row["x"], row["y"], row["share"]) for row in rows_of(chart)] == [("b", "a", 1)]
     assert confusion_chart(rows[1:]) is None
+
+
+# One measurement against another, in panels
+
+NC1, ACCURACY = Axis("nc1", log=True), Axis("accuracy")
+ROWS = [
+    {"model": "a<b", "data": "x", "nc1": 1.0, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "epoch": 2},
+    {"model": "c", "data": "x", "nc1": 10.0, "accuracy": 0.7, "epoch": 1},
+    {"model": "c", "data": "y", "nc1": 4.0, "accuracy": 0.9, "epoch": 1},
+]
+
+
+def related(rows, **more):
+    return chart(rows, NC1, ACCURACY, title="A title", subtitle="How to read it", **more)
+
+
+def marks_of(drawn):
+    """Marks of each panel."""
+    spec = drawn.to_dict()
+    given = [panel["layer"][-1].get("data") or panel.get("data") or spec["data"] for panel in spec["concat"]]
+    return [data.get("values") or spec["datasets"][data["name"]] for data in given]
+
+
+def test_each_set_has_a_panel_and_shares_become_percent():
+    drawn = related(ROWS, panels="data", tips=("model", "nc1", "accuracy"))
+    panels = marks_of(drawn)
+    assert [[(mark["x"], mark["y"]) for mark in panel] for panel in panels] == [
+        [(1.0, 50.0), (10.0, 70.0)],
+        [(4.0, 90.0)],
+    ]
+    assert (panels[0][0]["low"], panels[0][0]["high"]) == pytest.approx((40, 60))
+    assert [panels[0][0][f"tip{index}"] for index in range(3)] == ["a<b", "1.000", "50.0 % (40.0–60.0 %)"]
+    assert "A title" in vl_convert.vegalite_to_svg(drawn.to_dict())
+
+
+def test_what_can_not_be_drawn_is_left_out():
+    rows = [
+        *ROWS,
+        {"model": "d", "data": "x", "nc1": 0.0, "accuracy": 0.5},
+        {"model": "e", "data": "x", "error": "broken"},
+    ]
+    rows += [{"model": "f", "data": "x", "nc1": float("nan"), "accuracy": 0.5}]
+    (panel,) = marks_of(related(rows))
+    assert len(panel) == 3
+    assert related(rows[3:]) is None
+    assert related([]) is None
+
+
+def test_colors_come_with_shapes_and_a_legend_and_lines_with_an_order():
+    drawn = related(ROWS, color="model", joined="epoch")
+    svg = vl_convert.vegalite_to_svg(drawn.to_dict())
+    assert "a&lt;b" in svg
+    layers = [layer["mark"]["type"] for layer in drawn.to_dict()["concat"][0]["layer"]]
+    assert layers == ["rule", "line", "point"]
+    (panel,) = marks_of(drawn)
+    assert [mark["order"] for mark in panel] == [2, 1, 1]
+    assert drawn.to_dict()["concat"][0]["layer"][-1]["encoding"]["shape"]["field"] == "color"
+
+
+def test_one_mark_is_enough():
+    assert "svg" in vl_convert.vegalite_to_svg(related(ROWS[:1]).to_dict())
+
+
+def test_whole_numbers_have_whole_ticks():
+    drawn = chart(ROWS, Axis("epoch"), ACCURACY, title="t", subtitle="s", tips=("accuracy",))
+    assert drawn.to_dict()["concat"][0]["layer"][-1]["encoding"]["x"]["axis"]["values"] == [1, 2]

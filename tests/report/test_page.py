@@ -14,9 +14,8 @@ from PIL import Image
 from tightframe.errors import TightframeError
 from tightframe.report.charts import confusion_chart, ranking_chart
 from tightframe.report.page import Grid, Samples, Section, write_report
-from tightframe.report.tables import Column, number
 
-COLUMNS = [Column("model", "Model"), Column("nc1", "NC1", number), Column("h_score", "H-score", number)]
+COLUMNS = ("model", "nc1", "h_score")
 
 
 class Page(HTMLParser):
@@ -48,15 +47,15 @@ def written(tmp_path, sections=(), **changed):
     return path.read_text(encoding="utf-8")
 
 
-def sample(name, actual=None, size=(40, 30), mode="RGB"):
+def sample(name, true=None, size=(40, 30), mode="RGB"):
     image = Image.new(mode, size)
-    return {"image": image, "path": name, "actual": actual, "predicted": name, "probability": 0.873}
+    return {"image": image, "path": name, "true": true, "predicted": name, "probability": 0.873}
 
 
 def test_no_user_text_becomes_markup(tmp_path, models, confusions, nasty):
     rows = [*models, *({"model": name, "error": name} for name in nasty)]
     content = [ranking_chart(models), confusion_chart(confusions), Grid(COLUMNS, rows)]
-    content.append(Samples([sample(name, actual) for name, actual in zip(nasty, reversed(nasty), strict=True)]))
+    content.append(Samples([sample(name, true) for name, true in zip(nasty, reversed(nasty), strict=True)]))
     everything = " / ".join(nasty)
     page = Page(
         written(
@@ -125,8 +124,8 @@ def test_grids_show_numbers_and_errors_like_the_terminal(tmp_path):
 def test_right_and_wrong_differ_by_more_than_color(tmp_path):
     rows = [sample("a", "a"), sample("b", "a"), sample("c")]
     source = written(tmp_path, [Section("a", "", [Samples(rows)])])
-    found = re.findall(r'<li class="(\w+)">.*?aria-label="([\w ]+)">(.)</span>', source)
-    assert found == [("right", "right", "✓"), ("wrong", "wrong", "✗"), ("unknown", "actual class unknown", "?")]
+    found = re.findall(r'<li class="(\w+)">.*?aria-label="([\w ]+)">(.)</span>', source, re.DOTALL)
+    assert found == [("right", "correct", "✓"), ("wrong", "wrong", "✗"), ("unknown", "true class unknown", "?")]
     assert "87.3 %" in source
 
 
@@ -141,9 +140,14 @@ def test_images_of_every_kind_become_small_thumbnails_and_stay_as_they_were(tmp_
 
 
 def test_settings_versions_and_text_are_readable(tmp_path):
-    source = written(tmp_path, [Section("One", "first\n\nsecond"), Section("Two")], settings={"models": ["a", "b"]})
+    source = written(
+        tmp_path,
+        [Section("One", "first\n\nsecond"), Section("Two")],
+        settings={"models": ["a", "b"], "config": {"lr": None, "epochs": 3}},
+    )
     assert "<p>first</p><p>second</p>" in source
-    assert re.search(r"<details><summary>.*models.*<td>a, b</td>.*Versions.*2\.8", source)
+    assert re.search(r"<details><summary>.*models.*<td>a, b</td>.*Versions.*2\.8", source, re.DOTALL)
+    assert re.search(r"config.<wbr>lr</th><td>–</td>.*config.<wbr>epochs</th><td>3</td>", source)
     assert '<a href="#section-1">Two</a>' in source
     assert 'id="section-1"' in source
 
@@ -157,13 +161,13 @@ def test_names_that_are_not_unicode_do_not_stop_the_report(tmp_path, models):
 def test_writing_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     assert "Title" in written(tmp_path)
     before = list((tmp_path / "deep").iterdir())
-    real = Path.write_bytes
+    real = Path.write_text
 
-    def torn(self, content):
-        real(self, content[:100])
+    def torn(self, content, **options):
+        real(self, content[:100], **options)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", torn)
+    monkeypatch.setattr(Path, "write_text", torn)
     with pytest.raises(TightframeError, match="No space left on device"):
         written(tmp_path, title="Second")
     assert list((tmp_path / "deep").iterdir()) == before

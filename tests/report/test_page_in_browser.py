@@ -17,8 +17,8 @@ from tightframe.report.charts import (
     method_chart,
     ranking_chart,
 )
+from tightframe.report.fields import TABLES, fields, upper
 from tightframe.report.page import Grid, Samples, Section, write_report
-from tightframe.report.tables import Column, number
 
 MARKS = (
     "[...plot.querySelectorAll('svg.marks .role-mark path, svg .role-mark line')].filter(mark => mark.getTotalLength)"
@@ -52,14 +52,13 @@ def write(path, *content):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, nasty, models, layers, epochs, methods, confusions):
-    columns = [Column("model", "Model"), Column("nc1", "NC1", number)]
     rows = [*models, *({"model": name, "error": name} for name in nasty)]
     image = Image.new("RGB", (300, 200), "teal")
-    images = [{"image": image, "path": n, "actual": n, "predicted": n, "probability": 0.5} for n in nasty]
+    images = [{"image": image, "path": n, "true": n, "predicted": n, "probability": 0.5} for n in nasty]
     return write(
         tmp_path_factory.mktemp("page") / "report.html",
         *(ranking_chart(models), collapse_chart(models), layer_chart(layers), curve_chart(epochs)),
-        *(method_chart(methods), confusion_chart(confusions), Grid(columns, rows), Samples(images)),
+        *(method_chart(methods), confusion_chart(confusions), Grid(("model", "nc1"), rows), Samples(images)),
     )
 
 
@@ -158,7 +157,7 @@ def test_a_chart_can_be_saved(browser, full, kind):
 
 def test_degenerate_rows_are_drawn_too(browser, tmp_path, models, layers, epochs, methods):
     hundred = [f"class [{index}] with a rather long name" for index in range(100)]
-    matrix = [{"actual": a, "predicted": b, "count": int(a == b)} for a in hundred for b in hundred]
+    matrix = [{"true": a, "predicted": b, "count": int(a == b)} for a in hundred for b in hundred]
     blank = {"test_accuracy": None, "expected_low": None, "expected_high": math.nan}
     charts = [
         ranking_chart(models[:1]),
@@ -169,7 +168,7 @@ def test_degenerate_rows_are_drawn_too(browser, tmp_path, models, layers, epochs
         curve_chart([row | {"validation_accuracy": None, "nc1": None} for row in epochs[:1]]),
         method_chart([methods[0] | {"test_low": None, "test_high": None, "share": None}]),
         confusion_chart(matrix),
-        confusion_chart([{"actual": "a", "predicted": "a", "count": 1}]),
+        confusion_chart([{"true": "a", "predicted": "a", "count": 1}]),
     ]
     nothing = [ranking_chart([{"model": "x", "error": "broken"}]), collapse_chart([models[0] | {"nc1": math.nan}])]
     assert nothing == [None, None]
@@ -178,3 +177,17 @@ def test_degenerate_rows_are_drawn_too(browser, tmp_path, models, layers, epochs
         assert_quiet(page, path)
         assert page.evaluate(COUNTS) == [3, 7, 1, 9, 40, 2, 1, 100, 1]
         assert page.evaluate("document.documentElement.scrollWidth") <= 420
+
+
+@pytest.mark.parametrize("table", ["rank", "measure", "transfer"])
+def test_no_column_hides_behind_a_scrollbar_on_a_laptop(browser, tmp_path, table):
+    named = {"model": "vit_small_patch16_dinov3", "layer": "features.stages.3.blocks.11", "method": "layer"}
+    row = {field.key: 0.12345 for field in fields(TABLES[table].columns)} | named
+    row |= {field.low: 0.12345 for field in fields(TABLES[table].columns) if field.low}
+    row |= {upper(field.low): 12.345 for field in fields(TABLES[table].columns) if field.low}
+    row |= {"block": "stages.3.blocks.1", "trainable_parameters": 86_000_000, "parameters": 86_000_000}
+    path = write(tmp_path / "wide.html", Grid(TABLES[table].columns, [row]))
+    with opened(browser, path, 1300) as page:
+        hidden = "[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
+        assert page.evaluate(hidden) == [0]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1300

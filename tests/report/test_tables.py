@@ -1,23 +1,17 @@
 from __future__ import annotations
 
 import math
-from io import StringIO
+import re
+from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 from rich.console import Console
 
-from tightframe.report.tables import Column, count, number, percent, rough, seconds, shown, size, table, text
+from tightframe.report.fields import FIELDS, shown
+from tightframe.report.formats import RESPELLED, count, number, percent, seconds, size, text
+from tightframe.report.tables import columns, table
 
-COLUMNS = [
-    Column("model", "Model"),
-    Column("nc1", "NC1", number),
-    Column("h_score", "H-score", number),
-    Column("logme", "LogME", number),
-    Column("probe_accuracy", "Probe accuracy", percent),
-    Column("test_accuracy", "Test accuracy", percent),
-    Column("parameters", "Parameters", count),
-    Column("seconds", "Time", seconds),
-]
+COLUMNS = ("model", "nc1", "h_score", "logme", "probe_accuracy", "test_accuracy", "trainable_parameters", "seconds")
 LONG = "vit_small_patch16_dinov3.lvd1689m_with_a_name_that_goes_on"
 FULL = {
     "model": LONG,
@@ -26,7 +20,7 @@ FULL = {
     "logme": -0.34,
     "probe_accuracy": 0.9312,
     "test_accuracy": 0.9401,
-    "parameters": 21_600_000,
+    "trainable_parameters": 21_600_000,
     "seconds": 250,
 }
 
@@ -88,7 +82,7 @@ def test_nothing_is_cut(width):
 
 
 def test_a_long_name_folds_and_keeps_every_letter():
-    lines = [line[:14].strip() for line in printed([FULL], 80).splitlines()]
+    lines = [re.split("  ", line)[0].strip() for line in printed([FULL], 80).splitlines()]
     first = next(index for index, line in enumerate(lines) if line.startswith("vit"))
     assert "".join(lines[first:]) == LONG
 
@@ -102,7 +96,7 @@ def test_columns_too_many_for_the_width_go_below_with_the_names_again():
 
 
 def test_numbers_align_right():
-    lines = printed([FULL | {"model": "a", "parameters": 7}, FULL | {"model": "b"}], 120).splitlines()
+    lines = printed([FULL | {"model": "a", "trainable_parameters": 7}, FULL | {"model": "b"}], 120).splitlines()
     small, large = (next(line for line in lines if line.startswith(name)) for name in "ab")
     assert small.index(" 7 ") + 2 == large.index("21,600,000") + len("21,600,000")
 
@@ -112,7 +106,7 @@ def test_columns_without_values_are_left_out_but_nan_is_a_value():
         {"model": "a", "nc1": math.nan, "h_score": None, "logme": ""},
         {"model": "b", "error": "x", "h_score": 1},
     ]
-    assert [column.key for column in shown(COLUMNS, rows)] == ["model", "nc1"]
+    assert [field.key for field in shown(COLUMNS, rows)] == ["model", "nc1"]
 
 
 def test_an_error_has_its_name_and_message_in_red_and_no_dashes():
@@ -133,15 +127,34 @@ def test_no_rows_at_all():
         ({"nc1_low": 0.12345, "nc1_high": 12.345}, "0.123–12.3"),
         ({"nc1_low": 0.12345, "nc1_high": math.inf}, "≥ 0.123"),
         ({"nc1_low": 12345.6, "nc1_high": None}, "≥ 12,300"),
-        ({"nc1": 1.0}, "–"),
+        ({"nc1": 1.0}, ""),
     ],
 )
 def test_intervals_are_read_from_their_ends(row, words):
-    column = Column("nc1", "95 % interval", rough, interval=True)
-    assert column.cell(row) == words
-    assert (column in shown([Column("model", "Model"), column], [row])) == (words != "–")
+    assert FIELDS["nc1"].interval(row) == words
+    (column,) = columns(["nc1"], [row])
+    assert column.title == ("NC1\n95 % interval" if words else "NC1")
+
+
+def test_a_value_that_is_only_bounded_shows_the_bound_and_no_dash():
+    rows = [{"nc1": None, "nc1_low": 0.5}, {"nc1": 12.3456, "nc1_low": 2, "nc1_high": 30}, {"nc1": 1}, {"nc1": None}]
+    (column,) = columns(["nc1"], rows)
+    assert column.cells == ["        ≥ 0.500", "12.35 2.00–30.0", "1.000          ", "    –          "]
 
 
 def test_an_interval_of_shares_says_percent_once():
-    column = Column("probe", "95 % interval", percent, interval=True)
-    assert column.cell({"probe_low": 0.597, "probe_high": 0.854}) == "59.7–85.4 %"
+    test = FIELDS["test_accuracy"]
+    assert test.interval({"test_low": 0.597, "test_high": 0.854}) == "59.7–85.4 %"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_lacks_is_spelled_with_what_it_has(encoding):
+    rows = [{"model": "é\u4e2d …", "test_accuracy": 0.9, "test_low": 0.85}]
+    printed = BytesIO()
+    with TextIOWrapper(printed, encoding=encoding, errors=RESPELLED) as stream:
+        Console(file=stream, width=80).print(table("Models ≥ 1", ["model", "test_accuracy"], rows))
+        stream.flush()
+        words = printed.getvalue().decode(encoding)
+    assert "Models >= 1" in words
+    assert ">= 85.0 %" in words
+    assert ("\\xe9" if encoding == "ascii" else "é") + "\\u4e2d ..." in words

@@ -56,22 +56,17 @@ def coding_rate(rows: np.ndarray, epsilon: float) -> float:
 @ON_SHAPES
 def test_transrate_is_the_listing_in_the_paper(shape: str, epsilon: float) -> None:
     features, labels = sample(*SHAPES[shape])
-    classes, centerd = SHAPES[shape][2], features - features.mean(0)
-    rates = [coding_rate(centerd[labels == k], epsilon) for k in range(classes)]
-    whole = coding_rate(centerd, epsilon)
+    classes, centered = SHAPES[shape][2], features - features.mean(0)
+    rates = [coding_rate(centered[labels == k], epsilon) for k in range(classes)]
+    whole = coding_rate(centered, epsilon)
     assert transrate(features, labels, classes, epsilon) == close(whole - np.mean(rates))
-    by_samples = whole - np.average(rates, weights=np.bincount(labels))
-    assert transrate(features, labels, classes, epsilon, weighting="sample") == close(by_samples)
-    assert by_samples > 0
 
 
-def test_transrate_of_constant_features_is_zero_and_its_options_are_checked() -> None:
+def test_transrate_of_constant_features_is_zero_and_epsilon_is_checked() -> None:
     features, labels = np.full((6, 4), 0.1), np.arange(6) % 2
     assert transrate(features, labels, 2) == pytest.approx(0, abs=1e-12)
     with pytest.raises(MeasureError, match="epsilon"):
         transrate(features, labels, 2, epsilon=0.0)
-    with pytest.raises(MeasureError, match="weighting"):
-        transrate(features, labels, 2, weighting="both")
 
 
 def leep_of(posteriors: np.ndarray, labels: np.ndarray, classes: int) -> float:
@@ -161,38 +156,34 @@ def bhattacharyya(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray
     return apart @ np.linalg.solve(middle, apart) / 8 + 0.5 * (logs[0] - (logs[1] + logs[2]) / 2)
 
 
-@pytest.mark.parametrize("form", ["spherical", "diagonal"])
 @pytest.mark.parametrize("dimensions", [64, 3])
 @ON_SHAPES
-def test_gbc_is_its_formula(shape: str, form: str, dimensions: int) -> None:
+def test_gbc_is_its_formula(shape: str, dimensions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tightframe.scores.from_features.COMPONENTS", dimensions)
+    monkeypatch.setattr("tightframe.scores.from_features.FLOOR", 0.3)
     features, labels = sample(*SHAPES[shape])
     pca = PCA(min(dimensions, len(features) - 1, features.shape[1]), svd_solver="full")
     scores = pca.fit_transform(features)
     floor, gaussians = 0.3 * pca.explained_variance_.mean(), []
     for k in range(SHAPES[shape][2]):
-        variances = np.maximum(scores[labels == k].var(0), floor)
-        variances = np.full_like(variances, variances.mean()) if form == "spherical" else variances
-        gaussians.append((scores[labels == k].mean(0), np.diag(variances)))
+        variance = np.maximum(scores[labels == k].var(0), floor).mean()
+        gaussians.append((scores[labels == k].mean(0), variance * np.eye(scores.shape[1])))
     pairs = [(i, j) for i in range(len(gaussians)) for j in range(len(gaussians)) if i != j]
     expected = -sum(np.exp(-bhattacharyya(gaussians[i], gaussians[j])) for i, j in pairs)
-    value = gbc_of_features(features, labels, SHAPES[shape][2], form=form, dimensions=dimensions, floor=0.3)
-    assert value == close(expected, 1e-7)
+    assert gbc_of_features(features, labels, SHAPES[shape][2]) == close(expected, 1e-7)
 
 
 def test_gbc_of_two_classes_in_one_dimension_is_twice_the_overlap_of_their_densities() -> None:
     features, labels = np.array([0.0, 1, 2, 2, 3, 7, 8])[:, None], np.array([0, 0, 0, 1, 1, 1, 1])
     low, high = (norm(features[labels == k].mean(), features[labels == k].std()) for k in (0, 1))
     overlap = quad(lambda x: np.sqrt(low.pdf(x) * high.pdf(x)), -20, 30)[0]
-    for form in ("spherical", "diagonal"):
-        assert gbc_of_features(features, labels, 2, form=form) == close(-2 * overlap, 1e-8)
+    assert gbc_of_features(features, labels, 2) == close(-2 * overlap, 1e-8)
 
 
 def test_gbc_of_classes_that_coincide_or_have_no_spread() -> None:
     labels = np.arange(12) % 3
     assert gbc_of_features(np.full((12, 4), 0.1), labels, 3) == -6
     assert gbc_of_features(np.eye(3)[labels], labels, 3) == pytest.approx(0, abs=1e-9)  # the floor keeps it finite
-    with pytest.raises(MeasureError, match="spherical"):
-        gbc_of_features(np.eye(3)[labels], labels, 3, form="full")
 
 
 @SCORES

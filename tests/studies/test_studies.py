@@ -1,4 +1,4 @@
-"""Every study, run whole on tiny models and digits: rows, evidence, files, and that it resumes."""
+"""Every study, run whole on small models and digits: rows, evidence, files; runs that resume, share points and fail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from html import escape
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -18,71 +18,57 @@ import pytest
 from PIL import Image
 
 from tightframe.errors import DataError, ModelError, SettingsError
-from tightframe.studies import STUDIES, run_study
-from tightframe.studies.evidence import NOT_SUPPORTED, SUPPORTED, UNCLEAR
-from tightframe.studies.layers import distinct
-from tightframe.studies.source_collapse import _threshold, turning_point
-from tightframe.studies.study import Lab, Point, Scale, _rows
+from tightframe.features.workspace import Workspace
+from tightframe.jobs import demo
+from tightframe.report.fields import FIELDS
+from tightframe.studies import STUDIES, evidence, run_study
+from tightframe.studies.evidence import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+from tightframe.studies.lab import Lab, Scale
+from tightframe.studies.relations import distinct
+from tightframe.studies.runner import _rows
+from tightframe.studies.study import Point
+from tightframe.studies.threshold import falling, rising, turning_point
+from tightframe.studies.training import FORMS
 
-DIGITS = ("digits:0-4", "digits:5-9")
-SHORT = {"shots": 8, "precision": "float32"}
-PRETRAINING = [name for name, study in STUDIES.items() if study.pretrains]
-GIVEN = [name for name in STUDIES if name not in PRETRAINING]
-
-
-def plain(study):
-    """The study without the parts of its scale that only take time."""
-    scale = replace(
-        study.scales["small"], episodes=10, blocks=2, shots=study.scales["small"].shots and (3,), images=100
-    )
-    least = {"epochs": min(scale.epochs, 1), "seeds": min(scale.seeds, 1)}
-    return replace(study, scales={"small": replace(scale, **least)})
+SHORT = {"max_per_class": 8, "workspace": Workspace(precision="float32")}
 
 
-@pytest.fixture(scope="module", params=STUDIES)
-def done(request, names, tmp_path_factory):
-    """A study that was run, and where."""
-    study = plain(STUDIES[request.param])
-    out = tmp_path_factory.mktemp("study") / "out"
-    models = () if study.pretrains else list(names.values())
-    return study, out, run_study(study, out, models=models, data=DIGITS, **SHORT)
-
-
-def test_it_gives_rows_a_table_an_image_a_page_and_a_verdict(done):
-    study, out, found = done
+@pytest.mark.slow
+def test_it_gives_rows_a_table_a_plot_a_page_and_a_verdict(done):
+    study, out, found = done.study, done.out, done.found
     assert found.rows
     assert not [row for row in found.rows if "error" in row]
     known = {key for row in found.rows for key in row}
-    assert {column.key for column in study.columns} <= known | {"source_accuracy", "source_train_accuracy"}
+    assert {*study.columns} <= known | {"source_accuracy", "source_train_accuracy"}
     for row in found.rows:
         accuracy = row.get("test_accuracy", row.get("accuracy", row.get("ridge_test")))
         assert 0 <= accuracy <= 1
         assert row["nc1"] is None or row["nc1"] > 0
-    for row in found.further["evidence"]:
-        assert row["verdict"] in (SUPPORTED, NOT_SUPPORTED, UNCLEAR)
+    for row in found.tables["evidence"]:
+        assert row["verdict"] in (SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE)
     with (out / "rows.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(found.rows)
     with Image.open(out / "plot.png") as image:
         assert min(image.size) > 300
     page = (out / "report.html").read_text()
     assert f"Study: {study.name}" in page
-    assert escape(found.further["evidence"][0]["question"]) in page
+    assert found.tables["evidence"][0]["question"] in unescape(page)
     kept = json.loads((out / "result.json").read_text())
     assert kept["settings"]["scale"] == "small"
-    assert kept["further"]["evidence"] == found.further["evidence"]
+    assert kept["tables"]["evidence"] == found.tables["evidence"]
 
 
-def test_what_is_done_is_not_done_again(done, names, monkeypatch):
-    study, out, found = done
+@pytest.mark.slow
+def test_what_is_done_is_not_done_again(ran):
+    done = ran("augmentation")
 
     def again(lab):
-        for point in study.points(lab):
+        for point in done.study.points(lab):
             yield Point(point.labels, lambda: pytest.fail("computed again"))
 
-    models = () if study.pretrains else list(names.values())
-    assert run_study(replace(study, points=again), out, models=models, data=DIGITS, **SHORT).rows == found.rows
+    assert run_study(replace(done.study, points=again), done.out, **done.how).rows == done.found.rows
     with pytest.raises(SettingsError, match="other settings"):
-        run_study(study, out, models=models, data=DIGITS, **(SHORT | {"shots": 7}))
+        run_study(done.study, done.out, **(done.how | {"max_per_class": 7}))
 
 
 def test_runs_at_once_share_the_work(tmp_path):
@@ -100,142 +86,145 @@ def test_runs_at_once_share_the_work(tmp_path):
 
     study = replace(STUDIES["layers"], points=points)
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(_rows, study, Lab(Scale(), (), (), tmp_path, {})) for _ in range(2)]
+        runs = [pool.submit(_rows, study, Lab(Scale(), (), (), tmp_path, Workspace())) for _ in range(2)]
     found = [[(row["number"], row["square"]) for row in run.result()] for run in runs]
     assert sorted(computed) == [0, 1, 2, 3]
     assert found == [[(0, 0), (1, 1), (2, 4), (3, 9)]] * 2
 
 
-def test_sets_and_models_of_one_name_are_told_apart(names, tmp_path):
-    study, twice = STUDIES["downstream-collapse"], [names["wide"], names["wide"]]
-    found = run_study(study, tmp_path / "out", models=twice, data=["digits:5-9", "digits:5-9"], **SHORT)
-    assert len({(row["data"], row["model"]) for row in found.rows}) == 4
-    assert "wide #2" in {row["model"] for row in found.rows}
+def test_datasets_and_models_of_one_name_are_told_apart(ran):
+    rows = ran("downstream-collapse").found.rows
+    assert len({(row["data"], row["model"]) for row in rows}) == 4
+    assert "wide #2" in {row["model"] for row in rows}
 
 
-def test_a_stopped_study_goes_on(names, tmp_path):
-    study, computed = plain(STUDIES["downstream-collapse"]), []
-    asked = {"models": list(names.values()), "data": DIGITS, **SHORT}
+@pytest.fixture
+def squares(names, tmp_path):
+    """Runs a study of four points that compute nothing but squares; ``computed`` lists them, ``broken`` fail."""
+    computed, broken = [], set()
 
-    def counted(lab):
-        for point in study.points(lab):
-            yield Point(point.labels, lambda point=point: computed.append(point.labels) or point.compute())
+    def points(lab):
+        for number in range(4):
+            yield Point({"data": "d", "model": number, "side": 8}, partial(compute, number))
 
-    counting = replace(study, points=counted)
+    def compute(number):
+        computed.append(number)
+        if number in broken:
+            raise ModelError("it is broken")
+        return [{"nc1": 1.0 + number, "test_accuracy": number**2 / 10}]
 
+    def run(**how):
+        study = replace(STUDIES["downstream-collapse"], points=points)
+        return run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], **SHORT | how)
+
+    run.computed, run.broken, run.out = computed, broken, tmp_path / "out"
+    return run
+
+
+def test_a_stopped_study_goes_on(squares):
     def stopping(items, title, total):
-        for at, item in enumerate(items):
-            if title == study.name and at == 2:
+        for index, item in enumerate(items):
+            if title == "downstream-collapse" and index == 2:
                 raise KeyboardInterrupt
             yield item
 
     with pytest.raises(KeyboardInterrupt):
-        run_study(counting, tmp_path / "out", progress=stopping, **asked)
-    assert len(computed) == 2
-    found = run_study(counting, tmp_path / "out", **asked)
-    assert len(computed) == 4 == len(found.rows)
+        squares(workspace=Workspace(precision="float32", progress=stopping))
+    assert squares.computed == [0, 1]
+    assert len(squares().rows) == 4
+    assert squares.computed == [0, 1, 2, 3]
 
 
-def test_a_point_that_fails_is_a_row_that_says_so(names, tmp_path):
-    def points(lab):
-        def fail():
-            raise ModelError("it is broken")
-
-        first, *rest = STUDIES["downstream-collapse"].points(lab)
-        yield Point(first.labels, fail)
-        yield from rest
-
-    study = replace(STUDIES["downstream-collapse"], points=points)
-    asked = {"models": list(names.values()), "data": ["digits:5-9"], **SHORT}
-    found = run_study(study, tmp_path / "out", **asked)
+def test_a_point_that_fails_is_a_row_that_says_so(squares):
+    squares.broken.add(0)
+    found = squares()
     assert found.rows[0]["error"] == "it is broken"
     assert found.rows[1]["test_accuracy"] > 0
-    assert "1 of 2 rows failed and are not counted; the first: it is broken" in found.notes
-    assert "it is broken" in (tmp_path / "out" / "report.html").read_text()
-    mended = run_study(STUDIES["downstream-collapse"], tmp_path / "out", **asked)  # what failed is not remembered
-    assert [row["test_accuracy"] > 0 for row in mended.rows] == [True, True]
+    assert "1 of 4 rows failed and are not counted; the first: it is broken" in found.notes
+    assert "it is broken" in (squares.out / "report.html").read_text()
+    squares.broken.clear()
+    assert not [row for row in squares().rows if "error" in row]
+    assert squares.computed == [0, 1, 2, 3, 0]  # what failed is not kept, all else is
 
 
-def test_a_study_of_which_all_failed_is_an_error(names, tmp_path):
-    def points(lab):
-        for point in STUDIES["layers"].points(lab):
-            yield Point(point.labels, lambda: (_ for _ in ()).throw(ModelError("it is broken")))
-
-    study = replace(STUDIES["layers"], points=points)
-    with pytest.raises(ModelError, match=r"every point of layers failed; the first: it is broken"):
-        run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], **SHORT)
+def test_a_study_of_which_all_failed_is_an_error(squares):
+    squares.broken |= {0, 1, 2, 3}
+    with pytest.raises(ModelError, match=r"every point of downstream-collapse failed; the first: it is broken"):
+        squares()
 
 
-def test_other_layers_are_other_settings(names, tmp_path):
-    asked = {"models": [names["wide"]], "data": ["digits:5-9"], **SHORT}
-    run_study(STUDIES["layers"], tmp_path / "out", **asked)
+def test_other_layers_are_other_settings(squares):
+    squares()
     with pytest.raises(SettingsError, match="other settings"):
-        run_study(STUDIES["layers"], tmp_path / "out", model_options={"layers": ["layer1"]}, **asked)
+        squares(model_options={"layers": ["layer1"]})
 
 
-def test_a_layer_that_is_the_last_features_counts_once(names, tmp_path):
-    found = run_study(STUDIES["layers"], tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], **SHORT)
-    layers = [row["layer"] for row in found.rows]
+def test_a_layer_that_is_the_last_features_counts_once(ran):
+    rows = ran("layers").found.rows
+    layers = [row["layer"] for row in rows]
     assert layers[-2:] == ["layer4.0", "penultimate"]
-    assert [row["layer"] for row in distinct(found.rows)] == layers[:-1]
+    assert [row["layer"] for row in distinct(rows)] == layers[:-1]
 
 
-def test_built_in_models_are_made_inside_the_folder(tmp_path):
-    run_study(STUDIES["few-shot"], tmp_path / "out", **SHORT)
+def test_built_in_models_are_made_inside_the_folder(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "PRETRAINING", replace(demo.PRETRAINING, epochs=1))
+    found = run_study(plain("few-shot"), tmp_path / "out", **SHORT)
+    assert len({row["model"] for row in found.rows}) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def images(folder, count):
-    """A set of two classes of so many images."""
+    """A dataset of two classes with so many images each."""
     for name in ("a", "b"):
         for part in ("train", "test"):
             (folder / part / name).mkdir(parents=True)
-            for at in range(count):
-                Image.new("RGB", (8, 8), (at * 20, 0, 0)).save(folder / part / name / f"{at}.png")
+            for index in range(count):
+                Image.new("RGB", (8, 8), (index * 20, 0, 0)).save(folder / part / name / f"{index}.png")
     return str(folder)
 
 
-def test_a_set_that_fails_takes_no_other_with_it(tmp_path):
-    study, broken = plain(STUDIES["projection-head"]), images(tmp_path / "broken", 4)
+def test_a_dataset_that_fails_takes_no_other_with_it(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "DRAWS", 20)
+    broken = images(tmp_path / "broken", 4)
     whole = (tmp_path / "broken/train/a/0.png").read_bytes()
     (tmp_path / "broken/train/a/0.png").write_bytes(whole[:40])
-    found = run_study(study, tmp_path / "out", data=["digits:0-4", broken, "digits:5-9"], **SHORT)
+    found = run_study(plain("projection-head"), tmp_path / "out", data=["digits:0-4", broken, "digits:5-9"], **SHORT)
     assert {row["data"] for row in found.rows if "error" in row} == {"broken"}
     assert len([row for row in found.rows if row.get("test_accuracy")]) == 4
-    assert found.further["evidence"][2]["units"] == "1 seed: too few for an interval"
+    assert found.tables["evidence"][2]["units"] == "1 seed: too few for an interval"
 
 
-def test_a_set_too_small_for_episodes_is_refused_before_anything_is_trained(tmp_path):
+def test_a_dataset_too_small_for_episodes_is_refused_before_anything_is_trained(plain, tmp_path):
     small = images(tmp_path / "small", 2)
     with pytest.raises(DataError, match="small: 5-shot episodes need 2 classes of 6 images"):
-        run_study(plain(STUDIES["projection-head"]), tmp_path / "out", data=["digits:0-4", small], **SHORT)
+        run_study(plain("projection-head"), tmp_path / "out", data=["digits:0-4", small], **SHORT)
     assert not (tmp_path / "out" / "models").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "said"),
+    ("name", "how", "message"),
     [
         ("layers", {"scale": "huge"}, "small or paper"),
         ("layers", {"scale": "paper"}, "--data"),
         ("methods", {"epochs": 0}, "1 or more"),
         ("layers", {"epochs": 3}, "--epochs"),
         ("few-shot", {"seeds": 3}, "--seeds"),
-        ("augmentation", {"model_options": {"input_size": 16}}, "input_size"),
+        ("augmentation", {"model_options": {"input_size": 16}}, "leave out --input-size"),
         ("augmentation", {"models": ["timm/resnet18"]}, "leave out --models"),
         ("augmentation", {"data": ["digits:0-4"]}, "two datasets"),
     ],
 )
-def test_what_can_not_be_asked_is_said(name, asked, said, tmp_path):
-    with pytest.raises(SettingsError, match=said):
-        run_study(STUDIES[name], tmp_path / "out", **asked)
+def test_what_can_not_be_asked_is_said(name, how, message, tmp_path):
+    with pytest.raises(SettingsError, match=message):
+        run_study(STUDIES[name], tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()
 
 
-def test_images_to_test_on_are_needed(tmp_path, names):
+def test_test_images_are_needed(tmp_path, names):
     folder = tmp_path / "images"
-    for at in range(2):
-        (folder / f"class{at}").mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(folder / f"class{at}" / "one.png")
+    for index in range(2):
+        (folder / f"class{index}").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / f"class{index}" / "one.png")
     with pytest.raises(DataError, match="no test images"):
         run_study(STUDIES["layers"], tmp_path / "out", models=[names["wide"]], data=[str(folder)])
 
@@ -246,22 +235,24 @@ def test_the_turning_point_is_that_of_the_parabola():
 
     top = [row(log, 0.7 - 0.1 * (log - 0.5) ** 2) for log in np.linspace(-2, 3, 9)]
     assert turning_point(top) == pytest.approx(math.exp(0.5))
-    rising = [row(log, 0.1 * log) for log in np.linspace(-2, 3, 9)]
-    assert turning_point(rising) is None
+    assert turning_point([row(log, 0.1 * log) for log in np.linspace(-2, 3, 9)]) is None
     assert turning_point(top[:3]) is None
 
 
-def test_thresholds_are_not_found_in_noise_and_are_where_there_is_one():
+@pytest.mark.slow
+def test_thresholds_are_not_found_in_noise_and_are_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(evidence, "DRAWS", 100)
+
     def rows(curve, seed):
         luck = np.random.default_rng(seed)
-        for at, log in enumerate(np.linspace(-2, 3, 31)):
+        for index, log in enumerate(np.linspace(-2, 3, 31)):
             for data in "abc":
                 accuracy = curve(log) + 0.02 * luck.normal()
-                labels = {"loss": "mse", "epochs": at, "seed": 0, "data": data}
+                labels = {"loss": "mse", "epochs": index, "seed": 0, "data": data}
                 yield labels | {"source_nc1": math.exp(log), "test_accuracy": accuracy}
 
     def verdicts(curve, seed=0):
-        return [one.verdict for one in _threshold(list(rows(curve, seed)))]
+        return [claim(list(rows(curve, seed))).verdict for claim in (rising(FORMS), falling(FORMS))]
 
     assert verdicts(lambda log: 0.7 - 0.02 * (log - 0.5) ** 2) == [SUPPORTED, SUPPORTED]
     assert verdicts(lambda log: 0.5 + 0.05 * log) == [SUPPORTED, NOT_SUPPORTED]
@@ -270,28 +261,30 @@ def test_thresholds_are_not_found_in_noise_and_are_where_there_is_one():
     assert noise.count(SUPPORTED) <= 5
 
 
-def test_equal_samples_are_equal(names, tmp_path):
-    study = plain(STUDIES["across-data"])
-    found = run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:0-6", "digits:5-9"], **SHORT)
-    equal = [row for row in found.rows if row["sample"] != "as it is"]
+def test_equal_samples_are_equal(ran):
+    rows = ran("across-data").found.rows
+    equal = [row for row in rows if row["sample"] == "equal size"]
     assert {(row["classes"], row["images"]) for row in equal} == {(5, 40)}
-    whole = [row for row in found.rows if row["sample"] == "as it is"]
+    whole = [row for row in rows if row["sample"] == "whole dataset"]
     assert [(row["classes"], row["images"]) for row in whole] == [(7, 56), (5, 40)]
 
 
-def test_scarce_numbers_are_the_papers_as_far_as_there_are_images(names, tmp_path):
-    study = plain(STUDIES["scarce-data"])
-    study = replace(study, scales={"small": Scale(epochs=1, seeds=1, images=50, methods=("linear",))})
-    found = run_study(
-        study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], shots=12, precision="float32"
-    )
-    assert [row["shots"] for row in found.rows] == [3, 10]
+def test_scarce_numbers_are_the_papers_as_far_as_there_are_images(plain, names, tmp_path):
+    lab = []
+    study = replace(plain("scarce-data"), points=lambda given: lab.append(given) or iter(()))
+    with pytest.raises(ModelError, match="there are none"):
+        run_study(study, tmp_path / "out", models=[names["wide"]], data=["digits:5-9"], max_per_class=12)
+    (lab,) = (replace(one, scale=replace(one.scale, max_images=50)) for one in lab)
+    assert [point.labels["shots"] for point in STUDIES["scarce-data"].points(lab)] == [3, 10]
 
 
-def test_every_paper_scale_is_named():
+def test_every_study_is_declared_whole():
     for study in STUDIES.values():
         assert {"small", "paper"} <= set(study.scales) <= {"small", "medium", "paper"}
         assert study.pretrains or study.scales["paper"].models
+        shown = {*study.columns, study.plot.x, study.plot.y, *study.plot.tips}
+        assert shown <= set(FIELDS)
+        assert all("\n" not in words for words in (study.claim, study.paper, study.small))
 
 
 def test_the_page_of_studies_is_up_to_date():

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tightframe import load_images
-from tightframe.backbone import Preprocessing
+from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
 from tightframe.errors import SettingsError
+from tightframe.features.augment import Augment, Distort
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
-from tightframe.tuning.augment import Augment, Distort, _luck
-from tightframe.tuning.prefix import features_of_views
+from tightframe.features.workspace import Workspace
 
 IMAGE = torch.randint(0, 256, (3, 24, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -46,12 +46,14 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_views_are_kept_view_by_view():
-    data = load_images("digits", shots=2).train
+    data = load_images("digits", max_per_class=2).train
     looks = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear", "center")
-    images = PixelInputs(Pixels(data, looks), Augment("flip", 0))
-    kept = features_of_views(
-        lambda batch: batch.flatten(1), images, len(data), 3, device=torch.device("cpu"), precision="float32"
-    )
+    augment = Augment("flip", 0)
+    images = PixelInputs(Pixels(data, looks), augment)
+    layer = Layer(PENULTIMATE, "vector", 768, 0)
+    backbone = Backbone("pixels", torch.nn.Flatten(1).eval(), looks, (), layer, None)
+    found = Workspace(device="cpu").block_inputs(backbone, data, [PENULTIMATE], augment=augment, views=3)
+    kept = found[PENULTIMATE]
     order, views = np.array([4, 0, 4]), np.array([2, 0, 1])
     (_, found), *_ = kept.batches(order, 8, views)
     (_, plain), *_ = kept.batches(order, 8)
@@ -97,13 +99,6 @@ def test_a_fifth_turns_gray_at_full_strength():
     _, views = seen_by(1.0, count=400)
     gray = (views.float().std(1).amax((1, 2)) < 1).float().mean()
     assert 0.13 < gray < 0.27
-
-
-def test_luck_is_even_and_independent():
-    luck = _luck(3, np.arange(20000), np.full(20000, 7), 9).numpy()
-    assert np.abs(luck.mean(0) - 0.5).max() < 0.01
-    assert np.abs(luck.var(0) - 1 / 12).max() < 0.003
-    assert np.abs(np.corrcoef(luck.T) - np.eye(9)).max() < 0.03
 
 
 def test_strength_is_checked():

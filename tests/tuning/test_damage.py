@@ -40,6 +40,7 @@ def interrupted(tmp_path, monkeypatch):
     return file
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_never_trained_on(interrupted):
     whole, expected = interrupted.read_bytes(), trained()
     generator = np.random.default_rng(0)
@@ -50,6 +51,7 @@ def test_a_flipped_bit_is_never_trained_on(interrupted):
         assert torch.equal(trained(interrupted), expected), place
 
 
+@pytest.mark.slow
 def test_a_file_cut_short_is_never_trained_on(interrupted):
     whole, expected = interrupted.read_bytes(), trained()
     for length in [0, 1, 8, 9, *range(50, len(whole), 90), len(whole) - 1]:

@@ -76,7 +76,7 @@ def test_the_rate_goes_down_a_cosine():
     assert recipe.lr_at(0, 100) == 0.1
     assert recipe.lr_at(50, 100) == pytest.approx((0.1 + 1e-4) / 2)
     assert recipe.lr_at(100, 100) == pytest.approx(1e-4)
-    assert Recipe(lr=1e-5).rate_at(70, 100) == 1e-5  # never up
+    assert Recipe(lr=1e-5).lr_at(70, 100) == 1e-5  # never up
 
 
 def test_the_same_seed_gives_the_same_and_another_does_not(wide, split):

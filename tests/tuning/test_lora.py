@@ -17,11 +17,10 @@ from torch import nn
 from tightframe import load_backbone, load_tuned
 from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
 from tightframe.deploy.tuned import Tuned
-from tightframe.errors import SavedError, SettingsError
+from tightframe.errors import PackageMissing, SavedError, SettingsError
 from tightframe.features.taps import submodule
-from tightframe.tuning.lora import LoraMissing
+from tightframe.tuning.lora import place_of_head
 from tightframe.tuning.methods import METHODS
-from tightframe.tuning.places import place_of_head, put
 from tightframe.tuning.surgery import TunableModel
 
 CLASSES = tuple("abcde")
@@ -163,7 +162,7 @@ def with_new_head(backbone):
     """What a user of peft's would make: the base model with a head of these classes, not trained."""
     plain, (name, old) = copy.deepcopy(backbone.module), place_of_head(backbone)
     new = nn.Conv2d(old.in_channels, 5, 1) if isinstance(old, nn.Conv2d) else nn.Linear(old.in_features, 5)
-    put(plain, name, new)
+    plain.set_submodule(name, new)
     return plain.eval()
 
 
@@ -310,7 +309,7 @@ def test_merged_it_is_the_models_own_modules_and_says_the_same(resnet):
 
 def test_without_peft_the_way_to_get_it_is_said(resnet, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(LoraMissing, match=r"pip install 'tightframe\[lora\]'"):
+    with pytest.raises(PackageMissing, match=r"pip install 'tightframe\[lora\]'"):
         model(resnet)
     assert model(resnet, "linear").trainable_parameters
 

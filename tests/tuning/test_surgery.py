@@ -13,7 +13,7 @@ from tightframe import load_backbone
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.features.taps import pooled, submodule
 from tightframe.tuning.methods import METHODS, method_named
-from tightframe.tuning.surgery import HeadOnly, TunableModel, sum_padded
+from tightframe.tuning.surgery import HeadOnly, Neck, TunableModel
 
 BLOCK = "layer2.0"
 NORMS = ("bn1", "bn2", "downsample.1")
@@ -42,7 +42,7 @@ def changed(before, after):
 
 
 @pytest.mark.parametrize(
-    ("name", "trained", "whole", "trainable_share"),
+    ("name", "trained", "whole", "share"),
     [("resnet18", 924_170, 11_181_642, "8.27"), ("resnet50", 1_532_938, 23_528_522, "6.52")],
 )
 def test_parameters_of_the_papers_models(name, trained, whole, share):
@@ -119,7 +119,7 @@ def test_wider_blocks_pad_the_features():
     backbone = load_backbone("timm/test_efficientnet", pretrained=False, input_size=32)
     layer = max(backbone.layers, key=lambda block: block.dimension)
     phi, z = torch.randn(2, 3), torch.randn(2, 5)
-    torch.testing.assert_close(sum_padded([phi, z], 5), torch.cat([phi, torch.zeros(2, 2)], 1) + z)
+    torch.testing.assert_close(Neck([3, 5])([phi, z]), torch.cat([phi, torch.zeros(2, 2)], 1) + z)
     tuned = model(backbone, "scl", layer.name)
     assert tuned.neck.width == max(backbone.penultimate.dimension, layer.dimension)
     assert tuned(torch.randn(2, 3, 32, 32)).shape == (2, 5)
@@ -176,7 +176,7 @@ def test_a_head_alone_keeps_the_same_promises():
 
 @pytest.mark.parametrize(("method", "layer"), [("linear", BLOCK), ("full", BLOCK), ("scl", None), ("layer", None)])
 def test_methods_and_layers_that_do_not_go_together(wide, method, layer):
-    with pytest.raises(SettingsError, match=r"layer"):
+    with pytest.raises(SettingsError, match=r"block"):
         model(wide, method, layer)
 
 

@@ -1,368 +1,324 @@
-"""What each command does with its arguments: load, run one job, show what came of it.
-
-Imports are inside the functions: ``tightframe --help`` need not wait for PyTorch.
-"""
+"""The commands: each says which functions its options come from, runs one job and shows what it found."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tightframe.cli import terminal
+from tightframe.cli.options import GROUPS, MACHINE, REQUIRED, Given, Source, as_size, command
+from tightframe.data.class_lists import class_list
+from tightframe.data.loading import load_images
+from tightframe.deploy.evaluate import evaluate as judge
+from tightframe.deploy.evaluate import mistaken
+from tightframe.deploy.export import export_onnx
+from tightframe.deploy.hub import push_to_hub
+from tightframe.deploy.merge import merge as merged
+from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import ModelError, SettingsError
+from tightframe.features.workspace import Workspace
+from tightframe.jobs import compare, demo, fewshot, layers, measure, pretrain, rank, transfer, tune
+from tightframe.models.backbones import load_backbone
+from tightframe.models.fetching import nearest
+from tightframe.report.result import Result
+from tightframe.row import Row
+from tightframe.studies import STUDIES
+from tightframe.studies.runner import run_study
+from tightframe.tuning.config import TrainConfig
+from tightframe.tuning.methods import unique_methods
 
 SHOWN = 10
 """Most kinds of mistake, and epochs, that are shown."""
+MADE = {True: "pre-trains them", False: "--models"}
+"""Where a study has its models from, by whether it pre-trains."""
 MOST_ROWS = 40
-"""Of a study, for which all are shown."""
-MODELS = {True: "it makes them", False: "--models"}
-"""Of a study, by whether it pre-trains."""
+"""Most rows of a study that are shown."""
+FIRST = ("epochs", "lr", "weight_decay", "batch_size", "augment", "patience", "time_limit", "seed")
+"""Training options that people use first."""
+REST = tuple(field.name for field in fields(TrainConfig) if field.name not in FIRST)
+
+OPTIONS, IMAGES, MODELS = GROUPS["Options"], GROUPS["Images"], GROUPS["Models"]
+DATA = Source(load_images, ["source"], OPTIONS, {"source": "data"}, positional=["source"])
+MODEL = Source(load_backbone, ["uri"], OPTIONS, {"uri": "model"})
+READING = Source(load_images, ["skip_bad", "seed"], IMAGES)
+SPLITTING = Source(load_images, ["max_per_class", "test_share", "skip_bad", "seed"], IMAGES)
+BUILDING = Source(load_backbone, ["pretrained", "layers", "input_size", "mean", "std"], MODELS)
+RUNNING = Source(Workspace, ["device", "precision", "pool"], MACHINE)
+CACHED = Source(Workspace, ["folder", "device", "precision", "pool"], MACHINE, {"folder": "feature_cache"})
+TRAINING = Source(TrainConfig, FIRST, GROUPS["Training"])
+MORE_TRAINING = Source(TrainConfig, REST, GROUPS["More training options"])
+SAVED = Source(load_tuned, ["folder", "model"], OPTIONS, positional=["folder"])
+HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad"], IMAGES)
 
 
-def transfer(options: argparse.Namespace) -> None:
-    """``tightframe transfer``."""
-    import torch
-
-    from tightframe.jobs import demo
-    from tightframe.jobs.transfer import transfer
-    from tightframe.report.columns import METHODS, RANKING, SAMPLES
-
+@command(
+    Source(load_images, ["source"], OPTIONS, {"source": "data"}, ["source"], {"source": "digits"}),
+    Source(
+        transfer.transfer,
+        ["models", "out", "methods", "block", "sort_by", "log_to"],
+        OPTIONS,
+        defaults={"models": (), "out": Path("runs/transfer")},
+    ),
+    TRAINING,
+    SPLITTING,
+    BUILDING,
+    RUNNING,
+    MORE_TRAINING,
+)
+def transfer_command(given: Given) -> None:
+    """Rank, choose, tune, save, report."""
     with terminal.progress() as progress:
-        if options.models:
-            data, models = _images(options, progress), options.models
-        elif options.data in ("digits", demo.DOWNSTREAM):
+        models: list[Any] = given.models or []
+        if models:
+            data = given.call(load_images, progress=progress)
+        elif given.data in ("digits", demo.DOWNSTREAM):
             torch.set_num_threads(1)  # models this small would only wait for each other's threads
-            data = demo.downstream(options.shots, options.seed)
-            models = demo.candidates(options.out.with_name(options.out.name + "-models"), progress)
+            data = demo.downstream(given.max_per_class, given.seed)
+            models = demo.candidates(given.out.with_name(given.out.name + "-models"), progress)
         else:
-            raise SettingsError(f"no models to choose from for {options.data}; name some with --models")
-        run = transfer(
-            data,
-            models,
-            out=options.out,
-            methods=options.methods,
-            block=options.block,
-            sort_by=options.sort_by,
-            config=_config(options),
-            log_to=options.log,
-            model_options=_model(options),
-            workspace=_workspace(options, progress),
-        )
-    terminal.show("Models", RANKING, run.ranking.rows)
-    terminal.show(f"Methods on {run.tuned.backbone.name}", METHODS, run.methods)
+            raise SettingsError(f"no models to choose from for {given.data}; name some with --models")
+        run = given.call(transfer.transfer, data, models, config=_config(given), **_shared(given, progress))
+    terminal.show("Models", "rank", run.ranking.rows)
+    terminal.show(f"Methods on {run.tuned.backbone.name}", "compare", run.methods)
     if run.samples:
-        terminal.show(f"What {run.tuned.model.method.name} says of test images", SAMPLES, run.samples[::3])
-    terminal.close(run.result, options.json)
+        terminal.show(f"{run.tuned.model.method.name}: sample predictions", "samples", run.samples[::3])
+    terminal.close(run.result, given.json)
 
 
-def measure(options: argparse.Namespace) -> None:
-    """``tightframe measure``."""
-    from tightframe.jobs.measure import measure
-    from tightframe.models.backbones import load_backbone
-    from tightframe.report.columns import LAYERS
-
+@command(DATA, MODEL, Source(measure.measure, ["weighting", "seed"], OPTIONS), SPLITTING, BUILDING, CACHED)
+def measure_command(given: Given) -> None:
+    """Collapse of every layer."""
     with terminal.progress() as progress:
-        data = _images(options, progress)
-        backbone = load_backbone(options.model, **_model(options))
-        found = measure(
-            data, backbone, weighting=options.weighting, seed=options.seed, workspace=_workspace(options, progress)
-        )
-    terminal.show(f"{backbone.name} on {data.train.name}", LAYERS, found.rows)
-    terminal.close(found, options.json, options.data)
+        data, backbone = _loaded(given, progress)
+        found = given.call(measure.measure, data, backbone, workspace=_workspace(given, progress))
+    terminal.show(f"{backbone.name} on {data.train.name}", "measure", found.rows)
+    terminal.close(found, given.json, given.data)
 
 
-def layers(options: argparse.Namespace) -> None:
-    """``tightframe layers``."""
-    from tightframe.jobs.layers import layers
-    from tightframe.models.backbones import load_backbone
-    from tightframe.report.columns import PROBES
-
+@command(DATA, MODEL, Source(layers.layers, ["seed"], OPTIONS), SPLITTING, BUILDING, CACHED)
+def layers_command(given: Given) -> None:
+    """Probes of every layer."""
     with terminal.progress() as progress:
-        data = _images(options, progress)
-        backbone = load_backbone(options.model, **_model(options))
-        found = layers(data, backbone, seed=options.seed, workspace=_workspace(options, progress))
+        data, backbone = _loaded(given, progress)
+        found = given.call(layers.layers, data, backbone, workspace=_workspace(given, progress))
     title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test images"
-    terminal.show(title, PROBES, found.rows)
-    terminal.close(found, options.json, options.data)
+    terminal.show(title, "layers", found.rows)
+    terminal.close(found, given.json, given.data)
 
 
-def fewshot(options: argparse.Namespace) -> None:
-    """``tightframe fewshot``."""
-    from tightframe.data.class_lists import class_list
-    from tightframe.data.loading import load_images
-    from tightframe.jobs.fewshot import fewshot
-    from tightframe.models.backbones import load_backbone
-    from tightframe.report.columns import EPISODES
-
-    classes = class_list(options.classes) if options.classes else None
+@command(
+    DATA,
+    MODEL,
+    Source(fewshot.fewshot, ["ways", "shots", "queries", "episodes", "classes"], GROUPS["Training"]),
+    READING,
+    BUILDING,
+    CACHED,
+)
+def fewshot_command(given: Given) -> None:
+    """Few-shot episodes."""
+    named = given.classes or ()
+    classes = class_list(named[0]) if named and not named[1:] else named or None
     with terminal.progress() as progress:
-        data = load_images(options.data, test_share=0.0, skip_bad=options.skip_bad, progress=progress)
-        backbone = load_backbone(options.model, **_model(options))
-        found = fewshot(
-            data,
-            backbone,
-            ways=options.ways,
-            shots=options.shots,
-            episodes=options.episodes,
-            queries=options.queries,
-            classes=classes,
-            seed=options.seed,
-            workspace=_workspace(options, progress),
-        )
-    title = f"{backbone.name} on {data.name}: {options.episodes} episodes of {options.ways} classes"
-    terminal.show(title, EPISODES, found.rows)
-    terminal.close(found, options.json, options.data)
+        data = given.call(load_images, test_share=0.0, progress=progress)
+        backbone = given.call(load_backbone, **_size(given))
+        workspace = _workspace(given, progress)
+        found = given.call(fewshot.fewshot, data, backbone, classes=classes, seed=given.seed, workspace=workspace)
+    title = f"{backbone.name} on {data.name}: {given.episodes} episodes of {given.ways} classes"
+    terminal.show(title, "fewshot", found.rows)
+    terminal.close(found, given.json, given.data)
 
 
-def rank(options: argparse.Namespace) -> None:
-    """``tightframe rank``."""
-    from tightframe.jobs.rank import rank
-    from tightframe.report.columns import QUALITY, RANKING, SCORES
-
+@command(
+    DATA,
+    Source(rank.rank, ["models", "sort_by", "truth", "time_limit"], OPTIONS),
+    SPLITTING,
+    BUILDING,
+    CACHED,
+)
+def rank_command(given: Given) -> None:
+    """Models, the best first."""
     with terminal.progress() as progress:
-        data = _images(options, progress)
-        found = rank(
-            data,
-            options.models,
-            sort_by=options.sort_by,
-            truth=options.truth,
-            time_limit=options.time_limit,
-            model_options=_model(options),
-            seed=options.seed,
-            workspace=_workspace(options, progress),
-        )
-    terminal.show(f"Models on {data.train.name}", RANKING, found.rows)
-    terminal.show(
-        "Scores, higher is better except NC1, CDNV and VCI", SCORES, [row for row in found.rows if "nc1" in row]
-    )
-    if found.further:
-        terminal.show("How well each column ranks these models", QUALITY, found.further["quality"])
-    terminal.close(found, options.json, options.data)
+        data = given.call(load_images, progress=progress)
+        found = given.call(rank.rank, data, given.models, seed=given.seed, **_shared(given, progress))
+    terminal.show(f"Models on {data.train.name}", "rank", found.rows)
+    scored = [row for row in found.rows if "nc1" in row]
+    terminal.show("Scores, higher is better except NC1, CDNV and VCI", "scores", scored)
+    if found.tables:
+        terminal.show("How well each column ranks these models", "quality", found.tables["quality"])
+    terminal.close(found, given.json, given.data)
     if all("error" in row for row in found.rows):
-        raise ModelError("none of the models could be measured; each says above why")
+        raise ModelError("none of the models could be measured; each row above says why")
 
 
-def tune(options: argparse.Namespace) -> None:
-    """``tightframe tune``."""
-    from tightframe.jobs.compare import compare
-    from tightframe.jobs.tune import tune
-    from tightframe.models.backbones import load_backbone
-    from tightframe.report.columns import METHODS
-    from tightframe.tuning.methods import unique_methods
-
-    compared = None if options.compare is None else [name.strip() for name in options.compare.split(",")]
-    names = compared and unique_methods(compared)  # before anything is loaded
+@command(
+    DATA,
+    MODEL,
+    Source(tune.tune, ["out"], OPTIONS, defaults={"out": REQUIRED}),
+    Source(tune.tune, ["method", "block", "resume", "log_to"], OPTIONS),
+    Source(compare.compare, ["methods"], OPTIONS, {"methods": "compare"}, defaults={"methods": ()}),
+    TRAINING,
+    SPLITTING,
+    BUILDING,
+    CACHED,
+    MORE_TRAINING,
+)
+def tune_command(given: Given) -> None:
+    """Fine-tune by one method, or compare several."""
+    compared = [name.strip() for names in given.compare or () for name in names.split(",")]
+    names = unique_methods(compared) if compared else []  # before anything is loaded
+    if names and given.method != "scl":
+        raise SettingsError("give --method or --compare, not both")
     with terminal.progress() as progress:
-        data = _images(options, progress)
-        backbone = load_backbone(options.model, **_model(options))
-        given: Any = {"block": options.block, "config": _config(options), "out": options.out, "resume": options.resume}
-        given |= {"log_to": options.log, "workspace": _workspace(options, progress)}
+        data, backbone = _loaded(given, progress)
+        more: dict[str, Any] = {"config": _config(given), "workspace": _workspace(given, progress)}
         if names:
-            result = compare(data, backbone, names, **given).result
+            more |= {"block": given.block, "out": given.out, "resume": given.resume, "log_to": given.log_to or ()}
+            result = compare.compare(data, backbone, names, **more).result
         else:
-            result = tune(data, backbone, method=options.method, **given).result(options.out)
-    terminal.show(f"{backbone.name} on {data.name}", METHODS, result.rows)
-    terminal.close(result, options.json)
+            result = given.call(tune.tune, data, backbone, **more).result(given.out)
+    terminal.show(f"{backbone.name} on {data.name}", "compare", result.rows)
+    terminal.close(result, given.json)
 
 
-def pretrain(options: argparse.Namespace) -> None:
-    """``tightframe pretrain``."""
-    from tightframe.jobs.pretrain import Pretraining, pretrain
-    from tightframe.report.columns import EPOCHS
-
-    names = (
-        "arch",
-        "loss",
-        "projector",
-        "augment",
-        "epochs",
-        "lr",
-        "weight_decay",
-        "batch_size",
-        "grad_accum_steps",
-        "seed",
-    )
-    how = Pretraining(input_size=options.input_size, **{name: getattr(options, name) for name in names})
+@command(
+    DATA,
+    Source(pretrain.pretrain, ["out", "resume", "log_to"], OPTIONS),
+    Source(
+        pretrain.Pretraining,
+        [field.name for field in fields(pretrain.Pretraining) if field.name != "arguments"],
+        GROUPS["Training"],
+    ),
+    SPLITTING,
+    Source(Workspace, ["device", "precision"], MACHINE),
+)
+def pretrain_command(given: Given) -> None:
+    """Train from random weights."""
+    how = given.call(pretrain.Pretraining)
     with terminal.progress() as progress:
-        found = pretrain(
-            _images(options, progress),
-            options.out,
-            how,
-            resume=options.resume,
-            log=options.log,
-            device=options.device,
-            precision=options.precision,
-            progress=progress,
-        )
-    terminal.show(f"{how.arch} on {found.settings['data']}", EPOCHS, spaced(found.rows))
-    terminal.close(found, options.json, options.data)
+        data = given.call(load_images, progress=progress)
+        found = given.call(pretrain.pretrain, data, config=how, workspace=_workspace(given, progress))
+    terminal.show(f"{how.arch} on {found.settings['data']}", "pretrain", spaced(found.rows))
+    terminal.close(found, given.json, given.data)
 
 
-def study(options: argparse.Namespace) -> None:
-    """``tightframe study``."""
-    from tightframe.models.fetching import nearest
-    from tightframe.report.columns import STUDIES_LISTED
-    from tightframe.studies import STUDIES, run_study
-
-    if options.name == "list":
-        known = STUDIES.values()
+@command(
+    Source(run_study, ["study"], OPTIONS, {"study": "name"}, ["study"]),
+    Source(run_study, ["out"], OPTIONS, defaults={"out": None}),
+    Source(run_study, ["scale", "data", "models", "seeds", "epochs", "max_per_class"], OPTIONS),
+    BUILDING,
+    CACHED,
+)
+def study_command(given: Given) -> None:
+    """A study of the paper."""
+    if given.name == "list":
         rows = [
-            {"name": one.name, "claim": one.claim, "models": MODELS[one.pretrains], "minutes": one.minutes}
-            for one in known
+            {"name": s.name, "claim": s.claim, "models_from": MADE[s.pretrains], "minutes": s.minutes}
+            for s in STUDIES.values()
         ]
-        terminal.show("What the paper claims, study by study", STUDIES_LISTED, rows)
+        terminal.show("What the paper claims, study by study", "studies", rows)
         return
-    if options.name not in STUDIES:
-        raise SettingsError(
-            f'no study "{options.name}"' + nearest(options.name, list(STUDIES)) + "; `tightframe study list` shows all"
-        )
-    asked = STUDIES[options.name]
-    folder = options.out or Path("runs") / f"study-{asked.name}"
+    if given.name not in STUDIES:
+        known = nearest(given.name, list(STUDIES))
+        raise SettingsError(f'no study "{given.name}"{known}; `tightframe study list` shows all')
+    asked = STUDIES[given.name]
+    folder = given.out or Path("runs") / f"study-{asked.name}"
     with terminal.progress() as progress:
-        found = run_study(
-            asked,
-            folder,
-            scale=options.scale,
-            data=options.data,
-            models=options.models,
-            seeds=options.repeats,
-            epochs=options.epochs,
-            shots=options.shots,
-            model_options=_model(options),
-            workspace=_workspace(options, progress),
-        )
+        found = given.call(run_study, asked, out=folder, **_shared(given, progress))
     if len(found.rows) <= MOST_ROWS:
         terminal.show(f"{asked.name}: every point", asked.columns, found.rows)
-    terminal.close(found, options.json)
-    terminal.where(folder / "report.html", "page, with image.png and rows.csv beside it")
+    terminal.close(found, given.json)
+    terminal.where(folder / "report.html", "page, with plot.png and rows.csv beside it")
 
 
-def spaced(rows: list[Any]) -> list[Any]:
-    """About ``SHOWN`` of them, evenly, and the last."""
+@command(SAVED, Source(Tuned.predict, ["images", "device"], OPTIONS, positional=["images"]))
+def predict_command(given: Given) -> int:
+    """Class and probability."""
+    rows = given.call(load_tuned).predict(given.images, device=given.device)
+    terminal.show("Predictions", "predict", rows)
+    terminal.close(Result("predict", rows, {"folder": str(given.folder)}), given.json)
+    return int(any("error" in row and row["error"] for row in rows))
+
+
+@command(SAVED, DATA, HELD_OUT, Source(judge, ["device"], MACHINE))
+def evaluate_command(given: Given) -> None:
+    """Accuracy, calibration, confusion."""
+    with terminal.progress() as progress:
+        tuned = given.call(load_tuned)
+        found = given.call(judge, tuned, given.call(load_images, progress=progress))
+    title = f"{tuned.backbone.name} ({tuned.model.method.name}) on {found.settings['data']}"
+    terminal.show(title, "evaluate", found.rows)
+    terminal.show("Each class", "classes", found.tables["classes"])
+    if found.tables["mistakes"]:
+        terminal.show("Most frequent mistakes", "confusion", mistaken(found.tables["confusion"])[:SHOWN])
+        terminal.show("Most confident mistakes", "samples", found.tables["mistakes"])
+    terminal.close(found, given.json)
+
+
+@command(SAVED, Source(merged, ["out"], OPTIONS))
+def merge_command(given: Given) -> None:
+    """A plain model."""
+    found = merged(given.call(load_tuned), given.out)
+    terminal.show(f"A plain model in {given.out}", "merge", found.rows)
+    terminal.close(found, given.json)
+
+
+@command(
+    SAVED,
+    Source(export_onnx, ["path"], OPTIONS, {"path": "onnx"}, written=["path"]),
+    Source(load_images, ["source"], OPTIONS, {"source": "data"}, defaults={"source": None}),
+    Source(export_onnx, ["pixels", "tolerance"], OPTIONS),
+    HELD_OUT,
+)
+def export_command(given: Given) -> None:
+    """One ONNX file."""
+    with terminal.progress() as progress:
+        data = given.call(load_images, progress=progress) if given.data else None
+        found = export_onnx(given.call(load_tuned), given.onnx, data, pixels=given.pixels, tolerance=given.tolerance)
+    terminal.show(f"{given.onnx} beside PyTorch", "export", found.rows)
+    terminal.close(found, given.json)
+
+
+@command(
+    Source(push_to_hub, ["folder", "repo_id"], OPTIONS, {"repo_id": "repository"}, ["folder", "repo_id"]),
+    Source(push_to_hub, ["private", "license", "message"], OPTIONS),
+)
+def push_command(given: Given) -> None:
+    """To the hub."""
+    found = given.call(push_to_hub)
+    terminal.show("On the hub", "push", found.rows)
+    terminal.close(found, given.json)
+
+
+def spaced(rows: list[Row]) -> list[Row]:
+    """About ``SHOWN`` of the rows, evenly spaced, with the last."""
     step = -(-len(rows) // SHOWN)
     return rows[::-1][::step][::-1]
 
 
-def predict(options: argparse.Namespace) -> None:
-    """``tightframe predict``."""
-    from tightframe.deploy.tuned import load_tuned
-    from tightframe.report.columns import PREDICTIONS
-    from tightframe.report.result import Result
-
-    rows = load_tuned(options.folder, options.model).predict(
-        options.images, skip_bad=options.skip_bad, device=options.device
-    )
-    terminal.show("Predictions", PREDICTIONS, rows)
-    terminal.close(Result("predict", rows, {"folder": str(options.folder)}), options.json)
+def _loaded(given: Given, progress: Any) -> tuple[Any, Any]:
+    data = given.call(load_images, progress=progress)
+    return data, given.call(load_backbone, **_size(given))
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """``tightframe evaluate``."""
-    from tightframe.deploy.evaluate import evaluate, mistaken
-    from tightframe.deploy.tuned import load_tuned
-    from tightframe.report.columns import CLASSES, CONFUSIONS, EVALUATION, SAMPLES
-
-    with terminal.progress() as progress:
-        tuned = load_tuned(options.folder, options.model)
-        found = evaluate(tuned, _judged(options, progress), device=options.device)
-    terminal.show(
-        f"{tuned.backbone.name} ({tuned.model.method.name}) on {found.settings['data']}", EVALUATION, found.rows
-    )
-    terminal.show("Each class", CLASSES, found.further["classes"])
-    if found.further["mistakes"]:
-        terminal.show("What was taken for what", CONFUSIONS, mistaken(found.further["confusion"])[:SHOWN])
-        terminal.show("The surest mistakes", SAMPLES, found.further["mistakes"])
-    terminal.close(found, options.json)
+def _size(given: Given) -> dict[str, Any]:
+    return {"input_size": as_size(given.values.get("input_size"))}
 
 
-def merge(options: argparse.Namespace) -> None:
-    """``tightframe merge``."""
-    from tightframe.deploy.merge import merge
-    from tightframe.deploy.tuned import load_tuned
-    from tightframe.report.columns import MERGED
-
-    found = merge(load_tuned(options.folder, options.model), options.out)
-    terminal.show(f"A plain model in {options.out}", MERGED, found.rows)
-    terminal.close(found, options.json)
+def _shared(given: Given, progress: Any) -> dict[str, Any]:
+    """How models are built and run, for jobs that load them."""
+    options = {name: given.values.get(name) for name in BUILDING.names} | _size(given)
+    known = {name: value for name, value in options.items() if value is not None and value is not True}
+    return {"model_options": known, "workspace": _workspace(given, progress)}
 
 
-def export(options: argparse.Namespace) -> None:
-    """``tightframe export``."""
-    from tightframe.deploy.export import export_onnx
-    from tightframe.deploy.tuned import load_tuned
-    from tightframe.report.columns import EXPORTED
-
-    with terminal.progress() as progress:
-        data = _judged(options, progress) if options.data else None
-        tuned = load_tuned(options.folder, options.model)
-        found = export_onnx(tuned, options.onnx, data, pixels=options.pixels, tolerance=options.tolerance)
-    terminal.show(f"{options.onnx} beside PyTorch", EXPORTED, found.rows)
-    terminal.close(found, options.json)
+def _workspace(given: Given, progress: Any) -> Workspace:
+    return given.call(Workspace, progress=progress)
 
 
-def push(options: argparse.Namespace) -> None:
-    """``tightframe push``."""
-    from tightframe.deploy.hub import push_to_hub
-    from tightframe.report.columns import PUSHED
-
-    found = push_to_hub(
-        options.folder, options.repository, private=True if options.private else None, license=options.license
-    )
-    terminal.show("On the hub", PUSHED, found.rows)
-    terminal.close(found, options.json)
-
-
-def _judged(options: argparse.Namespace, progress: Any) -> Any:
-    """The images that ``tune`` held out, or all."""
-    from tightframe.data.loading import load_images
-
-    share = 0.0 if options.all else options.test_share
-    return load_images(options.data, test_share=share, seed=options.seed, skip_bad=options.skip_bad, progress=progress)
-
-
-def _images(options: argparse.Namespace, progress: Any) -> Any:
-    from tightframe.data.loading import load_images
-
-    return load_images(
-        options.data,
-        test_share=options.test_share,
-        seed=options.seed,
-        shots=options.shots,
-        skip_bad=options.skip_bad,
-        progress=progress,
-    )
-
-
-def _model(options: argparse.Namespace) -> dict[str, Any]:
-    size = options.input_size
-    if size and len(size) > 2:
-        raise SettingsError("--input-size takes one number, or height and width")
-    given = {
-        "layers": options.layers,
-        "input_size": (size[0], size[-1]) if size else None,
-        "mean": options.mean,
-        "std": options.std,
-    }
-    return {key: value for key, value in given.items() if value} | (
-        {"pretrained": False} if options.no_pretrained else {}
-    )
-
-
-def _workspace(options: argparse.Namespace, progress: Any) -> Any:
-    from tightframe.features.workspace import Workspace
-
-    cache = getattr(options, "feature_cache", None)  # transfer keeps its own
-    return Workspace(cache, device=options.device, precision=options.precision, pool=options.pool, progress=progress)
-
-
-def _config(options: argparse.Namespace) -> Any:
-    from dataclasses import fields
-
-    from tightframe.tuning.config import TrainConfig
-
-    given: dict[str, Any] = {
-        field.name: getattr(options, field.name) for field in fields(TrainConfig) if hasattr(options, field.name)
-    }
-    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return TrainConfig(**given)
+def _config(given: Given) -> TrainConfig:
+    typed: dict[str, Any] = {name: given.values[name] for name in (*FIRST, *REST) if name in given.values}
+    typed = {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+    return TrainConfig(**typed)

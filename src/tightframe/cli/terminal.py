@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from tightframe.processes import is_first
-from tightframe.report.tables import Column, printable, table
+from tightframe.report.fields import TABLES
+from tightframe.report.formats import RESPELLED, printable
+from tightframe.report.tables import table
 
 if TYPE_CHECKING:
     from tightframe.report.result import Result
@@ -24,9 +28,15 @@ out = Console(quiet=not is_first())
 err = Console(stderr=True, quiet=not is_first())
 
 
-def show(title: str, columns: Sequence[Column], rows: list[Row]) -> None:
-    """Print a table."""
-    out.print(table(title, columns, rows))
+for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):  # under a one-byte encoding: what it lacks is spelled with what it has
+        stream.reconfigure(errors=RESPELLED)
+
+
+def show(title: str, columns: str | Sequence[str], rows: list[Row]) -> None:
+    """Print a table of the keys ``columns``, or of those of the table with that name."""
+    keys = TABLES[columns].columns if isinstance(columns, str) else columns
+    out.print(table(title, keys, rows))
     out.print()
 
 
@@ -34,12 +44,26 @@ def close(result: Result, json_file: Path | None, data: str = "DATA") -> None:
     """Notes, the JSON file, and what to do next with the images in ``data``."""
     for note in result.notes:
         out.print(Text.assemble(("• ", "dim"), printable(note)))
-    if json_file:
-        result.save(json_file)
+    if json_file and str(json_file) == "-":
+        sys.stdout.write(result.to_json() + "\n")
+    elif json_file:
+        result.to_json(json_file)
         where(json_file, "rows, settings and versions")
-    for command in result.following:
+    for command in result.next_steps:
         command = command.replace(" DATA ", f" {shlex.quote(data)} ")
         out.print(Text.assemble(("next: ", "dim"), (printable(command), "green")), soft_wrap=True)
+
+
+@contextmanager
+def tables_aside(aside: bool) -> Iterator[None]:
+    """While the context is open, and ``aside``, tables and notes go to standard error: standard output is for JSON."""
+    global out
+    kept = out
+    out = err if aside else kept
+    try:
+        yield
+    finally:
+        out = kept
 
 
 def where(path: Path, what: str) -> None:
@@ -49,12 +73,14 @@ def where(path: Path, what: str) -> None:
 
 def failure(message: str) -> None:
     """Say on standard error why a command could not be done."""
-    Console(stderr=True).print(Text.assemble(("✗ ", "bold red"), printable(message)))  # whichever process it is
+    Console(stderr=True).print(
+        Text.assemble(("✗ ", "bold red"), printable(message)), soft_wrap=True
+    )  # whichever process it is
 
 
 def interrupted() -> None:
     """Say on standard error that the user stopped it, and what is kept."""
-    err.print("stopped. What was saved in --out and --cache is kept: run the same command again to go on.")
+    err.print("stopped. What was saved in --out and --feature-cache is kept: run the same command again to go on.")
 
 
 @contextmanager

@@ -41,7 +41,13 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
-"""Suffixes, in lower case, of the files that folders are searched for."""
+"""Suffixes, in lower case, of image files."""
+
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".eps", ".psd", ".tga", ".exr", ".hdr"}
+    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".dcm"}
+)
+"""Suffixes, in lower case, of image files that are not read."""
 
 MAX_PIXELS = 89_478_485
 """Most pixels an image may declare: a quarter of a gigabyte as RGB. The same number from which Pillow warns."""
@@ -70,6 +76,14 @@ _UPRIGHT = {
 
 class _Refused(Exception):
     """The file is sound, but not an image we can show; carries the reason."""
+
+
+def is_image(path: Path) -> bool:
+    """Whether ``path`` is an image by its suffix or by its first bytes."""
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    with path.open("rb") as stream:
+        return stream.read(8).startswith(tuple(_SIGNATURES))
 
 
 def open_image(path: str | Path) -> Image.Image:

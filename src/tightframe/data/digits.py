@@ -1,7 +1,7 @@
-"""Scikit-learn's 1,797 handwritten digits, 8 × 8, as images: data that is there offline.
+"""Scikit-learn's 1,797 handwritten digits, 8 × 8 pixels: data that needs no download.
 
-``digits`` is all ten classes; ``digits:0-4`` and ``digits:1,3,8`` choose some, so that one half can stand for what a
-model was pretrained on and the other for what it has not seen. White on black as they come, 0 to 16 become 0 to 255.
+``digits`` is all ten classes; ``digits:0-4`` and ``digits:1,3,8`` choose some, so that one half can stand for the data
+a model was pretrained on and the other half for new data. Digits are white on black; grays 0 to 16 become 0 to 255.
 """
 
 from __future__ import annotations
@@ -19,28 +19,21 @@ from tightframe.images import Images, ImageSplits
 _ACCEPTED = "accepted are digits (all ten), a range as in digits:0-4, or a list as in digits:1,3,8"
 
 
-def load_digits_images(selection: str | None = None, *, test_share: float = 0.25, seed: int = 0) -> ImageSplits:
-    """The digits ``selection`` (``"0-4"``, ``"1,3,8"``; None for all ten), split with every class on both sides.
-
-    Args:
-        selection: which digits; the part after ``digits:``.
-        test_share: share of every class held out, in [0, 1); 0 for no test set.
-        seed: which are held out.
+def load_digit_images(selection: str | None = None, *, test_share: float = 0.25, seed: int = 0) -> ImageSplits:
+    """Load the digits ``selection`` (``"0-4"``, ``"1,3,8"``; ``None`` for all ten), with ``test_share`` held out.
 
     Raises:
-        DataError: ``selection`` is not understood, or leaves fewer than two classes.
+        DataError: ``selection`` is malformed, or leaves fewer than two classes.
         SettingsError: ``test_share`` or ``seed`` is out of range.
-
     """
     chosen = tuple(range(10)) if selection is None else _parse(selection)
     name = "digits" if selection is None else f"digits:{selection}"
     source = load_digits()
-    rows = np.flatnonzero(np.isin(source.target, chosen)).astype(np.int64)
-    labels = np.searchsorted(chosen, source.target[rows]).astype(np.int64)
+    rows = np.flatnonzero(np.isin(source.target, chosen))
     pixels = np.rint(source.images[rows] * (255 / 16)).astype(np.uint8)
     items = tuple(ImageArray(f"digit-{row:04d}", image) for row, image in zip(rows, pixels, strict=True))
-    whole = Images(f"{name}/train", tuple(map(str, chosen)), labels, items)
-    return hold_out(name, whole, test_share, seed)
+    labels = np.searchsorted(chosen, source.target[rows])
+    return hold_out(name, Images(f"{name}/train", tuple(map(str, chosen)), labels, items), test_share, seed)
 
 
 def _parse(selection: str) -> tuple[int, ...]:
@@ -56,5 +49,5 @@ def _parse(selection: str) -> tuple[int, ...]:
             raise DataError(f"digits:{selection}: the range {part.strip()} runs backwards; {_ACCEPTED}.")
         chosen.update(range(first, last + 1))
     if len(chosen) < 2:
-        raise DataError(f"digits:{selection}: a single class leaves nothing to tell apart; {_ACCEPTED}.")
+        raise DataError(f"digits:{selection}: at least two classes are needed; {_ACCEPTED}.")
     return tuple(sorted(chosen))

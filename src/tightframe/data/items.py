@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tightframe.data.decoding import as_opened, open_image
-from tightframe.errors import BadImage
+from tightframe.data.decoding import IMAGE_SUFFIXES, as_opened, open_image
+from tightframe.errors import BadImage, DataError
 from tightframe.images import Images, Item
 
 
@@ -73,15 +73,64 @@ class OpenImage:
         return as_opened(self.image, self.name)
 
 
-def unlabeled(images: Iterable[str | Path | np.ndarray | Image.Image], classes: Sequence[str] = ()) -> Images:
-    """Images without labels (all are 0): paths, arrays of bytes (height, width[, 3]), or images of Pillow's."""
-    items = tuple(_item(image, index) for index, image in enumerate(images))
+ImageLike = str | Path | np.ndarray | Image.Image
+"""A file, a folder, bytes (height, width[, 3]), several such (n, height, width, 3), or an image of Pillow's."""
+
+
+def unlabeled(images: object, classes: Sequence[str] = ()) -> Images:
+    """Images without labels: all labels are 0.
+
+    Args:
+        images: one ``ImageLike`` or several; a folder stands for the images in it and in the folders below, by name.
+        classes: class names that the images are given.
+
+    Raises:
+        DataError: a folder without images, an array of another type or shape, or something else altogether.
+    """
+    several = list(images) if isinstance(images, Iterable) and not _is_one(images) else [images]
+    items = tuple(item for index, image in enumerate(several) for item in _items(image, f"image {index}"))
     return Images("images", tuple(classes), np.zeros(len(items), dtype=np.int64), items)
 
 
-def _item(image: str | Path | np.ndarray | Image.Image, index: int) -> Item:
+def _is_one(images: object) -> bool:
+    return images.ndim != 1 if isinstance(images, np.ndarray) else isinstance(images, ImageLike)
+
+
+def _items(image: object, name: str) -> Sequence[Item]:
     if isinstance(image, Image.Image):
-        return OpenImage(f"image {index}", image)
+        return [OpenImage(name, image)]
     if isinstance(image, np.ndarray):
-        return ImageArray(f"image {index}", image)
-    return ImageFile(str(image))
+        return _arrays(image, name)
+    if isinstance(image, str | Path):
+        return _files(Path(image)) if Path(image).is_dir() else [ImageFile(str(image))]
+    raise DataError(
+        f"{name} is a {type(image).__name__} ({image!r:.60}); give paths, bytes (uint8) of shape (height, width, 3), "
+        "or images of Pillow's"
+    )
+
+
+def _arrays(values: np.ndarray, name: str) -> list[Item]:
+    if values.dtype == np.uint8 and values.ndim == 4:
+        return [array for index, one in enumerate(values) for array in _arrays(one, f"image {index}")]
+    if values.dtype != np.uint8 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)):
+        raise DataError(
+            f"{name} is an array of {values.dtype} and shape {values.shape}; give paths, or bytes (uint8) of shape "
+            "(height, width, 3), (height, width) or (n, height, width, 3)"
+        )
+    return [ImageArray(name, np.ascontiguousarray(values))]
+
+
+def _files(folder: Path) -> Sequence[Item]:
+    """The images in ``folder`` and below; hidden ones, and links that lead out of it, are left out."""
+    inside = folder.resolve()
+    files = [
+        ImageFile(str(path))
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and path.resolve().is_relative_to(inside)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not files:
+        raise DataError(f"{folder} holds no images: no file in it ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return files

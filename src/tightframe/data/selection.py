@@ -1,8 +1,8 @@
-"""Images drawn by a seed: so many of every class, or a share of every class held out.
+"""Random choices of images: so many of each class, or a share of each class held out.
 
 Each class is put into an order drawn from the seed, the class's label and its size alone; whatever is drawn is taken
-from the front of that order. So the same seed always picks the same images, what happens to one class does not
-depend on the others, and a smaller choice is contained in a larger one.
+from the front of that order. So the same seed always draws the same images, what happens to one class does not
+depend on the others, and a smaller draw is contained in a larger one.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tightframe.errors import DataError, SettingsError
+from tightframe.errors import SettingsError
 from tightframe.images import Images, ImageSplits
 
 
 def stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices ``(kept, held_out)`` that cut ``labels`` in two with about ``share`` of every class held out.
+    """Indices ``(kept, held_out)`` that split ``labels`` in two, with about ``share`` of each class held out.
 
-    Of a class with n members, share · n rounded (halves up) are held out, yet at least one and at most n - 1; a class
+    Of a class with n members, share · n rounded (halves up) are held out, but at least one and at most n - 1; a class
     with a single member is kept whole. With ``share`` 0 nothing is held out. Both arrays ascend, int64; together they
     hold every index once.
 
@@ -29,7 +29,6 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
 
     Raises:
         SettingsError: ``share`` or ``seed`` is out of range.
-
     """
     check_share(share)
     held = np.zeros(len(labels), dtype=bool)
@@ -41,7 +40,7 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
 
 
 def hold_out(name: str, images: Images, share: float, seed: int, skipped: tuple[str, ...] = ()) -> ImageSplits:
-    """Hold ``share`` of every class out as the test set of ``name``; there is none where that leaves it empty."""
+    """Split ``images`` into training and test images; without a test set where nothing is held out."""
     kept, held_out = stratified(images.labels, share, seed)
     if not len(held_out):
         return ImageSplits(name, images, None, skipped)
@@ -49,16 +48,14 @@ def hold_out(name: str, images: Images, share: float, seed: int, skipped: tuple[
 
 
 def at_most(images: Images, per_class: int, seed: int) -> Images:
-    """At most ``per_class`` images of every class, drawn by ``seed``, in the order they have in ``images``.
+    """At most ``per_class`` images of each class, drawn by ``seed``, in the order they have in ``images``.
 
     Raises:
-        DataError: ``per_class`` is below 1.
-        SettingsError: ``seed`` is below 0.
-
+        SettingsError: ``per_class`` is below 1, or ``seed`` below 0.
     """
     check_per_class(per_class)
     chosen = [members[:per_class] for members in _drawn(images.labels, seed)]
-    return images.subset(np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64))
+    return images.subset(np.sort(np.concatenate([np.empty(0, dtype=np.int64), *chosen])))
 
 
 def check_share(share: float) -> None:
@@ -67,19 +64,24 @@ def check_share(share: float) -> None:
         raise SettingsError(f"a held-out share of {share}: it must be at least 0 (none) and below 1; try 0.25")
 
 
-def check_per_class(per_class: int) -> None:
-    """Raise ``DataError`` unless ``per_class`` is at least 1."""
-    if per_class < 1:
-        raise DataError(f"{per_class} images a class leave nothing to learn from; ask for 1 or more")
+def check_per_class(count: int) -> None:
+    """Raise ``SettingsError`` unless ``count`` is at least 1."""
+    if count < 1:
+        raise SettingsError(f"{count} images per class leave nothing to learn from; ask for 1 or more")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``SettingsError`` unless ``seed`` is at least 0."""
+    if seed < 0:
+        raise SettingsError(f"seed {seed}: a seed is a whole number, 0 or more")
 
 
 def _drawn(labels: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     """For each label that occurs, ascending, the indices that bear it, in the order that the seed draws."""
-    if seed < 0:
-        raise SettingsError(f"seed {seed}: must be 0 or more")
+    check_seed(seed)
     order = np.argsort(labels, kind="stable")
     values, starts = np.unique(np.asarray(labels)[order], return_index=True)
     for label, members in zip(values, np.split(order, starts)[1:], strict=True):
-        # Sorting plain uniform numbers, for how Generator.permutation draws may change between NumPy releases.
+        # Plain uniform numbers are sorted: how Generator.permutation draws may change between NumPy releases.
         luck = np.random.default_rng((seed, int(label))).random(len(members))
         yield members[np.argsort(luck, kind="stable")]

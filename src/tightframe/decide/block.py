@@ -18,7 +18,7 @@ import numpy as np
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.data.selection import stratified
 from tightframe.decide.layers import Reading, recommend_layer, small_enough, spreads
-from tightframe.decide.training import model_of, start_of, tuning_precision
+from tightframe.decide.start import model_of, start_of, tuning_precision
 from tightframe.errors import SettingsError
 from tightframe.features.capture import CannotCut
 from tightframe.features.extract import Features
@@ -31,7 +31,7 @@ from tightframe.tuning.config import Clock, TrainConfig
 from tightframe.tuning.loop import Diverged, fit
 from tightframe.tuning.methods import Method
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import Align, FromBlock, TunableModel
+from tightframe.tuning.surgery import Align, TunableModel
 
 COLLAPSED, DEEPEST = 3, 3
 """How many of the most collapsed and of the deepest blocks take part."""
@@ -116,7 +116,7 @@ def _race(
         epochs *= 2
 
 
-def _ready(model: TunableModel, features: Features, split: Split, workspace: Workspace) -> FromBlock:
+def _ready(model: TunableModel, features: Features, split: Split, workspace: Workspace) -> TunableModel:
     """The model from its block on, where training starts. Raises ``CannotCut``."""
     start = start_of(model, features, split.labels)
     on_device(model, workspace.device)

@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from tightframe.backbone import Backbone
 from tightframe.data.selection import stratified
-from tightframe.features.precision import likely_precision
 from tightframe.features.stages import Stages
 from tightframe.features.workspace import Workspace
-from tightframe.metrics.folds import Folds
-from tightframe.probes.logistic import logistic_path
-from tightframe.probes.logistic_probe import cross_validated_logistic
 from tightframe.probes.results import interval
 from tightframe.processes import together
 from tightframe.row import Row
@@ -28,20 +22,15 @@ from tightframe.tuning.config import Clock, TrainConfig
 from tightframe.tuning.heads import fit_heads
 from tightframe.tuning.logs import Tell
 from tightframe.tuning.loop import Diverged, Inputs, fit
-from tightframe.tuning.methods import Method
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.state import Trainable
-from tightframe.tuning.surgery import HeadOnly, TunableModel
+from tightframe.tuning.surgery import HeadOnly
 
 SEARCH_SHARE, TRAINING_SHARE = 0.5, 0.9
 """Of the time allowed: until when rates are tried, and until when training may go on, so that judging fits in."""
 GAP, RISE = 0.15, 1.2
 """What is called overfitting: accuracy on held-out images that is lower by more, beyond doubt, or a validation loss
 that rises by this factor."""
-USUAL_STRENGTH = 1e-2
-"""Strength (scikit-learn's ``C``) of a probe where too few images leave none to choose it by."""
-UNSEEN = 10.0
-"""By how much the bias of a class without images is below all others: it can still be learned."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +100,7 @@ class Trainer:
         split = self._split(kept, held_out) if config.patience and len(held_out) else self._split(everything)
         recipe = self._in_time(recipe, pace * len(split.training))
         if recipe.epochs < config.epochs:
-            notes.append(
-                f"{title}: trained for {recipe.epochs} of {config.epochs} epochs, the time limit allowing no more"
-            )
+            notes.append(f"{title}: trained for {recipe.epochs} of {config.epochs} epochs, within the time limit")
         recipe, final, more = self._final(recipe, rows, split, start)
         notes += more
         if len(split.validation):
@@ -245,62 +232,6 @@ class Trainer:
             where: dict[str, Any] = {"device": self.workspace.device, "precision": self.precision}
             fit(self.model, self.inputs, self._split(training), once, **where)
         return together().agree((time.monotonic() - began) / max(1, len(training)))
-
-
-def model_of(
-    backbone: Backbone, method: Method, block: str | None, classes: int, config: TrainConfig, workspace: Workspace
-) -> TunableModel:
-    """The model to be tuned, as the configuration asks for it."""
-    return TunableModel(
-        backbone, method, block, classes, workspace.pool, config.align, config.skip_scale, config.from_probe(method)
-    )
-
-
-def tuning_precision(model: TunableModel, workspace: Workspace) -> str:
-    """The precision in which ``model`` is trained."""
-    return likely_precision(model.base, workspace.device, workspace.precision)
-
-
-def start_of(
-    model: TunableModel, features: Mapping[str, np.ndarray], labels: np.ndarray
-) -> Callable[[np.ndarray], None] | None:
-    """Scale the skip connection by the features before tuning; what puts the head where training starts.
-
-    Args:
-        model: not yet trained.
-        features: of the training images, (n, d) by layer.
-        labels: of them, (n,).
-
-    Returns:
-        What fits a probe to the images whose indices it is given; ``None`` where heads start from zeros.
-    """
-    parts = [torch.tensor(features[name]) for name in model.read]
-    model.neck.rescale(parts)
-    if not model.warm:
-        return None
-    with torch.no_grad():
-        seen = model.neck(parts)
-    heads: dict[bytes, tuple[Tensor, Tensor]] = {}
-
-    def fit_probe(training: np.ndarray) -> None:
-        known = training.tobytes()
-        if known not in heads:
-            heads[known] = _probe(seen[torch.from_numpy(training)], labels[training], model.head.out_features)
-        with torch.no_grad():
-            model.head.weight.copy_(heads[known][0])
-            model.head.bias.copy_(heads[known][1])
-
-    return fit_probe
-
-
-def _probe(features: Tensor, labels: np.ndarray, classes: int) -> tuple[Tensor, Tensor]:
-    """Weights and biases of a logistic regression, of usual strength where no class has two images to choose by."""
-    if np.bincount(labels).max() > 1:
-        head = cross_validated_logistic(Folds.of(features, labels, classes)).result.head
-    else:
-        head = logistic_path(features, torch.from_numpy(labels), classes, (USUAL_STRENGTH,)).heads[0]
-    least = head.bias[head.bias.isfinite()].min() - UNSEEN
-    return head.weight, head.bias.clamp(min=float(least))
 
 
 def best(tried: Mapping[Recipe, list[Row]]) -> Recipe:

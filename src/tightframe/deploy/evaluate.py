@@ -1,4 +1,4 @@
-"""How good a tuned model is on labeled images: accuracy, calibration, each class, and what it confuses."""
+"""Evaluate a tuned model on labeled images: accuracy, calibration, every class, and confusions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tightframe.deploy.tuned import Tuned
+from tightframe.deploy.tuned import Tuned, listed
 from tightframe.errors import DataError
 from tightframe.images import Images, ImageSplits
 from tightframe.probes.calibration import calibration_error
@@ -19,28 +19,28 @@ from tightframe.probes.results import interval
 from tightframe.report.result import Result
 from tightframe.row import Row
 
-MISTAKES = 10
-NAMED = 5
-"""Most class names to put into one message."""
+MISTAKES, SAMPLES = 10, 12
+"""Most rows of these tables."""
 
 
 def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, device: str = "auto") -> Result:
-    """Judge ``tuned`` on the images in ``data``.
+    """Judge a tuned model on labeled images: accuracy, calibration, confusions.
 
     The one row holds ``images``, ``classes`` (those that occur), ``accuracy`` with its exact 95 % interval
     (``accuracy_low``, ``accuracy_high``), ``balanced_accuracy`` (mean over classes), ``calibration_error`` (expected,
-    in 0 … 1) and ``log_loss`` (mean, in nats). ``further`` holds
+    in 0 … 1) and ``log_loss`` (mean, in nats). ``tables`` holds
 
-    - ``classes``: a row a class that occurs: ``images``, ``right``, ``accuracy`` with interval, and how often it was
-      ``predicted``
-    - ``confusion``: for each actual class, the classes that it was taken for: ``count`` and ``share`` of the class
-    - ``mistakes``: the ``MISTAKES`` surest wrong answers
+    - ``classes``: a row for each class that occurs: ``images``, ``correct``, ``accuracy`` with its interval, and how
+      often the class was predicted (``times_predicted``)
+    - ``confusion``: for each true class, the classes predicted: ``count`` and ``share`` of the true class
+    - ``mistakes``: the most confident mistakes
+    - ``samples``: a few correct predictions, then the most confident mistakes
 
     Args:
-        tuned: the model.
-        data: labeled images; of splits, the test images, or all where there are none.
-        batch_size: images at a time.
-        device: where to run.
+        tuned: The model.
+        data: Labeled images; of splits, the test images, or all where there are none.
+        batch_size: Images in one forward pass.
+        device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
     Raises:
         DataError: no images, or classes that the model does not know.
@@ -49,21 +49,21 @@ def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, 
     judged, notes = _judged_part(data)
     labels = _labels_of(tuned, judged)
     logits, _ = tuned.logits_and_features(judged, batch_size, device)
-    answers = _Answers(judged, tuned.classes, labels, logits)
-    settings = {
-        "model": tuned.backbone.name,
-        "method": tuned.model.method.name,
-        "data": judged.name,
-        "images": judged.fingerprint,
-        "classes": list(tuned.classes),
-    }
-    further = {"classes": answers.by_class(), "confusion": answers.confusion(), "mistakes": answers.mistakes()}
-    return Result("evaluate", [answers.overall()], settings, notes, further=further)
+    answers = Answers(judged, tuned.classes, labels, logits)
+    settings = tuned.settings | {"data": judged.name, "images": judged.fingerprint}
+    return Result("evaluate", [answers.overall()], settings, notes, tables=answers.tables())
 
 
 @dataclass(frozen=True, eq=False)
-class _Answers:
-    """Labels (n,) in the model's own numbering, and logits (n, K)."""
+class Answers:
+    """What a model predicts for labeled images.
+
+    Attributes:
+        data: the images.
+        classes: the model's K classes.
+        labels: true classes (n,), numbered as in ``classes``.
+        logits: the model's (n, K).
+    """
 
     data: Images
     classes: tuple[str, ...]
@@ -77,12 +77,18 @@ class _Answers:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """Classes (n,) as numbers."""
+        """Predicted classes (n,) as numbers."""
         return self.shares.argmax(1).numpy()
 
     @cached_property
+    def wrong(self) -> np.ndarray:
+        """Indices of the mistakes, the most confident first."""
+        found = np.flatnonzero(self.predicted != self.labels)
+        return found[np.argsort(-self.shares.amax(1).numpy()[found], kind="stable")]
+
+    @cached_property
     def counts(self) -> np.ndarray:
-        """Images of each class, right answers and predictions of it, (3, K)."""
+        """Images of each class, how many were classified correctly, and predictions of the class, (3, K)."""
         lists = (self.labels, self.labels[self.predicted == self.labels], self.predicted)
         return np.stack([np.bincount(entries, minlength=len(self.classes)) for entries in lists])
 
@@ -99,47 +105,57 @@ class _Answers:
             "log_loss": float(functional.cross_entropy(self.logits.double(), torch.from_numpy(self.labels))),
         }
 
+    def tables(self) -> dict[str, list[Row]]:
+        """The tables of ``evaluate``."""
+        right = np.flatnonzero(self.predicted == self.labels)
+        wrong = self.wrong[: SAMPLES // 2]
+        spread = np.linspace(0, len(right) - 1, min(SAMPLES - len(wrong), len(right))).astype(int)
+        return {
+            "classes": self.by_class(),
+            "confusion": self.confusion(),
+            "mistakes": self._samples(self.wrong[:MISTAKES]),
+            "samples": self._samples(np.concatenate([right[spread], wrong])),
+        }
+
     def by_class(self) -> list[Row]:
-        """A row a class that occurs."""
+        """A row for each class that occurs."""
         return [
-            {"class": self.classes[index], "images": images, "right": right}
+            {"class": self.classes[index], "images": images, "correct": right}
             | _rated(right, images)
-            | {"predicted": predicted}
+            | {"times_predicted": predicted}
             for index, (images, right, predicted) in enumerate(self.counts.T.tolist())
             if images
         ]
 
     def confusion(self) -> list[Row]:
-        """What each class was taken for, right answers included; what never happened has no row."""
+        """What was predicted for each class, correct predictions included; what never happened has no row."""
         pairs, counts = np.unique(np.stack([self.labels, self.predicted], 1), axis=0, return_counts=True)
         return [
             {
-                "actual": self.classes[actual],
+                "true": self.classes[true],
                 "predicted": self.classes[predicted],
                 "count": count,
-                "share": count / int(self.counts[0, actual]),
+                "share": count / int(self.counts[0, true]),
             }
-            for (actual, predicted), count in zip(pairs.tolist(), counts.tolist(), strict=True)
+            for (true, predicted), count in zip(pairs.tolist(), counts.tolist(), strict=True)
         ]
 
-    def mistakes(self) -> list[Row]:
-        """The surest wrong answers, surest first."""
-        confidence = self.shares.amax(1).numpy()
-        wrong = np.flatnonzero(self.predicted != self.labels)
+    def _samples(self, indices: np.ndarray) -> list[Row]:
         return [
             {
+                "index": index,
                 "path": self.data.identifiers[index],
-                "actual": self.classes[self.labels[index]],
+                "true": self.classes[self.labels[index]],
                 "predicted": self.classes[self.predicted[index]],
-                "probability": float(confidence[index]),
+                "probability": float(self.shares[index].max()),
             }
-            for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+            for index in indices.tolist()
         ]
 
 
 def mistaken(confusion: Sequence[Row]) -> list[Row]:
     """The rows of ``confusion`` that are mistakes, most frequent first."""
-    return sorted((row for row in confusion if row["actual"] != row["predicted"]), key=lambda row: -row["count"])
+    return sorted((row for row in confusion if row["true"] != row["predicted"]), key=lambda row: -row["count"])
 
 
 def _rated(right: int, total: int) -> Row:
@@ -148,31 +164,25 @@ def _rated(right: int, total: int) -> Row:
 
 
 def _judged_part(data: Images | ImageSplits) -> tuple[Images, list[str]]:
-    """The images to judge on, and what to know about them."""
+    """The images to evaluate on, and notes about them."""
     if not isinstance(data, ImageSplits):
         return data, []
     if data.test is not None:
         return data.test, data.notes
-    told = f"all {len(data.train)} images of {data.name} were judged: on those it was trained on it looks too good"
+    told = f"all {len(data.train)} images of {data.name} were used; those that the model was trained on raise accuracy"
     return data.train, [*data.notes, told]
 
 
 def _labels_of(tuned: Tuned, data: Images) -> np.ndarray:
     """Labels (n,) of ``data`` in the numbering of ``tuned``."""
     if not len(data):
-        raise DataError(f"{data.name} has no images to judge on; hold some out with --test-share, or give others")
+        raise DataError(f"{data.name} has no images to evaluate on; hold some out with --test-share, or give others")
     places = {name: index for index, name in enumerate(tuned.classes)}
     present = np.unique(data.labels).tolist()
     strange = [data.classes[label] for label in present if data.classes[label] not in places]
     if strange:
         raise DataError(
-            f"{data.name} has images of {_listed(strange)}, but the model was tuned on {_listed(tuned.classes)}: "
+            f"{data.name} has images of {listed(strange)}, but the model was tuned on {listed(tuned.classes)}: "
             "rename those folders as the model's classes, take them out, or tune on all these classes"
         )
     return np.array([places.get(name, -1) for name in data.classes], dtype=np.int64)[data.labels]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    shown = ", ".join(f'"{name}"' for name in names[:NAMED])
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,14 +1,14 @@
-"""A tuned model as one ONNX file: normalization, base, what was trained, and softmax, for any ONNX runtime.
+"""Export a tuned model as one ONNX file, from normalization to softmax, for any ONNX runtime.
 
-The graph takes ``pixels`` (n, 3, height, width), n free, either bytes (``uint8``, 0 … 255) or ``float32`` in 0 … 1,
-chosen when it is made: an input of ONNX has one type. It gives ``probabilities`` and ``logits``, (n, K) each. Scaling
-to the model's mean and deviation is inside. Resizing and cropping to height × width is not: the metadata say how it
-is done, in timm's terms.
+The graph takes ``pixels`` (n, 3, height, width), n free: bytes (``uint8``, 0 … 255) or ``float32`` in 0 … 1, chosen at
+export, since an input of ONNX has one type. It yields ``probabilities`` and ``logits``, (n, K) each. Normalization by
+the model's mean and deviation is inside. Resizing and cropping to height × width is not: the metadata say how to do it,
+in timm's terms.
 
 Metadata of the file: ``classes`` (a JSON list, in the order of the probabilities), ``preprocessing`` and ``model``
 (JSON objects), ``pixels`` (what the graph takes, in words).
 
-Nothing is written before ONNX Runtime has said the same as PyTorch.
+The file is written only once ONNX Runtime and PyTorch have given the same probabilities.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tightframe.backbone import Preprocessing
 from tightframe.deploy.tuned import Tuned
-from tightframe.errors import SettingsError, TightframeError
+from tightframe.errors import SettingsError, TightframeError, needed_by
 from tightframe.features.pixels import Pixels
 from tightframe.files import write_bytes
 from tightframe.images import Images, ImageSplits
@@ -36,17 +36,13 @@ from tightframe.row import Row
 
 TAKES = {"uint8": "bytes from 0 to 255", "float32": "numbers from 0 to 1"}
 TOLERANCE = 1e-4
-"""Largest difference of a probability between ONNX Runtime and PyTorch that a file may have."""
+"""Largest accepted difference between the probabilities of ONNX Runtime and of PyTorch."""
 IMAGES = 32
-"""Most images that a file is checked on."""
-
-
-class OnnxMissing(TightframeError, ModuleNotFoundError):
-    """An export was asked for, and a package that it needs is not there."""
+"""Most images that an export is checked on."""
 
 
 class ExportFailed(TightframeError):
-    """The model can't be exported, or the exported one says something else."""
+    """The model can't be exported, or the exported one gives other probabilities."""
 
 
 def export_onnx(
@@ -57,21 +53,21 @@ def export_onnx(
     pixels: str = "uint8",
     tolerance: float = TOLERANCE,
 ) -> Result:
-    """Write ``tuned`` to ``path`` as ONNX, once ONNX Runtime has given the same probabilities as PyTorch.
+    """Write a tuned model as one ONNX file, checked against PyTorch in ONNX Runtime.
 
-    The row holds ``model``, ``bytes`` of the file, ``images`` it was checked on, ``difference`` (largest, of a
-    probability), ``same`` (share of images for which both name the same class), ``opset`` and ``file``.
+    The row holds ``model``, ``bytes`` of the file, ``images`` of the check, ``difference`` (the largest between two
+    probabilities), ``same`` (share of images that both put into the same class), ``opset`` and ``file``.
 
     Args:
-        tuned: the model, by any method.
-        path: the file, replaced if it is there.
-        data: images to check on, at most ``IMAGES`` of them, spread over all; of splits, the test images where
-            there are any. Made-up ones if ``None``.
-        pixels: what the graph takes; see the module.
-        tolerance: largest difference of a probability that is let pass.
+        tuned: The model, tuned by any method.
+        path: The file to write; it is replaced if it is there.
+        data: Images to check on, spread over all of them; of splits, the test images where there are any. Made-up
+            images by default.
+        pixels: What the file takes: uint8 (bytes) or float32 (numbers from 0 to 1).
+        tolerance: Largest difference of a probability that is accepted.
 
     Raises:
-        OnnxMissing: ``pip install tightframe[onnx]`` is needed.
+        PackageMissing: ``pip install 'tightframe[onnx]'`` is needed.
         ExportFailed: PyTorch can't export the model, or the probabilities differ by more than ``tolerance``.
     """
     if pixels not in TAKES:
@@ -98,51 +94,37 @@ def export_onnx(
         "opset": max(entry.version for entry in proto.opset_import),
         "file": str(path),
     }
-    settings = {"model": tuned.backbone.name, "classes": list(tuned.classes), "pixels": pixels}
     of = data.name if data is not None else "made-up images; name yours with --data to check on them"
     notes = [f"the same as PyTorch to {apart:.1g} in probability, on {len(shown)} images of {of}"]
     told = versions() | {name: str(package.__version__) for name, package in packages.items()}
-    return Result("export", [row], settings, notes, versions=told)
+    return Result("export", [row], tuned.settings | {"pixels": pixels}, notes, versions=told)
 
 
 class _Graph(nn.Module):
-    """What is exported: pixels (n, 3, h, w) in, probabilities and logits (n, K) out."""
-
-    mean: Tensor
-    std: Tensor
+    """The exported graph: pixels (n, 3, h, w) in, probabilities and logits (n, K) out."""
 
     def __init__(self, tuned: Tuned, pixels: str):
         super().__init__()
-        self.model = tuned.model.cpu()
-        self.model.train(False)
-        wants = tuned.backbone.preprocessing
-        self.size = wants.input_size
-        self.white = 255.0 if pixels == "uint8" else 1.0
-        self.register_buffer("mean", torch.tensor(wants.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(wants.std).view(1, -1, 1, 1))
+        self.model = tuned.model.cpu().train(False)
+        self.preprocessing = tuned.backbone.preprocessing
+        self.factor = 1 if pixels == "uint8" else 255
 
     def forward(self, pixels: Shaped[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-        logits = self.model((pixels.float() / self.white - self.mean) / self.std)
+        logits = self.model(self.preprocessing.normalize(self.factor * pixels))
         return logits.softmax(1), logits
 
 
 def _packages() -> dict[str, Any]:
-    try:
+    with needed_by("exporting to ONNX", "onnx"):
         import onnx
         import onnxruntime
         import onnxscript
-    except ImportError as error:
-        raise OnnxMissing(
-            f"exporting needs onnx, onnxscript and onnxruntime, and they can't be imported ({error}): "
-            "pip install tightframe[onnx]",
-            name=error.name,
-        ) from error
     return {"onnx": onnx, "onnxscript": onnxscript, "onnxruntime": onnxruntime}
 
 
 def _exported(graph: _Graph, pixels: str) -> Any:
-    """The graph as a proto of ONNX, without what the exporter tells about this machine's files."""
-    example = torch.zeros(2, 3, *graph.size, dtype=getattr(torch, pixels))
+    """The graph in ONNX's protocol buffer, without the exporter's notes about files of this machine."""
+    example = torch.zeros(2, 3, *graph.preprocessing.input_size, dtype=getattr(torch, pixels))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own parts, to each other
@@ -171,7 +153,7 @@ def _exported(graph: _Graph, pixels: str) -> Any:
 
 
 def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:
-    """Put into the file's metadata what its users have to know."""
+    """Put what users of the file need to know into its metadata."""
     height, width = tuned.backbone.preprocessing.input_size
     model = {"name": tuned.backbone.name, "weights": tuned.backbone.weights, "method": tuned.model.method.name}
     told = {
@@ -187,7 +169,7 @@ def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:
 
 
 def _shown(tuned: Tuned, data: Images | ImageSplits | None) -> Shaped[Tensor, "n 3 h w"]:
-    """Bytes (n, 3, h, w) to check on."""
+    """Images to check the export on, as bytes (n, 3, h, w)."""
     wants = tuned.backbone.preprocessing
     if data is None:
         return _made_up(wants)
@@ -201,7 +183,7 @@ def _shown(tuned: Tuned, data: Images | ImageSplits | None) -> Shaped[Tensor, "n
 
 
 def _made_up(wants: Preprocessing) -> Shaped[Tensor, "n 3 h w"]:
-    """Noise of every coarseness, and black and white."""
+    """Images of noise, from coarse to fine, and a black and a white one."""
     luck = np.random.default_rng(0)
     sides = [1 + 2 * step for step in range(IMAGES - 2)]
     noise = [Image.fromarray(luck.integers(0, 256, (side, side, 3), dtype=np.uint8)) for side in sides]
@@ -212,10 +194,7 @@ def _made_up(wants: Preprocessing) -> Shaped[Tensor, "n 3 h w"]:
 def _both(
     tuned: Tuned, runtime: Any, content: bytes, shown: Shaped[Tensor, "n 3 h w"], pixels: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (n, K) of PyTorch, from images as they are always prepared, and of ONNX Runtime.
-
-    In batches of two sizes, since any is promised.
-    """
+    """Probabilities (n, K) of PyTorch and of ONNX Runtime, in batches of two sizes, since any size is promised."""
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()

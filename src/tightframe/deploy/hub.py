@@ -1,8 +1,8 @@
 """A saved folder shared through the Hugging Face hub: ``tightframe.json``, what was trained and a model card.
 
 Nothing else in the folder is sent, and no path of this machine: a base model that came from a folder or a builder is
-named by the last part of its path. A ``README.md`` in the folder is taken as the card; else one is written for it,
-which states no license unless told one: that is for the author to choose.
+named by the last part of its path. A ``README.md`` in the folder is the card; without one, ``card.md`` is filled in. It
+states no license unless one is given: that is for the author to choose.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import json
 import re
 import shutil
 import tempfile
+from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
+
+from jinja2 import StrictUndefined, Template
 
 from tightframe.errors import SavedError, SettingsError, TightframeError
 from tightframe.files import write_text
-from tightframe.models.backbones import BUILDER, folder_of, short_name
-from tightframe.report.columns import METHODS
+from tightframe.models.names import BUILDER, folder_of, short_name
+from tightframe.report.fields import TABLES, fields
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
@@ -38,12 +41,12 @@ class PushFailed(TightframeError):
 class Hub(Protocol):
     """The part of ``huggingface_hub.HfApi`` that is used."""
 
-    def create_repo(self, repo_id: str, *, private: bool | None = None, exist_ok: bool = False) -> Any:
-        """Make the repository; something that turns into its address."""
+    def create_repo(self, repo_id: str, *, private: bool | None = None, exist_ok: bool = False) -> object:
+        """Make the repository; ``str`` of what is returned is its address."""
         ...
 
-    def upload_folder(self, *, repo_id: str, folder_path: str, allow_patterns: list[str], commit_message: str) -> Any:
-        """Send files in one commit."""
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> object:
+        """Send the files of a folder in one commit."""
         ...
 
 
@@ -56,17 +59,17 @@ def push_to_hub(
     message: str = "A model tuned with tightframe",
     api: Hub | None = None,
 ) -> Result:
-    """Send what ``Tuned.save`` or ``tightframe tune --out`` wrote to the repository ``repo_id`` of the hub.
+    """Send a tuned model to the Hugging Face hub, with a model card.
 
     The row holds ``repository`` and ``address``, ``files`` (how many) and ``bytes`` sent.
 
     Args:
-        folder: the saved folder.
-        repo_id: ``USER/NAME``, made if it is not there.
-        private: whether the repository, if it is made, is hidden from others; ``None`` for the account's default.
-        license: the hub's name of a license (``apache-2.0``, ``mit``, …), for a card that is written here.
-        message: of the commit.
-        api: who talks to the hub; ``huggingface_hub.HfApi()`` if ``None``, with the token that ``hf auth login`` kept.
+        folder: The saved folder.
+        repo_id: Name of the repository, USER/NAME; it is made if there is none.
+        private: Whether a new repository is hidden from others; by default as the account has it.
+        license: The hub's name of a license (apache-2.0, mit, …), for a model card that is written here.
+        message: Message of the commit.
+        api: Client of the hub; by default ``huggingface_hub.HfApi()``, with the token that ``hf auth login`` kept.
 
     Raises:
         SavedError: no saved folder, or a damaged one.
@@ -75,95 +78,67 @@ def push_to_hub(
     """
     folder = Path(folder)
     description = checkpoint.read(folder)
-    trained = checkpoint.files(description.method)
-    for name in trained:
-        if not (folder / name).is_file():
-            raise SavedError(f"{folder} holds no {name}; give the whole folder that `tightframe tune --out` wrote")
     _check_name(repo_id)
-    notes = []
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
-        for name in trained:
-            shutil.copyfile(folder / name, staged / name)
-        notes += _stage_description(folder, staged, description)
-        if (folder / CARD).is_file():
-            shutil.copyfile(folder / CARD, staged / CARD)
-        else:
+        notes = _staged(folder, staged, description)
+        if not (staged / CARD).is_file():
             write_text(staged / CARD, card(description, repo_id, license))
             notes += [] if license else ["the card states no license: choose one with --license, or edit it on the hub"]
-        sent = [DESCRIPTION, *trained, CARD]
-        row: Row = {"repository": repo_id, "files": len(sent)}
-        row["bytes"] = sum((staged / name).stat().st_size for name in sent)
-        row["address"] = _sent(staged, sent, repo_id, private, message, api)
+        sizes = [file.stat().st_size for file in staged.iterdir()]
+        address = _sent(staged, repo_id, private, message, api)
+    row: Row = {"repository": repo_id, "files": len(sizes), "bytes": sum(sizes), "address": address}
     return Result("push", [row], {"folder": str(folder), "repository": repo_id}, notes)
 
 
 def card(description: Description, repo_id: str, license: str | None = None) -> str:
-    """A model card in the hub's form: what it tells apart, what was measured, how to load it."""
+    """A model card in the hub's form: the classes, what was measured, and how to load the model."""
     from huggingface_hub import ModelCardData
 
-    name = repo_id.partition("/")[2]
     uri = str(description.backbone["uri"])
-    told = ModelCardData(license=license, library_name="tightframe", pipeline_tag="image-classification")
-    parts = [
-        f"---\n{told.to_yaml()}\n---\n",
-        f"# {_plain(name)}\n",
-        f"{_plain(short_name(uri))}, tuned by {_plain(description.method)}"
-        + (f" at block {_plain(description.block)}" if description.block else "")
-        + f" with Tightframe to tell {len(description.classes)} classes of images apart.\n",
-        f"## Classes\n\n{_classes(description.classes)}\n",
-        f"## Measured\n\n{_measured(description.metrics)}\n",
-        f"## How to load it\n\n{_loading(uri, description, repo_id, name)}\n",
-        f"## License\n\n{_plain(license) if license else 'The author has not stated one yet.'}\n",
-    ]
-    return "\n".join(parts)
+    header = ModelCardData(license=license, library_name="tightframe", pipeline_tag="image-classification")
+    template = resources.files("tightframe.deploy").joinpath("card.md").read_text(encoding="utf-8")
+    return Template(template, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True).render(
+        header=header.to_yaml(),
+        name=repo_id.partition("/")[2],
+        base=short_name(uri),
+        uri=uri,
+        on_hub=_sendable(uri) == uri,
+        told=description,
+        listed=LISTED,
+        description=DESCRIPTION,
+        measured=_measured(description.metrics),
+        package="'tightframe[lora]'" if method_named(description.method).adapt else "tightframe",
+        repo_id=repo_id,
+        license=license,
+        plain=_plain,
+    )
 
 
-def _classes(names: list[str]) -> str:
-    lines = [f"- {_plain(name)}" for name in names[:LISTED]]
-    return "\n".join(lines + [f"- and {len(names) - LISTED} more, listed in `{DESCRIPTION}`"] * (len(names) > LISTED))
-
-
-def _measured(metrics: Row) -> str:
-    """A table of what was measured when it was tuned, as the terminal spells it."""
+def _measured(metrics: Row) -> list[tuple[str, str]]:
+    """What was measured when the model was tuned, with titles, as the terminal spells it."""
     try:
-        rows = [(column.header, column.cell(metrics)) for column in METHODS if column.told_in(metrics)]
+        shown = fields(TABLES["tune"].columns)
+        return [(field.title, field.told(metrics)) for field in shown if field.told_in(metrics)]
     except (TypeError, ValueError) as error:
         raise SavedError(f"{DESCRIPTION} has metrics that are no numbers ({error}); tune again") from error
-    lines = [f"| {_plain(header)} | {_plain(value)} |" for header, value in rows]
-    return "\n".join(["| | |", "|---|---|", *lines]) if lines else "Nothing was recorded."
 
 
-def _loading(uri: str, description: Description, repo_id: str, name: str) -> str:
-    known = _sendable(uri) == uri
-    model = "" if known else ', model="…"'
-    option = "" if known else " --model …"
-    base = (
-        f"The base model is `{uri}`"
-        if known
-        else "The base model is not on the hub: put its own name (a folder or a builder) in place of …"
-    )
-    package = "'tightframe[lora]'" if method_named(description.method).adapt else "tightframe"
-    return (
-        f"```sh\npip install {package}\nhf download {repo_id} --local-dir {name}\n"
-        f"tightframe predict {name} IMAGE{option}\n```\n\n"
-        f"```python\nimport tightframe\nfrom huggingface_hub import snapshot_download\n\n"
-        f'tuned = tightframe.load_tuned(snapshot_download("{repo_id}"){model})\nprint(tuned.predict(["image.jpg"]))\n'
-        f"```\n\nWhat was trained is here, and nothing that can run code. {base}; its weights have the hash "
-        f"`{_plain(description.weights[:16])}`…, and others are refused."
-    )
-
-
-def _stage_description(folder: Path, staged: Path, description: Description) -> list[str]:
-    """Copy the description with no path of this machine in it; notes on what that changed."""
-    uri = str(description.backbone["uri"])
-    if _sendable(uri) == uri:
-        shutil.copyfile(folder / DESCRIPTION, staged / DESCRIPTION)
-        return []
+def _staged(folder: Path, staged: Path, description: Description) -> list[str]:
+    """Copy what is to be sent, the description with no path of this machine in it; notes on what that changed."""
+    for name in checkpoint.files(description.method):
+        if not (folder / name).is_file():
+            raise SavedError(f"{folder} holds no {name}; give the whole folder that `tightframe tune --out` wrote")
+        shutil.copyfile(folder / name, staged / name)
+    if (folder / CARD).is_file():
+        shutil.copyfile(folder / CARD, staged / CARD)
     content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    content["backbone"]["uri"] = _sendable(uri)
+    uri = content["backbone"]["uri"]
+    content["backbone"]["uri"] = sent = _sendable(uri)
     write_text(staged / DESCRIPTION, json.dumps(content, indent=1, ensure_ascii=False))
-    return [f"the base model is called {_sendable(uri)} there: whoever loads it has to have it, and name it (--model)"]
+    if sent == uri:
+        return []
+    return [f"the base model is called {sent} there: whoever loads it has to have it, and name it (--model)"]
 
 
 def _sendable(uri: str) -> str:
@@ -187,7 +162,7 @@ def _check_name(repo_id: str) -> None:
         raise SettingsError(f'"{repo_id}" does not say whose it is; give USER/NAME')
 
 
-def _sent(staged: Path, names: list[str], repo_id: str, private: bool | None, message: str, api: Hub | None) -> str:
+def _sent(staged: Path, repo_id: str, private: bool | None, message: str, api: Hub | None) -> str:
     """Make the repository and send the files; its address."""
     if api is None:
         from huggingface_hub import HfApi
@@ -195,7 +170,7 @@ def _sent(staged: Path, names: list[str], repo_id: str, private: bool | None, me
         api = HfApi()
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=str(staged), allow_patterns=names, commit_message=message)
+        api.upload_folder(repo_id=repo_id, folder_path=str(staged), commit_message=message)
     except Exception as error:  # whatever the hub's client and its HTTP library raise
         why = " ".join(str(error).split())[:300]
         raise PushFailed(

@@ -1,10 +1,10 @@
-"""A tuned model as a plain one: base and what was trained in one module, for use without Tightframe.
+"""Merge what was trained into the base model: one plain module, for use without Tightframe.
 
 A model of timm's becomes a folder in timm's layout, ``config.json`` and ``model.safetensors``, which
 ``timm.create_model("local-dir:FOLDER", pretrained=True)`` and ``load_backbone("local-dir:FOLDER")`` load. Any other
 becomes a state dict, ``model.safetensors``, and ``merged.json``, which names the builder and the head to put in.
 
-That the plain model says the same is not taken for granted: both are run, and what differs is not written.
+Both models are run on the same inputs, and a plain model with other logits is not written.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from tightframe.deploy.tuned import Tuned
-from tightframe.errors import ModelError, SettingsError, TightframeError
+from tightframe.errors import ModelError, TightframeError
 from tightframe.features.taps import submodule
-from tightframe.files import write_tensors, write_text
+from tightframe.files import new_folder, write_tensors, write_text
 from tightframe.models.backbones import load_backbone
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
-from tightframe.tuning.places import place_of_head, put
+from tightframe.tuning.lora import place_of_head
 
 WEIGHTS, TIMM_CONFIG, PLAIN_CONFIG = "model.safetensors", "config.json", "merged.json"
 TOLERANCE = 1e-4
@@ -36,26 +36,27 @@ REGISTERED = ("timm.", "tightframe.models.cifar")
 
 
 class NotPlain(TightframeError):
-    """A tuned model that no plain model can stand for."""
+    """The tuned model can't be written as a plain one."""
 
 
 def merge(tuned: Tuned, out: Path | str) -> Result:
-    """Write ``tuned`` as a plain model into the folder ``out``.
+    """Write a tuned model as a plain one, which timm loads without Tightframe.
 
     The row holds ``model``, ``format`` (``timm`` or ``state dict``), ``parameters``, ``bytes`` of the weights,
-    ``difference`` (see the function of that name; of timm's, as loaded from the folder) and ``folder``.
+    ``difference`` (see the function of that name; for timm's format, of the model loaded from the folder) and
+    ``folder``.
 
     Args:
-        tuned: by a method without a skip connection.
-        out: a new or empty folder.
+        tuned: A model tuned by a method without a skip connection.
+        out: A new or empty folder.
 
     Raises:
-        NotPlain: the plain model would say something else.
+        NotPlain: the plain model would give other logits.
         SettingsError: ``out`` is in use, or can't be written to.
     """
     folder = Path(out)
     plain = plain_model(tuned)
-    _claim(folder)
+    new_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
         scratch = Path(unfinished)
         apart = _as_timm(tuned, plain, scratch)
@@ -74,26 +75,23 @@ def merge(tuned: Tuned, out: Path | str) -> Result:
         "difference": apart,
         "folder": str(folder),
     }
-    settings = {"model": tuned.backbone.name, "method": tuned.model.method.name, "classes": list(tuned.classes)}
-    return Result("merge", [row], settings, [_how_to_load(folder, form)])
+    return Result("merge", [row], tuned.settings, [_how_to_load(folder, form)])
 
 
 def plain_model(tuned: Tuned) -> nn.Module:
     """The base model with its trained weights and the new head in the old one's place, on the CPU, in eval mode.
 
     Raises:
-        NotPlain: it would not say the same.
+        NotPlain: it would give other logits.
     """
     name, method = tuned.backbone.name, tuned.model.method.name
     elsewhere = "`tightframe export DIR --onnx FILE` writes all of it into one file, and `tightframe predict` reads DIR"
-    try:
-        head = tuned.model.plain_head()
-    except SettingsError as error:
+    if tuned.model.method.skip:
         raise NotPlain(
             f"{name} tuned by {method} has a skip connection from {tuned.model.block} to its head, for which a plain "
             f"model has no place. {elsewhere}; or tune with --method layer or full"
-        ) from error
-    plain = _with_head(tuned, head)
+        )
+    plain = _with_head(tuned, tuned.model.head)
     if plain is None or difference(tuned, plain) > TOLERANCE:
         raise NotPlain(
             f"{name} can't be written as a plain model: in the place of its old head "
@@ -109,8 +107,7 @@ def difference(tuned: Tuned, plain: nn.Module) -> float:
     Infinite where they have other shapes, or ``plain`` can't be run.
     """
     inputs = torch.randn(4, 3, *tuned.backbone.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
-    model = tuned.model.cpu()
-    model.train(False)
+    model = tuned.model.cpu().train(False)
     with torch.no_grad():
         wanted = model(inputs)
         try:
@@ -129,7 +126,7 @@ def _with_head(tuned: Tuned, head: nn.Linear) -> nn.Module | None:
         return None
     if tuned.backbone.head is None:  # one of timm's that came without
         plain.reset_classifier(head.out_features)  # type: ignore[operator]
-    put(plain, place.name, _like(place.module, head))
+    plain.set_submodule(place.name, _like(place.module, head))
     if hasattr(plain, "num_classes"):
         plain.num_classes = head.out_features  # type: ignore[assignment]
     return plain
@@ -145,12 +142,12 @@ def _like(old: nn.Module, head: nn.Linear) -> nn.Module:
 
 
 def _untied(module: nn.Module) -> dict[str, Tensor]:
-    """Its tensors as copies: safetensors takes none that shares memory with another."""
+    """The state dict in copies, since safetensors takes no tensors that share memory."""
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def _as_timm(tuned: Tuned, plain: nn.Module, folder: Path) -> float | None:
-    """Write ``plain`` in timm's layout and load it again: how much that differs, ``None`` where timm can't make it."""
+    """Write ``plain`` in timm's layout and load it again; its ``difference``, ``None`` where timm can't make it."""
     from timm.models import save_for_hf
 
     architecture = _architecture(plain)
@@ -158,18 +155,22 @@ def _as_timm(tuned: Tuned, plain: nn.Module, folder: Path) -> float | None:
         return None
     described = copy.copy(plain)
     described.pretrained_cfg = getattr(plain, "default_cfg", {}) | {"architecture": architecture}  # type: ignore
-    told = {"pretrained_cfg": _timm_wants(tuned), "label_names": list(tuned.classes)}
+    wants = tuned.backbone.preprocessing
+    told = {
+        "pretrained_cfg": asdict(wants) | {"input_size": [3, *wants.input_size]},
+        "label_names": list(tuned.classes),
+    }
     try:
         save_for_hf(described, folder, model_config=told, safe_serialization=True)
         again = load_backbone(f"local-dir:{folder}")
     except (ModelError, ValueError, KeyError):  # arguments that timm does not know of were used to build it
         return None
     apart = difference(tuned, again.module)
-    return apart if apart <= TOLERANCE and again.preprocessing == tuned.backbone.preprocessing else None
+    return apart if apart <= TOLERANCE and again.preprocessing == wants else None
 
 
 def _architecture(module: nn.Module) -> str | None:
-    """Timm's name of it, if it is one of timm's."""
+    """Timm's name of the model, if timm can make it."""
     import timm
 
     configs = (getattr(module, name, None) for name in ("pretrained_cfg", "default_cfg"))
@@ -177,13 +178,8 @@ def _architecture(module: nn.Module) -> str | None:
     return named[0] if named and type(module).__module__.startswith(REGISTERED) and timm.is_model(named[0]) else None
 
 
-def _timm_wants(tuned: Tuned) -> dict[str, Any]:
-    wants = asdict(tuned.backbone.preprocessing)
-    return wants | {"input_size": [3, *wants["input_size"]]}
-
-
 def _recipe(tuned: Tuned, plain: nn.Module) -> dict[str, Any]:
-    """How to make the model again that the state dict belongs to."""
+    """How to build the model that the state dict belongs to."""
     origin = dict(tuned.backbone.origin)
     new = submodule(plain, str(tuned.backbone.head))
     return {
@@ -203,13 +199,3 @@ def _how_to_load(folder: Path, form: str) -> str:
         f"timm can't make this model from a name: build it as {PLAIN_CONFIG} says, put the new head in, and load "
         f"{WEIGHTS} as its state dict"
     )
-
-
-def _claim(folder: Path) -> None:
-    """Make ``folder``, or see that it is empty."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise SettingsError(f"{folder} is in use; choose another --out, a new or empty folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"{folder} can't be made ({error.strerror}); choose another --out") from error

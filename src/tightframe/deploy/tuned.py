@@ -1,44 +1,49 @@
-"""A tuned model: predicts, judges itself, saves megabytes."""
+"""A tuned model: it predicts, and saves what was trained in megabytes."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from tightframe.backbone import Backbone
-from tightframe.data.items import unlabeled
+from tightframe.data.items import ImageLike, unlabeled
 from tightframe.errors import SavedError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
-from tightframe.images import Images
-from tightframe.models.backbones import BUILDER, load_backbone
+from tightframe.images import Images, undecodable
+from tightframe.models.backbones import load_backbone
+from tightframe.models.names import BUILDER
 from tightframe.report.result import Result, versions
 from tightframe.row import Row
 from tightframe.tuning import checkpoint
 from tightframe.tuning.loop import logits_of, predict_features
 from tightframe.tuning.surgery import TunableModel
 
+KEPT_BYTES = 1 << 30
+"""Decoded images that ``predict`` keeps in memory between finding the bad ones and running the model."""
+NAMED = 5
+"""Most class names in one line."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Tuned:
-    """A backbone with what was trained on it.
+    """A backbone and what was trained on it.
 
     Attributes:
-        backbone: the base model, as it was.
-        model: a copy of it with its trained block and new head, in eval mode.
+        backbone: the pretrained model, unchanged.
+        model: a copy of it with the trained block and the new head, in eval mode.
         classes: class names, in the order of the probabilities.
-        metrics: measured when it was tuned: accuracies with intervals, NC1, parameters, seconds, rate, decay.
-        history: a row an epoch of training.
+        metrics: measured after tuning: accuracies with intervals, NC1, parameters, seconds, learning rate, ….
+        history: one row for each epoch of training.
         notes: what a reader should know, in plain words.
-        test_logits: of the test images (n, K), as they were judged; not saved.
+        test_logits: logits (n, K) of the test images; not saved.
     """
 
     backbone: Backbone
@@ -49,43 +54,67 @@ class Tuned:
     notes: list[str] = field(default_factory=list)
     test_logits: torch.Tensor | None = None
 
+    def __repr__(self) -> str:
+        model = self.model
+        where = f" at block {model.block}" if model.block else ""
+        measured = [
+            f"{what} accuracy {100 * self.metrics[key]:.1f} %"
+            for what, key in (("test", "test_accuracy"), ("training", "train_accuracy"))
+            if self.metrics.get(key) is not None
+        ]
+        return (
+            f"Tuned {self.backbone.name} by {model.method.name}{where} "
+            f"({100 * model.trainable_parameters / model.all_parameters:.2g} % of parameters trained)\n"
+            f"  {len(self.classes)} classes: {listed(self.classes)}\n"
+            f"  {', '.join(measured) or 'not judged'}"
+        )
+
     def predict(
-        self, images: Sequence[str | Path | Image.Image], *, skip_bad: bool = False, device: str = "auto"
+        self,
+        images: ImageLike | Iterable[ImageLike] | Images,
+        *,
+        on_error: Literal["row", "raise"] = "row",
+        device: str = "auto",
     ) -> list[Row]:
-        """One row an image, in order: ``path``, ``predicted``, ``probability`` of it, and ``probabilities`` of all.
+        """Classify images with a tuned model.
+
+        Rows, one an image and in order: ``path``, ``predicted``, its ``probability``, and the ``probabilities`` of all
+        classes.
 
         Args:
-            images: paths, or images already open.
-            skip_bad: a file that can't be read is a row with ``path`` and ``error`` instead of the end.
-            device: where to run.
+            images: One or several images: paths, folders (all images in them), arrays of bytes (height, width, 3) or
+                (n, height, width, 3), images of Pillow's; or ``Images``.
+            on_error: What becomes of a file that can't be read: ``"row"`` gives it a row with ``path`` and ``error``,
+                ``"raise"`` raises.
+            device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
         Raises:
-            BadImage: a file can't be read as an image.
+            BadImage: a file can't be read as an image, with ``on_error="raise"``.
+            DataError: a folder without images, or an array of another type or shape.
         """
-        loose = unlabeled(images, self.classes)
-        faults = loose.faults() if skip_bad else {}
-        good = [index for index in range(len(loose)) if index not in faults]
-        rows: dict[int, Row] = {
-            index: {"path": loose.identifiers[index], "error": reason} for index, reason in faults.items()
-        }
-        for index, shares in zip(good, self.probabilities(loose.subset(good), device=device), strict=True):
+        shown = images if isinstance(images, Images) else unlabeled(images, self.classes)
+        shown = shown.decoded_once(KEPT_BYTES)
+        faults = undecodable(shown.items) if on_error == "row" else {}
+        good = [index for index in range(len(shown)) if index not in faults]
+        rows: list[Row] = [{"path": name, "error": faults.get(index)} for index, name in enumerate(shown.identifiers)]
+        for index, shares in zip(good, self.probabilities(shown.subset(good), device=device), strict=True):
             rows[index] = {
-                "path": loose.identifiers[index],
+                "path": shown.identifiers[index],
                 "predicted": self.classes[int(shares.argmax())],
                 "probability": float(shares.max()),
                 "probabilities": dict(zip(self.classes, map(float, shares), strict=True)),
             }
-        return [rows[index] for index in range(len(loose))]
+        return rows
 
     def probabilities(self, data: Images, batch_size: int = 64, device: str = "auto") -> np.ndarray:
-        """Class probabilities, shape (n, K), of every image in ``data``."""
+        """Class probabilities (n, K) of the images."""
         logits = self.logits_and_features(data, batch_size, device)[0]
         return torch.softmax(logits, 1).numpy()
 
     def logits_and_features(
         self, data: Images, batch_size: int = 64, device: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (n, K) and the features (n, d) that the head sees, on the CPU, in float32."""
+        """Logits (n, K) of the images, and the features (n, d) that the head sees, on the CPU, in float32."""
         where = device_of(device)
         on_device(self.model, where)
         inputs = PixelInputs(Pixels(data, self.backbone.preprocessing, keep_bytes=0), device=where)
@@ -93,18 +122,23 @@ class Tuned:
         return logits_of(self.model, features), features
 
     def result(self, folder: Path | str) -> Result:
-        """The rows of a table about it, for what was saved in ``folder``."""
-        settings = {"origin": self.backbone.origin, "model": self.backbone.name, "classes": list(self.classes)}
+        """What tuning found, and how to predict with what was saved in ``folder``."""
+        settings = {"origin": self.backbone.origin, **self.settings}
         return Result("tune", [self.metrics], settings, self.notes, [self.predict_command(folder)])
 
+    @property
+    def settings(self) -> Row:
+        """What every result about this model states: model, method and class names."""
+        return {"model": self.backbone.name, "method": self.model.method.name, "classes": list(self.classes)}
+
     def predict_command(self, folder: Path | str) -> str:
-        """How to predict with what was saved in ``folder``; a model from a builder has to be named."""
+        """The command that predicts with the model saved in ``folder``; it names a builder's model."""
         uri = str(self.backbone.origin.get("uri", ""))
         named = f" --model {shlex.quote(uri)}" if BUILDER.fullmatch(uri) else ""
         return f"tightframe predict {shlex.quote(str(folder))} IMAGE…{named}"
 
     def save(self, folder: Path | str) -> None:
-        """Write what was trained into ``folder``, without the base model: see ``tuning.checkpoint``."""
+        """Write what was trained into ``folder``, without the base model (see ``tuning.checkpoint``)."""
         description = checkpoint.Description(
             backbone=self.backbone.origin,
             weights=self.backbone.weights,
@@ -122,15 +156,15 @@ class Tuned:
 
 
 def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned:
-    """Load what ``Tuned.save`` or ``tightframe tune --out`` wrote.
+    """Load a tuned model that ``Tuned.save`` or ``tightframe tune --out`` wrote.
 
     Args:
-        folder: the saved folder.
-        model: the base model, where it has to be told: its files have moved, or it comes from a builder (a Python
-            file is run only when you name it, never because a saved folder does).
+        folder: Folder of a tuned model, as ``tightframe tune --out`` wrote it.
+        model: The base model, where its files have moved or it comes from a builder of your own: a Python file is run
+            only when you name it, never because a saved folder does.
 
     Raises:
-        SavedError: the folder is damaged, or belongs to a model with other weights.
+        SavedError: the folder is damaged, or was tuned on other weights.
     """
     folder = Path(folder)
     description = checkpoint.read(folder)
@@ -154,3 +188,10 @@ def _base(folder: Path, description: checkpoint.Description, model: str | None) 
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise SavedError(f"{folder}/tightframe.json names a model that can't be read ({why})") from error
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names in quotes, and how many more there are."""
+    more = len(names) - NAMED
+    shown = ", ".join(f'"{name}"' for name in names[:NAMED])
+    return f"{shown} and {more} more" if more > 0 else shown

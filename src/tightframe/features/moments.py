@@ -5,8 +5,8 @@ operation and ``update`` a merge with one batch. Batches, processes, machines an
 therefore one operation, exact in whichever order they come.
 
 Numerics. Collapsed features have a within-class scatter many orders below their means, so the textbook
-``Σ h hᵀ − n μ μᵀ`` cancels. Here every batch is centerd on its own class means first, and batches are joined by the
-parallel-axis identity (Chan, Golub, LeVeque 1979). Products of centerd features are made in the precision in which
+``Σ h hᵀ − n μ μᵀ`` cancels. Here every batch is centered on its own class means first, and batches are joined by the
+parallel-axis identity (Chan, Golub, LeVeque 1979). Products of centered features are made in the precision in which
 the features came (half precision in float32, features of few values in float64), sums in float64: wide float32
 features give a scatter right to about 1e-7 of the deviations that it multiplies, others to 1e-15, wherever their origin
 lies.
@@ -30,7 +30,7 @@ from tightframe.files import write_tensors
 
 Weighting = Literal["class", "sample"]
 CHUNK = 2048
-"""Rows that are centerd at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
+"""Rows that are centered at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
 CHUNK_BYTES = 2**24
 NARROW = 256
 """Values up to which products are always float64, at little cost: features of first blocks and of untrained models
@@ -117,13 +117,13 @@ class ClassMoments:
         both = between[:, 0] > 0
         shift = (gap[both] * between[both].sqrt()).to(dtype)
         scatter = self.scatter + other.scatter
-        _add_gram(scatter, shift)
+        add_gram(scatter, shift)
         means = torch.where((self.counts == 0)[:, None], other.means, self.means + gap * share)
         moved = gap.square() * between / counts.clamp(min=1)[:, None]
         variances = self.variances * (1 - share) + other.variances * share + moved
         center = (counts.double() @ means) / counts.sum().clamp(min=1)
         (third, fourth), (more_third, more_fourth) = self._tails_around(center), other._tails_around(center)
-        return ClassMoments(counts, means, _mirrored(scatter), variances, third + more_third, fourth + more_fourth)
+        return ClassMoments(counts, means, mirrored(scatter), variances, third + more_third, fourth + more_fourth)
 
     def _tails_around(self, center: Float64[Tensor, " d"]) -> tuple[Tensor, Tensor]:
         """``third`` and ``fourth`` with ``center`` in place of μ_G: binomials, of which the first order vanishes."""
@@ -176,7 +176,7 @@ class ClassMoments:
         return self.means - self.global_mean
 
     def between(self, weighting: str) -> Float64[Tensor, "d k"]:
-        """Matrix A with A Aᵀ = Σ_B: centerd class means in columns, scaled by the root of their weight.
+        """Matrix A with A Aᵀ = Σ_B: centered class means in columns, scaled by the root of their weight.
 
         ``weighting="class"``: every class counts the same and the center is the mean of the class means;
         ``"sample"``: classes count by their samples, the center is μ_G, and Σ_W + Σ_B is the total covariance.
@@ -235,17 +235,17 @@ class _Batch:
         room: Tensor | None = None  # one chunk's worth, taken once: fresh memory costs more than the arithmetic in it
         for rows, labels in chunks(self.features, self.labels):
             room = torch.empty_like(rows) if room is None else room
-            centerd = torch.sub(rows, center, out=room[: len(rows)])
-            lengths = torch.linalg.vecdot(centerd, centerd)
-            third += lengths @ centerd
+            centered = torch.sub(rows, center, out=room[: len(rows)])
+            lengths = torch.linalg.vecdot(centered, centered)
+            third += lengths @ centered
             fourth += lengths.double().square().sum()
-            torch.index_select(centers, 0, labels, out=centerd)
-            _add_gram(scatter, torch.sub(rows, centerd, out=centerd))
-            squares += _by_class(centerd.square_(), labels, self.classes)
+            torch.index_select(centers, 0, labels, out=centered)
+            add_gram(scatter, torch.sub(rows, centered, out=centered))
+            squares += _by_class(centered.square_(), labels, self.classes)
         rest = means - centers.double()
-        _add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
+        add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
         variances = (squares / present - rest.square()).clamp(min=0)
-        found = ClassMoments(self.counts, means, _mirrored(scatter), variances, third, fourth)
+        found = ClassMoments(self.counts, means, mirrored(scatter), variances, third, fourth)
         if self.dtype != torch.float64 and not _within_single(found):
             return _Batch(self.features.double(), self.labels, self.classes).moments()
         return found
@@ -259,7 +259,7 @@ def _within_single(moments: ClassMoments) -> bool:
 
 
 def work_type(features: Tensor) -> torch.dtype:
-    """In which centerd features are multiplied: float64, and wide half or single precision in float32."""
+    """In which centered features are multiplied: float64, and wide half or single precision in float32."""
     half_or_single = features.dtype in (torch.float16, torch.bfloat16, torch.float32)
     return torch.float32 if half_or_single and features.shape[1] > NARROW else torch.float64
 
@@ -287,14 +287,14 @@ def _by_class(rows: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes:
     return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows)
 
 
-def _add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> None:
-    """Add ± rowsᵀ rows to ``total``, on and below its diagonal stripes only: see ``_mirrored``."""
+def add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> None:
+    """Add ± rowsᵀ rows to ``total``, on and below its diagonal stripes only: see ``mirrored``."""
     for start in range(0, rows.shape[1], STRIPE):
         stop = start + STRIPE
         total[start:, start:stop].add_(rows[:, start:].T @ rows[:, start:stop], alpha=sign)
 
 
-def _mirrored(total: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
+def mirrored(total: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
     """``total`` with what stands below its diagonal stripes copied to above them, in place."""
     for start in range(0, len(total), STRIPE):
         stop = start + STRIPE

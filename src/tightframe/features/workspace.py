@@ -37,12 +37,12 @@ class Workspace:
     """Features, class moments, block inputs and results of stages, each computed once.
 
     Args:
-        folder: where features and stages are kept; in memory if ``None``.
-        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ….
-        precision: ``"auto"`` (bfloat16 where it is faster and safe), ``"float32"`` or ``"bfloat16"``.
-        pool: how tokens become one vector: ``"auto"`` as the model's own head does it, ``"mean"`` or ``"cls"``.
-        batch_size: images in one forward pass.
-        progress: shows work going on.
+        folder: Keep features in this folder and reuse them; in memory by default.
+        device: Where models run: auto (a GPU if there is one), cpu, cuda, cuda:1, ….
+        precision: auto (bfloat16 where fast and safe), float32 or bfloat16.
+        pool: How tokens become one vector: auto (as the model's own head does it), mean or cls.
+        batch_size: Images in one forward pass.
+        progress: Shows work going on.
 
     Raises:
         SettingsError: no such device, precision or pooling.

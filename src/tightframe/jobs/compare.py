@@ -23,8 +23,8 @@ from tightframe.features.workspace import Workspace
 from tightframe.images import ImageSplits
 from tightframe.jobs.tune import tune
 from tightframe.probes.results import interval
+from tightframe.report.formats import percent
 from tightframe.report.result import Result
-from tightframe.report.tables import percent
 from tightframe.row import Row
 from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.methods import METHODS, unique_methods
@@ -55,6 +55,12 @@ class Comparison:
     best: str | None
     result: Result
 
+    def __repr__(self) -> str:
+        return repr(self.result)
+
+    def _repr_html_(self) -> str:
+        return self.result._repr_html_()
+
 
 def compare(
     data: ImageSplits,
@@ -75,7 +81,8 @@ def compare(
     Args:
         data: The images.
         backbone: The pretrained model; it stays as it is.
-        methods: Tuning methods: linear, layer, scl, full, bitfit, norm, lp-ft or lora.
+        methods: Tuning methods to compare, each in a folder of its own: linear, layer, scl, full, bitfit, norm, lp-ft
+            or lora.
         block: The block to tune, for the methods that tune one; auto lets a few race.
         out: Folder for all of it.
         resume: Continue what an earlier call with the same settings left in the folder.
@@ -171,8 +178,8 @@ def _compared(
         raise ModelError(f"no method could tune {settings['model']}; {first['method']} failed with: {first['error']}")
     best, told = verdict(rows, held_out)
     notes = list(dict.fromkeys([told, *(note for found in tuned.values() for note in found.notes)]))
-    following = [tuned[best].predict_command(folder / best)] if best else []
-    return Comparison(rows, tuned, settings["block"], best, Result("compare", rows, settings, notes, following))
+    next_steps = [tuned[best].predict_command(folder / best)] if best else []
+    return Comparison(rows, tuned, settings["block"], best, Result("compare", rows, settings, notes, next_steps))
 
 
 def _row(name: str, found: Tuned | TightframeError, held_out: int) -> Row:

@@ -1,12 +1,12 @@
-"""Transfer as a scikit-learn classifier: ``TransferClassifier(...).fit(paths, labels).predict(paths)``.
+"""Fine-tuning as a scikit-learn classifier: ``TransferClassifier(...).fit(paths, labels).predict(paths)``.
 
-Images are given as paths, or as an array of bytes (n, height, width, 3). Parameters are plain values, so ``clone``,
-``cross_val_score``, ``GridSearchCV`` and joblib's workers take it as any other classifier.
+Images are paths, arrays of bytes (height, width, 3) or (n, height, width, 3), or images of Pillow's. Parameters are
+plain values, so that ``clone``, ``cross_val_score``, ``GridSearchCV`` and joblib's workers treat it as any classifier.
 
-**Pickles.** A pickle of a fitted one holds what ``Tuned.save`` writes: what was trained, not the base model. That is
-loaded again by its name when first needed, and refused if its weights have another hash; ``set_params(backbone=...)``
-names it anew where it has moved. Unpickling runs code, whoever wrote the pickle chose which: open only your own, and
-use ``tuned_.save`` and ``load_tuned`` for what goes to or comes from others.
+**Pickles.** The pickle of a fitted classifier holds what ``Tuned.save`` writes: what was trained, not the base model.
+The base model is loaded by its name at the first use, and refused if its weights have another hash;
+``set_params(backbone=...)`` names it anew if it has moved. Unpickling runs whatever code the pickle's author chose:
+open only your own pickles, and exchange models with others by ``tuned_.save`` and ``load_tuned``.
 """
 
 from __future__ import annotations
@@ -27,35 +27,37 @@ from tightframe.backbone import Backbone
 from tightframe.data.items import unlabeled
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import DataError, SettingsError
+from tightframe.features.precision import Precision
+from tightframe.features.taps import Pool
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes
-from tightframe.images import ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.jobs.tune import tune
 from tightframe.models.backbones import load_backbone
 from tightframe.tuning.config import TrainConfig
 
 
 class UnusableInput(DataError, ValueError):
-    """Images or labels of a kind that can't be used; a ``ValueError``, which scikit-learn expects."""
+    """Images or labels can't be used; also a ``ValueError``, as scikit-learn expects."""
 
 
 class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Fine-tune a pretrained model on images.
 
     Args:
-        backbone: its name, as ``load_backbone`` takes it.
-        method: how to tune it; see ``tightframe.tune``.
-        layer: the block to tune, for methods that tune one; ``"auto"`` chooses it.
-        epochs: of the final training.
-        rates, decays: to try, tuples; ``None`` for those of ``Plan``.
-        batch_size: images a step.
-        seed: of every random choice.
-        pool, precision, device: as ``tightframe.tune`` takes them.
+        backbone: name of the pretrained model, as for ``load_backbone``.
+        method: tuning method (see ``tightframe.tune``).
+        block: block to tune, for methods that tune one; ``"auto"`` chooses it.
+        epochs: epochs of the final training.
+        lr, weight_decay: values to try, as tuples; by default those of ``TrainConfig``.
+        batch_size: images in one optimizer step.
+        seed: seed of every random choice.
+        pool, precision, device: as for ``Workspace``.
         backbone_options: further arguments of ``load_backbone``, such as ``{"input_size": 64}``.
 
     Attributes:
-        classes_: labels in sorted order, (K,): the columns of ``predict_proba``.
-        tuned_: the ``Tuned`` model.
+        classes_: sorted labels (K,), the columns of ``predict_proba``.
+        tuned_: the tuned model.
     """
 
     def __init__(
@@ -69,8 +71,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight_decay: Sequence[float] | None = None,
         batch_size: int = 32,
         seed: int = 0,
-        pool: str = "auto",
-        precision: str = "auto",
+        pool: Pool = "auto",
+        precision: Precision = "auto",
         device: str = "auto",
         backbone_options: Mapping[str, Any] | None = None,
     ):
@@ -88,15 +90,15 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.backbone_options = backbone_options
 
     def fit(self, X: Any, y: Any) -> TransferClassifier:
-        """Tune the model on images ``X`` with labels ``y`` (n,), two classes or more.
+        """Tune the model on images ``X`` with labels ``y`` (n,) of two classes or more.
 
         Raises:
-            UnusableInput: ``X`` or ``y`` are of a kind or shape that can't be used.
+            UnusableInput: ``X`` or ``y`` has a type or shape that can't be used.
             SettingsError, ModelError, BadImage: as ``load_backbone`` and ``tune``.
         """
         images = _images(X)
         classes, labels = _encoded(y, len(images))
-        shown = replace(unlabeled(images), labels=labels, classes=tuple(map(str, classes.tolist())))
+        shown = replace(images, labels=labels, classes=tuple(map(str, classes.tolist())))
         config = TrainConfig(
             epochs=self.epochs,
             lr=None if self.lr is None else tuple(self.lr),
@@ -104,10 +106,13 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        where: Any = {"pool": self.pool, "precision": self.precision, "device": self.device}
-        splits = ImageSplits("images", shown, None)
         self._tuned: Tuned | None = tune(
-            splits, self._base(), method=self.method, block=self.block, config=config, workspace=Workspace(**where)
+            ImageSplits("images", shown, None),
+            self._base(),
+            method=self.method,
+            block=self.block,
+            config=config,
+            workspace=Workspace(device=self.device, precision=self.precision, pool=self.pool),
         )
         self._saved: dict[str, bytes] = {}
         self.classes_ = classes
@@ -115,7 +120,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def tuned_(self) -> Tuned:
-        """The tuned model; after unpickling, put together again at the first use.
+        """The tuned model; after unpickling, it is put together at the first use.
 
         Raises:
             SavedError: the base model has other weights now.
@@ -131,10 +136,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, K) of the classes in ``classes_``."""
         tuned = self.tuned_
-        return tuned.probabilities(unlabeled(_images(X), tuned.classes), device=self.device)
+        return tuned.probabilities(_images(X), device=self.device)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The likeliest class (n,) of each image."""
+        """The most probable class (n,) of each image."""
         shares = self.predict_proba(X)
         return self.classes_[shares.argmax(1)]
 
@@ -163,28 +168,21 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return state | {"_tuned": None} if "_tuned" in state else state
 
 
-def _images(X: Any) -> tuple[str, ...] | np.ndarray:
-    """Paths, or bytes (n, h, w, 3). Raises ``UnusableInput``."""
-    wanted = "give paths, or bytes (uint8) of shape (n, height, width, 3)"
-    if isinstance(X, (str, Path)):
+def _images(X: Any) -> Images:
+    """The images in ``X``, without labels. Raises ``UnusableInput``."""
+    if isinstance(X, str | Path):
         raise UnusableInput(f"X is one path, {X}; give a list of them")
-    if isinstance(X, np.ndarray) and X.ndim > 1:
-        if X.ndim != 4 or X.shape[3] != 3 or X.dtype != np.uint8:
-            raise UnusableInput(f"X is an array of {X.dtype} and of shape {X.shape}; {wanted}")
-        found: tuple[str, ...] | np.ndarray = np.ascontiguousarray(X)
-    else:
-        entries = list(X) if hasattr(X, "__iter__") else [X]
-        strange = [entry for entry in entries if not isinstance(entry, (str, Path))]
-        if strange:
-            raise UnusableInput(f"X holds a {type(strange[0]).__name__} ({strange[0]!r:.60}); {wanted}")
-        found = tuple(map(str, entries))
-    if not len(found):
+    try:
+        images = unlabeled(X)
+    except DataError as error:
+        raise UnusableInput(f"X can't be used: {error}") from error
+    if not len(images):
         raise UnusableInput("X holds 0 images, and at least 1 is needed")
-    return found
+    return images
 
 
 def _encoded(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes (K,) in sorted order, and labels (n,) that index them. Raises ``UnusableInput``."""
+    """Sorted classes (K,), and labels (n,) that index them. Raises ``UnusableInput``."""
     if y is None:
         raise UnusableInput("fitting requires y to be passed, but the target y is None; give every image's label")
     try:

@@ -36,20 +36,21 @@ def fewshot(
     seed: int = 0,
     workspace: Workspace | None = None,
 ) -> Result:
-    """Accuracy of four classifiers over few-shot episodes, on penultimate features from one pass over all images.
+    """Evaluate a model on few-shot episodes: new classes told apart from a few images of each.
 
     Training and test images are put together: every episode draws its own classes and images. Logistic regression
     follows Tian et al. (ECCV 2020), but for their augmented copies of the support images; see ``metrics.episodes``.
 
     Args:
-        data: images of classes that the model was not trained on.
-        backbone: stays as it is.
-        ways: classes an episode.
-        shots: images a class that are learned from; episodes of different numbers share classes and queries.
-        episodes: how many.
-        queries: images a class that are judged.
-        classes: draw from these only, the test classes of a published split, say.
-        seed: of the episodes.
+        data: Images of classes that the model was not trained on.
+        backbone: The pretrained model; it stays as it is.
+        ways: Classes in one episode.
+        shots: Images of each class to learn from; one or more numbers, whose episodes share classes and queries.
+        episodes: Number of episodes.
+        queries: Images of each class to classify in an episode.
+        classes: Draw from these classes only: names, a file with one name a line, or the split of a benchmark such as
+            cifar-fs:test.
+        seed: Seed of the episodes.
         workspace: Where and how the backbone runs, and what was computed before.
 
     Returns:

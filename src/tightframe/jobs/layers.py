@@ -12,14 +12,13 @@ from tightframe.errors import MeasureError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
-from tightframe.jobs.commands import tune_command
 from tightframe.metrics.collapse import Head, nc1
 from tightframe.metrics.folds import Folds
+from tightframe.models.names import tune_command
 from tightframe.probes.calibration import per_class_accuracy
-from tightframe.probes.discriminant import cross_validated_center
 from tightframe.probes.knn import neighbors_accuracy, neighbors_predict
-from tightframe.probes.logistic_probe import cross_validated_logistic
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.probes.linear import cross_validated_center, cross_validated_ridge
+from tightframe.probes.logistic import cross_validated_logistic
 from tightframe.report.result import Result
 from tightframe.row import Row
 
@@ -38,7 +37,7 @@ class Judged(NamedTuple):
 def layers(
     data: ImageSplits | Images, backbone: Backbone, *, seed: int = 0, workspace: Workspace | None = None
 ) -> Result:
-    """NC1 and the accuracy of four probes for every layer, with a recommended layer and why.
+    """Read every layer with four simple classifiers, and recommend a layer.
 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``nc1``, and for each
     probe (``ridge``, ``logistic``, ``center``: nearest class mean, ``knn``: nearest neighbors) ``NAME_held_out``
@@ -46,6 +45,12 @@ def layers(
     ``NAME_per_class`` test accuracies; ``logistic_calibration_error`` (held out), and what each probe chose
     (``ridge_penalty``, ``logistic_strength``, ``knn_neighbors``). Logistic regression and neighbors see standardized
     features. ``recommended`` marks one row: the choice looks at held-out accuracy on training images only.
+
+    Args:
+        data: The images.
+        backbone: The pretrained model.
+        seed: Seed of the folds.
+        workspace: Where and how the backbone runs, and what was computed before.
     """
     images = data.train if isinstance(data, ImageSplits) else data
     unseen = data.test if isinstance(data, ImageSplits) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import inf, isfinite
 
 from tightframe.backbone import PENULTIMATE, Backbone
@@ -11,21 +10,13 @@ from tightframe.features.extract import Features
 from tightframe.features.moments import Weighting
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
-from tightframe.jobs.commands import tune_command
-from tightframe.metrics.certainty import (
-    COLLAPSE,
-    CORRECTED,
-    Function,
-    Interval,
-    collapse_intervals,
-    corrected_intervals,
-    intervals,
-)
 from tightframe.metrics.collapse import cautions
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.folds import Folds
+from tightframe.metrics.intervals import Interval, collapse_intervals, corrected_intervals
 from tightframe.metrics.summary import collapse_metrics
-from tightframe.probes.ridge import cross_validated_ridge
+from tightframe.models.names import tune_command
+from tightframe.probes.linear import cross_validated_ridge
 from tightframe.progress import Progress, silent
 from tightframe.report.result import Result
 from tightframe.row import Row
@@ -42,7 +33,7 @@ def measure(
     seed: int = 0,
     workspace: Workspace | None = None,
 ) -> Result:
-    """Collapse metrics and a cross-validated probe for every layer, from one pass over the training images.
+    """Measure how collapsed every layer of a model is on these images, with intervals.
 
     Rows, in order of depth and ending with the penultimate features: ``layer``, ``dimension``, ``parameters``,
     ``nc1`` and the other names of ``collapse_metrics``, each with its 95 % interval over images (``…_low``,
@@ -50,6 +41,13 @@ def measure(
     number of images would show (see ``metrics.correction``): where these images can't tell, the value is ``None``
     and ``…_low`` a bound from below. Intervals of the estimates themselves are given for the penultimate features,
     by which models are compared. ``probe_accuracy`` with ``probe_low`` … ``probe_high``.
+
+    Args:
+        data: The images.
+        backbone: The pretrained model.
+        weighting: Weights of classes in the spread between them: class (all alike) or sample (by their images).
+        seed: Seed of the draws behind intervals.
+        workspace: Where and how the backbone runs, and what was computed before.
     """
     images = data.train if isinstance(data, ImageSplits) else data
     workspace = workspace or Workspace()
@@ -94,7 +92,7 @@ def layer_rows(
                 "rank_between": metrics.rank_between,
                 "samples_per_class": list(metrics.samples_per_class),
                 "notes": list(metrics.notes),
-                **_ends(_intervals(folds, weighting, seed)),
+                **_ends(collapse_intervals(folds, weighting=weighting, seed=seed)),
                 **_corrections(folds, name == PENULTIMATE, seed),
                 "probe_accuracy": probe.accuracy,
                 "probe_low": probe.low,
@@ -104,17 +102,6 @@ def layer_rows(
     return rows
 
 
-def _intervals(folds: Folds, weighting: Weighting, seed: int) -> dict[str, Interval]:
-    if weighting == "class":
-        return collapse_intervals(folds, seed=seed)
-    unweighted = ("cdnv", "numerical_rank")
-    weighted: dict[str, Function] = {
-        name: f if name in unweighted else partial(f, weighting=weighting)  # type: ignore[call-arg]
-        for name, f in COLLAPSE.items()
-    }
-    return intervals(folds, weighted, seed=seed)
-
-
 def _ends(found: dict[str, Interval], suffix: str = "") -> Row:
     ends = {f"{name}{suffix}_low": one.low for name, one in found.items()}
     return ends | {f"{name}{suffix}_high": one.high for name, one in found.items()}
@@ -122,8 +109,7 @@ def _ends(found: dict[str, Interval], suffix: str = "") -> Row:
 
 def _corrections(folds: Folds, with_intervals: bool, seed: int) -> Row:
     """What any number of images would show, or a bound from below where these can't tell."""
-    many = corrected(folds.total)
-    estimates = {name: getattr(many, name) for name in CORRECTED}
+    estimates = corrected(folds.total).by_name
     row: Row = {f"{name}_corrected": estimate.value for name, estimate in estimates.items()}
     if with_intervals:
         return row | _ends(corrected_intervals(folds, draws=DRAWS, seed=seed), "_corrected")

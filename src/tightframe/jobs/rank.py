@@ -13,47 +13,25 @@ import torch
 
 from tightframe.backbone import OUTPUT, PENULTIMATE, Backbone
 from tightframe.decide.race import Contender, race
-from tightframe.decide.recommendation import Standing, credit, standings
+from tightframe.decide.ranking import BASELINES, COLLAPSE, EXPECTED, NCTI, PARTS, ordered, orders, quality, told
 from tightframe.errors import DataError, MeasureError, SettingsError, TightframeError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
 from tightframe.images import ImageSplits
-from tightframe.jobs.commands import tune_command
-from tightframe.metrics.agreement import agreement
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.registry import MEASURES
-from tightframe.models.backbones import load_backbone, short_name
-from tightframe.probes.discriminant import cross_validated_lda
+from tightframe.models.backbones import load_backbone
+from tightframe.models.names import short_name, tune_command
 from tightframe.probes.knn import NeighborsResult, neighbors_accuracy
+from tightframe.probes.linear import cross_validated_lda, cross_validated_ridge
 from tightframe.probes.results import ProbeResult
-from tightframe.probes.ridge import cross_validated_ridge
 from tightframe.report.result import Result
 from tightframe.row import Row
-from tightframe.scores.fisher import ncti, ncti_parts
+from tightframe.scores.fisher import ncti_parts
 from tightframe.scores.transferability import SLOW
 
-EXPECTED = "expected_accuracy"
-NCTI = "ncti"
-"""The one score that is scaled over the models at hand, and changes with them."""
-COLLAPSE = ("nc1", "cdnv", "vci")
-PARTS = "ncti_parts"
 LDA_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-BASELINES = {
-    "probe_accuracy": True,
-    "lda_accuracy": True,
-    "knn_accuracy": True,
-    "source_accuracy": True,
-    "parameters": True,
-    "macs": True,
-}
-"""What every score has to beat, and whether higher is better."""
-
-
-def orders() -> dict[str, bool]:
-    """Columns that a ranking can go by, and whether higher is better."""
-    measures = {m.name: m.higher_is_better for m in MEASURES.values() if m.kind == "score" or m.name in COLLAPSE}
-    return {EXPECTED: True, **measures, NCTI: True, **BASELINES}
 
 
 def rank(
@@ -78,12 +56,12 @@ def rank(
 
     Args:
         data: The images.
-        models: Names of models as for ``load_backbone``, or backbones.
+        models: Models by name, each as for ``load_backbone`` (timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED,
+            hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones.
         sort_by: Column to sort by: expected_accuracy, probe_accuracy, knn_accuracy, nc1, logme or another score.
-        truth: Also judge every score against known accuracies: a CSV file with columns model and accuracy, or probe for
-            the accuracy of the ridge probe on the test images.
-        time_limit: Minutes to spend. Models then race: images go to those that can still win, about a third of all
-            forward passes; test images are left alone, and models that left early have no scores.
+        truth: Also judge every score against known accuracies: a CSV file (model,accuracy), or probe for the ridge probe
+            on the test images.
+        time_limit: Minutes to spend: models then race, and images go to those that can still win.
         model_options: Further arguments of ``load_backbone`` for models given by name.
         seed: Seed of every random choice.
         workspace: Where and how backbones run, and what was computed before.
@@ -113,59 +91,10 @@ def rank(
         "seed": seed,
     }
     told = [{key: value for key, value in row.items() if key not in ("correct", PARTS)} for row in rows]
-    further = {"quality": quality(good, known, seed)} if truth is not None else {}
+    tables = {"quality": quality(good, known, seed)} if truth is not None else {}
     spared = [_spared(good, len(data.train))] if time_limit is not None else []
     notes = [*data.notes, *spared, *_notes(good, sort_by)]
-    return Result("rank", told, settings, notes, _following(good, options), further=further)
-
-
-def ordered(rows: list[Row], sort_by: str, seed: int = 0) -> list[Row]:
-    """Rows best first, those with an error last, each told what to expect of it and whether it ties with the first."""
-    good = [row for row in rows if "error" not in row]
-    if good:
-        credits = [credit(row["correct"]) for row in good]
-        for row, standing in zip(good, standings(credits, [row["parameters"] for row in good], seed), strict=True):
-            row |= _told(standing)
-        pool = [row for row in good if row.get(PARTS) is not None]
-        for row, score in zip(pool, ncti([tuple(row[PARTS]) for row in pool]), strict=True):
-            row[NCTI] = score
-    known = [row for row in good if row.get(sort_by) is not None]
-    known.sort(key=lambda row: row[sort_by], reverse=orders()[sort_by])
-    return known + [row for row in good if row.get(sort_by) is None] + [row for row in rows if "error" in row]
-
-
-def _told(standing: Standing) -> Row:
-    return {
-        EXPECTED: standing.expected,
-        "expected_low": standing.low,
-        "expected_high": standing.high,
-        "p_best": standing.p_best,
-        "tied": standing.tied,
-    }
-
-
-def quality(rows: list[Row], known: Mapping[str, float] | None, seed: int = 0) -> list[Row]:
-    """How well each column of ``rows`` ranks the models, best first; ``known`` accuracies, else the probe's on test.
-
-    Rows hold ``score``, ``models`` (how many), and for ``weighted_tau``, ``tau``, ``spearman``, ``pearson`` and
-    ``regret`` the value and its 95 % interval (``…_low``, ``…_high``).
-    """
-    truth = {row["model"]: row.get("test_accuracy") if known is None else known.get(row["model"]) for row in rows}
-    made = []
-    for column, higher in orders().items():
-        pairs = [(row[column], truth[row["model"]]) for row in rows if row.get(column) is not None]
-        pairs = [(score, accuracy) for score, accuracy in pairs if accuracy is not None]
-        if len(pairs) < 3:
-            continue
-        scores, accuracies = np.array(pairs, float).T
-        found = agreement(scores if higher else -scores, accuracies, seed)
-        row: Row = {"score": column, "models": len(pairs)}
-        for name, value in found.items():
-            row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-        made.append(row)
-    if not made:
-        raise SettingsError("a ranking is judged on three models or more whose accuracy is known; give more of them")
-    return sorted(made, key=lambda row: np.nan_to_num(row["weighted_tau"], nan=-2.0), reverse=True)
+    return Result("rank", told, settings, notes, _next_steps(good, options), tables=tables)
 
 
 def _known(truth: str | Mapping[str, float] | None, data: ImageSplits) -> Mapping[str, float] | None:
@@ -222,7 +151,7 @@ def _raced(
         model = models[place]
         uri = model if isinstance(model, str) else model.origin.get("uri")
         row |= {"uri": uri, "images_seen": len(contender.order), "seconds": contender.seconds, "given": place}
-        rows.append(row | _told(contender.standing) | {"tied": contender in finalists and contender.standing.tied})
+        rows.append(row | told(contender.standing) | {"tied": contender in finalists and contender.standing.tied})
     return sorted(rows, key=lambda r: ("error" in r, -r.get("images_seen", 0), -r.get(EXPECTED, 0.0)))
 
 
@@ -386,5 +315,5 @@ def _notes(good: list[Row], sort_by: str) -> list[str]:
     return notes
 
 
-def _following(good: list[Row], options: Mapping[str, Any]) -> list[str]:
+def _next_steps(good: list[Row], options: Mapping[str, Any]) -> list[str]:
     return [tune_command(good[0]["uri"] or good[0]["model"], options)] if good else []

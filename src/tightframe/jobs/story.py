@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from tightframe.decide.training import chosen_trial
-from tightframe.images import Images, ImageSplits
+from tightframe.images import Images
 from tightframe.report.charts import (
     collapse_chart,
     confusion_chart,
@@ -18,120 +15,73 @@ from tightframe.report.charts import (
     method_chart,
     ranking_chart,
 )
-from tightframe.report.columns import LAYERS, METHODS, RANKING
+from tightframe.report.fields import TABLES
 from tightframe.report.page import Grid, Samples, Section, write_report
+from tightframe.report.result import Result
 from tightframe.row import Row
 
-if TYPE_CHECKING:
-    from tightframe.jobs.transfer import Transfer
+MODELS = (
+    "Expected accuracy: how often three classifiers on the penultimate features (ridge, discriminant analysis, nearest "
+    "neighbors) are right on held-out training images. Larger models get a bonus that fades as images are added. The "
+    "interval and P(best), the probability of being the best, come from redrawing the images. NC1 says how tightly "
+    "features cluster by class (lower is tighter)."
+)
+LAYERS = (
+    "Probe accuracy and NC1 after every block, in the order of computation. The marked block is the one that is tuned. "
+    "Of the blocks that, with the new head, have at most a tenth of all parameters, the most collapsed and the deepest "
+    "were trained for a few epochs and compared on held-out training images."
+)
+TRAINING = (
+    "The training that made each saved model: accuracy and NC1 of all training images, with the chosen learning rate "
+    "and weight decay. Where these were searched for, the accuracy on held-out images is that of the chosen trial, "
+    "which was trained on the rest. NC1 is that of the features that the head sees."
+)
+METHODS = (
+    "All methods on the same images, each with its own best learning rate and weight decay, then trained on all "
+    "training images. Validation accuracy is measured on training images held out while these were chosen. Intervals "
+    "are exact 95 % binomial intervals over the images judged."
+)
 
-SAMPLES = 12
+
+def epoch_rows(histories: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """The epochs of each method's final training, and how its chosen trial did on held-out images."""
+    rows = []
+    for method, history in histories.items():
+        rows += [{"method": method, **row} for row in history if row["phase"] == "final"]
+        judged = ("phase", "initial_lr", "weight_decay", "epoch", "validation_loss", "validation_accuracy")
+        rows += [{"method": method, **{key: row.get(key) for key in judged}} for row in chosen_trial(history)]
+    return rows
 
 
-def write_story(
-    path: Path, data: ImageSplits, run: Transfer, histories: dict[str, list[Row]], probabilities: np.ndarray | None
-) -> None:
-    """Write the report of ``run`` to ``path``; ``probabilities`` (n, K) are of the test images."""
-    sections = [_models(run), _layers(run), _training(histories), _methods(run)]
-    if data.test is not None and probabilities is not None:
-        sections += [_confusion(run, data.test, probabilities), _samples(run, data.test)]
+def write_story(path: Path, result: Result, test: Images | None) -> None:
+    """Write the report of ``transfer`` to ``path``, with sample images from ``test``.
+
+    ``result.tables`` holds ``rank``, ``measure`` and ``epochs`` (see ``epoch_rows``) and, if there are test images,
+    ``confusion`` and ``samples``, as ``evaluate`` has them.
+    """
+    models, layers, methods = result.tables["rank"], result.tables["measure"], result.rows
+    sections = [
+        Section("Which model", MODELS, [ranking_chart(models), collapse_chart(models), _grid("rank", models)]),
+        Section("Which layer", LAYERS, [layer_chart(layers), _grid("measure", layers)]),
+        Section("Training", TRAINING, [curve_chart(result.tables["epochs"])]),
+        Section("Which method", METHODS, [method_chart(methods), _grid("transfer", methods)]),
+    ]
+    if test is not None:
+        samples = [row | {"image": test[row["index"]]} for row in result.tables["samples"]]
+        matrix = confusion_chart(result.tables["confusion"])
+        sections += [
+            Section("Confusion matrix", "Test images by true and predicted class.", [matrix]),
+            Section("Sample predictions", "Test images, the most confident mistakes last.", [Samples(samples)]),
+        ]
     write_report(
         path,
-        title=f"{data.name}: which model, which layer, how well",
-        summary=run.result.notes,
+        title=f"{result.settings['data']}: which model, which layer, how well",
+        summary=result.notes,
         sections=sections,
-        settings=run.result.settings,
-        versions=run.result.versions,
+        settings=result.settings,
+        versions=result.versions,
     )
 
 
-def _models(run: Transfer) -> Section:
-    rows = run.ranking.rows
-    words = (
-        "Expected accuracy: how often three classifiers on the penultimate features (ridge, discriminant analysis, "
-        "nearest neighbors) are right on training images held out from them. Larger models get a bonus that fades "
-        "as images come in. Drawing images anew gives the interval and the chance of being the best. NC1 says how "
-        "tightly features cluster by class (lower is tighter). Test accuracy is shown and never used to choose."
-    )
-    grid = Grid(RANKING, rows)
-    return Section("Which model", words, [ranking_chart(rows), collapse_chart(rows), grid])
-
-
-def _layers(run: Transfer) -> Section:
-    words = (
-        "NC1 and probe accuracy after every block, in the order in which they run. The block marked is the one tuned. "
-        "Of the blocks which, with the new head, own at most a tenth of all parameters, the most collapsed and the "
-        "deepest were trained for a few epochs, and judged on training images held out."
-    )
-    grid = Grid(LAYERS, run.layers)
-    return Section("Which layer", words, [layer_chart(run.layers), grid])
-
-
-def _training(histories: dict[str, list[Row]]) -> Section:
-    rows = [row | {"method": method} for method, history in histories.items() for row in _shown_trial(history)]
-    words = (
-        "The rate and decay chosen, trained on the part of the training images that left some out to validate on. "
-        "NC1 is that of the features which the head sees."
-    )
-    return Section("How it trained", words, [curve_chart(rows)])
-
-
-def _shown_trial(history: Sequence[Row]) -> list[Row]:
-    """The epochs of the trial that was chosen; of the final training if nothing was searched."""
-    return chosen_trial(history) or [row for row in history if row["phase"] == "final"]
-
-
-def _methods(run: Transfer) -> Section:
-    words = (
-        "All methods on the same images, each with its own best rate and decay, then trained on all training "
-        "images. Validation accuracy is that on training images held out while rate and decay were chosen. "
-        "Intervals are exact 95 % binomial intervals over the images judged."
-    )
-    grid = Grid(METHODS, run.methods)
-    return Section("How to tune it", words, [method_chart(run.methods), grid])
-
-
-def _confusion(run: Transfer, test: Images, probabilities: np.ndarray) -> Section:
-    rows = confusion_rows(test.labels, probabilities.argmax(1), test.classes)
-    name = run.tuned.model.method.name
-    return Section(
-        "Where it errs", f"Test images of each class and what {name} took them for.", [confusion_chart(rows)]
-    )
-
-
-def _samples(run: Transfer, test: Images) -> Section:
-    images = [row | {"image": test[row["index"]]} for row in run.samples]
-    return Section("What it says", "Test images, its surest mistakes last.", [Samples(images)])
-
-
-def sample_rows(test: Images, probabilities: np.ndarray) -> list[Row]:
-    """A few test images: some spread over those that are right, then the most confident mistakes.
-
-    Rows hold ``index``, ``path``, ``actual``, ``predicted`` and ``probability``.
-    """
-    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-    wrong, right = np.flatnonzero(predicted != test.labels), np.flatnonzero(predicted == test.labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: SAMPLES // 2]
-    if len(right):
-        right = right[np.linspace(0, len(right) - 1, min(SAMPLES - len(wrong), len(right))).astype(int)]
-    return [
-        {
-            "index": int(i),
-            "path": test.identifiers[i],
-            "actual": test.classes[test.labels[i]],
-            "predicted": test.classes[predicted[i]],
-            "probability": float(confidence[i]),
-        }
-        for i in (*right, *wrong)
-    ]
-
-
-def confusion_rows(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[Row]:
-    """How often each actual class was predicted as each: rows ``actual``, ``predicted``, ``count``."""
-    table = np.zeros((len(classes), len(classes)), dtype=int)
-    np.add.at(table, (labels, predicted), 1)
-    return [
-        {"actual": classes[i], "predicted": classes[j], "count": int(table[i, j])}
-        for i in range(len(classes))
-        for j in range(len(classes))
-    ]
+def _grid(table: str, rows: Sequence[Row]) -> Grid:
+    return Grid(TABLES[table].columns, rows)

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 from tightframe.backbone import Backbone
+from tightframe.deploy.evaluate import Answers
 from tightframe.deploy.tuned import Tuned
 from tightframe.errors import ModelError
 from tightframe.features.stages import claim
@@ -24,7 +25,7 @@ from tightframe.images import Images, ImageSplits
 from tightframe.jobs.compare import MAIN, Comparison, settings_of, tune_each
 from tightframe.jobs.measure import layer_rows
 from tightframe.jobs.rank import rank
-from tightframe.jobs.story import sample_rows, write_story
+from tightframe.jobs.story import epoch_rows, write_story
 from tightframe.models.backbones import load_backbone
 from tightframe.report.result import Result
 from tightframe.row import Row
@@ -42,7 +43,7 @@ class Transfer:
         layers: rows of ``measure`` for the model chosen.
         methods: a row a method: accuracies, NC1, share of parameters, seconds.
         tuned: the model tuned by SCL (or by the first of the methods asked for).
-        samples: a few test images, some right, some wrong: what they are and what ``tuned`` says of them.
+        samples: a few test images, some right, some wrong: their true class and the prediction of ``tuned``.
         result: everything above as one ``Result``.
     """
 
@@ -53,6 +54,12 @@ class Transfer:
     tuned: Tuned
     samples: list[Row]
     result: Result
+
+    def __repr__(self) -> str:
+        return repr(self.result)
+
+    def _repr_html_(self) -> str:
+        return self.result._repr_html_()
 
 
 def transfer(
@@ -74,7 +81,8 @@ def transfer(
 
     Args:
         data: The images.
-        models: Names of models as for ``load_backbone``, or backbones.
+        models: Models by name, each as for ``load_backbone`` (timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED,
+            hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones.
         out: Folder for all of it.
         methods: Tuning methods: linear, layer, scl, full, bitfit, norm, lp-ft or lora.
         block: The block to tune, for the methods that tune one; auto lets a few race.
@@ -114,25 +122,27 @@ def _reported(
     main = tuned.get(MAIN) or next(iter(tuned.values()))
     chosen = f"chosen: {main.backbone.name}" + (f", block {compared.block}" if compared.block else "")
     notes = list(dict.fromkeys([chosen, *compared.result.notes, *ranking.notes]))
-    following = [
+    next_steps = [
         main.predict_command(folder / main.model.method.name),
         f"open {shlex.quote(str(folder / 'report.html'))} in a browser",
     ]
-    result = Result("transfer", rows, settings, notes, following)
-    probabilities = _probabilities(main, data.test, workspace) if data.test is not None else None
-    samples = sample_rows(data.test, probabilities) if data.test is not None and probabilities is not None else []
-    finished = Transfer(folder, ranking, layers, rows, main, samples, result)
-    histories = {name: outcome.history for name, outcome in tuned.items()}
-    write_story(folder / "report.html", data, finished, histories, probabilities)
-    result.save(folder / "result.json")
-    return finished
+    epochs = epoch_rows({name: outcome.history for name, outcome in tuned.items()})
+    tables = {"rank": ranking.rows, "measure": layers, "epochs": epochs}
+    shown = None
+    if data.test is not None:  # as its images were decoded for judging
+        shown = workspace.pixels(data.test, main.backbone.preprocessing).data
+        tables |= Answers(shown, main.classes, shown.labels, _logits(main, shown, workspace)).tables()
+    result = Result("transfer", rows, settings, notes, next_steps, tables=tables)
+    write_story(folder / "report.html", result, shown)
+    result.to_json(folder / "result.json")
+    return Transfer(folder, ranking, layers, rows, main, tables.get("samples", []), result)
 
 
-def _probabilities(tuned: Tuned, test: Images, workspace: Workspace) -> np.ndarray:
-    """Class probabilities (n, K) of the test images, as they were judged; in a run that continues, judged again."""
+def _logits(tuned: Tuned, test: Images, workspace: Workspace) -> Tensor:
+    """Logits (n, K) of the test images, as they were judged; in a run that continues, judged again."""
     if tuned.test_logits is None:
-        return tuned.probabilities(test, device=str(workspace.device))
-    return tuned.test_logits.softmax(1).numpy()
+        return tuned.logits_and_features(test, device=str(workspace.device))[0]
+    return tuned.test_logits
 
 
 def _winner(rows: list[Row], models: Sequence[str | Backbone], options: Mapping[str, Any]) -> Backbone:

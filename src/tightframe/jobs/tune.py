@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.decide.block import chosen_block
-from tightframe.decide.training import Session, Trainer, model_of, start_of, tuning_precision
+from tightframe.decide.start import model_of, start_of, tuning_precision
+from tightframe.decide.training import Session, Trainer
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.features.capture import CannotCut
 from tightframe.features.inputs import KeptInputs, PixelInputs
@@ -86,12 +87,11 @@ def tune(
         together().wait()  # all have looked before the first begins to write
         if finished is not None:
             return finished
-    logs = [*log_to, *(["jsonl"] if folder is not None else [])]
     title = f"{chosen.name} {backbone.name}"
     told = {"model": backbone.name, "data": data.name, **asdict(config)}
     unfinished = folder / UNFINISHED if folder is not None else None
     started, clock, race = time.perf_counter(), Clock.of(config), list[Row]()
-    with logging_to(logs, folder, title, told) as tell:
+    with logging_to(log_to, folder, title, told) as tell:
         if chosen.needs_block:
             stages = Stages(unfinished)
             race_for = partial(chosen_block, data.train, backbone, block, chosen, config, workspace, clock)

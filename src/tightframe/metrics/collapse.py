@@ -80,9 +80,7 @@ def check_measurable(moments: ClassMoments) -> list[str]:
     return notes
 
 
-@measure(
-    "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
-)
+@measure("collapse", reference="Papyan, Han, Donoho, PNAS 2020")
 def nc1(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Within-class variability against between-class spread, tr(Σ_W Σ_B⁺) / K (Papyan et al. 2020).
 
@@ -96,12 +94,7 @@ def nc1(moments: ClassMoments, weighting: Weighting = "class") -> float:
     return float((within / factor.singular.square()).sum()) / moments.classes
 
 
-@measure(
-    "collapse",
-    better="lower",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="tr Σ_W / tr Σ_B, a common shorthand for NC1",
-)
+@measure("collapse", reference="tr Σ_W / tr Σ_B, a common shorthand for NC1")
 def nc1_ratio(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Tr Σ_W / tr Σ_B: spread within classes over spread between them, all directions counted alike."""
     check_measurable(moments)
@@ -110,24 +103,14 @@ def nc1_ratio(moments: ClassMoments, weighting: Weighting = "class") -> float:
     return within / between if between_factor(moments, weighting).rank else float("inf")
 
 
-@measure(
-    "collapse",
-    better="lower",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="Galanti, György, Hutter, ICLR 2022",
-)
+@measure("collapse", reference="Galanti, György, Hutter, ICLR 2022")
 def cdnv(moments: ClassMoments) -> float:
     """Class-distance normalized variance, mean over pairs of (v_i + v_j) / (2‖μ_i − μ_j‖²) (Galanti et al. 2021)."""
     check_measurable(moments)
-    return _mean_over_pairs(moments.class_variances, _squared_distances(moments.means), rounding(moments))
+    return _mean_over_pairs(moments.class_variances, squared_distances(moments.means), rounding(moments))
 
 
-@measure(
-    "collapse",
-    better="lower",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="Rudelson, Vershynin, JACM 2007, with nuclear for spectral norm",
-)
+@measure("collapse", reference="Rudelson, Vershynin, JACM 2007, with nuclear for spectral norm")
 def numerical_rank(moments: ClassMoments) -> float:
     """(tr Σ_W)² / ‖Σ_W‖_F²: in how many directions classes spread, between 1 and d; 0 where there is no spread."""
     check_measurable(moments)
@@ -138,7 +121,7 @@ def numerical_rank(moments: ClassMoments) -> float:
     return float(1 / (entries @ entries))
 
 
-@measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Xu, Liu, ICML 2023")
+@measure("collapse", reference="Xu, Liu, ICML 2023")
 def vci(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Variability collapse index, 1 − tr(Σ_T⁺ Σ_B) / rank Σ_B (Xu & Liu, ICML 2023), with Σ_T = Σ_W + Σ_B.
 
@@ -159,46 +142,40 @@ def explained(moments: ClassMoments, weighting: Weighting) -> float:
     return float((projected.square().sum(1) / whole.values[whole.kept]).sum())
 
 
-@measure(
-    "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
-)
+@measure("collapse", reference="Papyan, Han, Donoho, PNAS 2020")
 def nc2_norm(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Unequal lengths: standard deviation over mean of ‖μ_k − center‖ (Papyan et al. 2020)."""
     check_measurable(moments)
-    lengths = _centerd_means(moments, weighting).norm(dim=1)
+    lengths = _centered_means(moments, weighting).norm(dim=1)
     return float(lengths.std(correction=0) / lengths.mean())
 
 
-@measure(
-    "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
-)
+@measure("collapse", reference="Papyan, Han, Donoho, PNAS 2020")
 def nc2_angle(moments: ClassMoments, weighting: Weighting = "class") -> float:
     """Unequal angles: mean over pairs of |cos(μ_k − center, μ_j − center) + 1/(K−1)| (Papyan et al. 2020)."""
     check_measurable(moments)
-    means = _centerd_means(moments, weighting)
+    means = _centered_means(moments, weighting)
     directions = means / means.norm(dim=1, keepdim=True)
     return _over_pairs((directions @ directions.T + 1 / (moments.classes - 1)).abs_())
 
 
-@measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Zhu et al., NeurIPS 2021")
+@measure("collapse", reference="Zhu et al., NeurIPS 2021")
 def nc2_etf(moments: ClassMoments, weighting: Weighting = "class") -> float:
-    """Distance of the normalized Gram matrix of centerd means from a simplex's (Zhu et al. 2021)."""
+    """Distance of the normalized Gram matrix of centered means from a simplex's (Zhu et al. 2021)."""
     check_measurable(moments)
-    means = _centerd_means(moments, weighting)
+    means = _centered_means(moments, weighting)
     return _from_simplex(means @ means.T)
 
 
-@measure("collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Zhu et al., NeurIPS 2021")
+@measure("collapse", reference="Zhu et al., NeurIPS 2021")
 def nc3(moments: ClassMoments, head: Head, weighting: Weighting = "class") -> float:
-    """Misalignment of classifier and centerd class means, ‖WM/‖WM‖ − simplex‖ (Zhu et al. 2021)."""
+    """Misalignment of classifier and centered class means, ‖WM/‖WM‖ − simplex‖ (Zhu et al. 2021)."""
     _check_head(moments, head)
     weight = as_tensor(head.weight, dtype=torch.float64, device=moments.means.device)
-    return _from_simplex(weight @ _centerd_means(moments, weighting).T)
+    return _from_simplex(weight @ _centered_means(moments, weighting).T)
 
 
-@measure(
-    "collapse", better="lower", unchanged_by={"rotation", "scale", "offset"}, reference="Papyan, Han, Donoho, PNAS 2020"
-)
+@measure("collapse", reference="Papyan, Han, Donoho, PNAS 2020")
 def nc4(moments: ClassMoments, head: Head, features: Any) -> float:
     """Share of features (n, d) on which the classifier and the nearest class mean disagree (Papyan et al. 2020)."""
     _check_head(moments, head)
@@ -223,10 +200,10 @@ def _over_pairs(values: Float64[Tensor, "k k"]) -> float:
     return float(values.fill_diagonal_(0).sum()) / (len(values) * (len(values) - 1))
 
 
-def _squared_distances(means: Float64[Tensor, "k d"]) -> Float64[Tensor, "k k"]:
+def squared_distances(means: Float64[Tensor, "k d"]) -> Float64[Tensor, "k k"]:
     """‖μ_i − μ_j‖² from one product; pairs so close that it cancels are taken from their differences."""
-    centerd = means - means.mean(0)
-    gram = centerd @ centerd.T
+    centered = means - means.mean(0)
+    gram = centered @ centered.T
     lengths = gram.diagonal()[:, None] + gram.diagonal()
     squared = lengths - 2 * gram
     first, second = (squared < CLOSE * lengths).nonzero(as_tuple=True)
@@ -234,11 +211,11 @@ def _squared_distances(means: Float64[Tensor, "k d"]) -> Float64[Tensor, "k k"]:
     return squared
 
 
-def _centerd_means(moments: ClassMoments, weighting: Weighting) -> Float64[Tensor, "k d"]:
+def _centered_means(moments: ClassMoments, weighting: Weighting) -> Float64[Tensor, "k d"]:
     """Class means around their center; NaN where they coincide, lest rounding be read as a shape."""
     center = moments.means.mean(0) if weighting == "class" else moments.global_mean
-    centerd = moments.means - center
-    return centerd if between_factor(moments, weighting).rank else torch.full_like(centerd, torch.nan)
+    centered = moments.means - center
+    return centered if between_factor(moments, weighting).rank else torch.full_like(centered, torch.nan)
 
 
 def _from_simplex(gram: Float64[Tensor, "k k"]) -> float:

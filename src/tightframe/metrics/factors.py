@@ -1,4 +1,7 @@
-"""The two factorizations that everything is read off, each made once for the moments it belongs to."""
+"""The two factorizations that everything is read off, each made once for the moments it belongs to.
+
+With n ≤ d samples all variance lies in n − 1 directions: nothing here decomposes a d × d matrix then.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from torch import Tensor
 from tightframe.features.moments import ClassMoments, Weighting
 
 EPS = torch.finfo(torch.float64).eps
+SPARE = 8
+"""Directions beside those that samples can span: see ``span``."""
 Made = TypeVar("Made")
 
 
@@ -34,7 +39,7 @@ def once(function: Callable[..., Made]) -> Callable[..., Made]:
 
 
 class BetweenFactor(NamedTuple):
-    """Thin SVD of the centerd, weighted class means: Σ_B = U S² Uᵀ with U (d, rank) and S (rank,)."""
+    """Thin SVD of the centered, weighted class means: Σ_B = U S² Uᵀ with U (d, rank) and S (rank,)."""
 
     directions: Float64[Tensor, "d r"]
     singular: Float64[Tensor, " r"]
@@ -51,7 +56,7 @@ def between_factor(moments: ClassMoments, weighting: Weighting = "class") -> Bet
     """Σ_B factored, keeping at most K − 1 directions and those above rounding.
 
     Centering K means leaves rank K − 1 by construction. The tolerance is scaled by the means *before* centering, since
-    that is where their rounding error comes from: relative to the centerd means alone, a large common offset would
+    that is where their rounding error comes from: relative to the centered means alone, a large common offset would
     let noise through.
     """
     directions, singular, _ = torch.linalg.svd(moments.between(weighting), full_matrices=False)
@@ -87,26 +92,20 @@ def contrasts_of(classes: int, like: Tensor) -> Float64[Tensor, "k r"]:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Eigenvalues (d,), ascending and not negative, and eigenvectors (d, d), in columns, of a covariance."""
+    """Eigenvalues (r,), ascending and not negative, and eigenvectors (d, r), in columns, of a covariance.
 
-    values: Float64[Tensor, " d"]
-    vectors: Float64[Tensor, "d d"]
+    r is d or, with fewer samples, as many directions as hold all variance, and a few more.
+    """
+
+    values: Float64[Tensor, " r"]
+    vectors: Float64[Tensor, "d r"]
     cutoff: float
     """Eigenvalues at or below it count as zero; there are at most N − 1 above it, by construction."""
 
     @cached_property
     def kept(self) -> Tensor:
-        """Mask (d,) of the directions in which there is variance at all."""
+        """Mask (r,) of the directions in which there is variance at all."""
         return self.values > self.cutoff
-
-
-def symmetric_eigen(matrix: Float64[Tensor, "d d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
-    """Ascending eigenvalues (d,) and eigenvectors, in columns. On a processor NumPy's LAPACK is up to twice as fast."""
-    if not matrix.is_cpu:
-        values, vectors = torch.linalg.eigh(matrix)
-        return values, vectors
-    found = np.linalg.eigh(matrix.numpy())
-    return torch.from_numpy(found.eigenvalues), torch.from_numpy(found.eigenvectors)
 
 
 @once
@@ -114,8 +113,55 @@ def spectrum(moments: ClassMoments, weighting: Weighting = "sample") -> Spectrum
     """Eigendecomposition of Σ_W + Σ_B: with weighting ``"sample"``, of the covariance of all features."""
     if weighting == "class" and moments.balanced:
         return spectrum(moments, "sample")  # the two agree then: one decomposition serves both
-    between = moments.between(weighting)
-    values, vectors = symmetric_eigen(torch.addmm(moments.scatter / moments.samples, between, between.T))
+    covariance, basis = total_covariance(moments, weighting), span(moments)
+    values, vectors = symmetric_eigen(covariance if basis is None else basis.T @ covariance @ basis)
     values = values.clamp(min=0)
-    values[: max(0, moments.dimension - (moments.samples - 1))] = 0  # rank ≤ N − 1, whatever rounding says
-    return Spectrum(values, vectors, float(values[-1]) * moments.dimension * EPS)
+    values[: max(0, len(values) - (moments.samples - 1))] = 0  # rank ≤ N − 1, whatever rounding says
+    cutoff = float(values[-1]) * moments.dimension * EPS
+    return Spectrum(values, vectors if basis is None else basis @ vectors, cutoff)
+
+
+def total_covariance(moments: ClassMoments, weighting: Weighting = "sample") -> Float64[Tensor, "d d"]:
+    """Σ_W + Σ_B: with weighting ``"sample"``, the covariance of all features."""
+    between = moments.between(weighting)
+    return torch.addmm(moments.scatter / max(moments.samples, 1), between, between.T)
+
+
+@once
+def span(moments: ClassMoments) -> Float64[Tensor, "d r"] | None:
+    """Orthonormal basis of the directions in which samples differ, with N ≤ d; else None: that is all of them.
+
+    The covariance times as many random vectors as its rank spans its range (Halko, Martinsson, Tropp 2011); ``SPARE``
+    more of them keep small eigenvalues from getting lost.
+    """
+    rank = moments.samples - 1
+    if rank >= moments.dimension:
+        return None
+    width = min(rank + SPARE, moments.dimension)
+    random = np.random.default_rng(0).standard_normal((moments.dimension, width))
+    return torch.linalg.qr(total_covariance(moments) @ torch.from_numpy(random).to(moments.means)).Q
+
+
+def symmetric_eigen(matrix: Float64[Tensor, "d d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
+    """Ascending eigenvalues (d,) and eigenvectors, in columns. On a CPU NumPy's LAPACK is up to twice as fast."""
+    if not matrix.is_cpu:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+    found = np.linalg.eigh(matrix.numpy())
+    return torch.from_numpy(found.eigenvalues), torch.from_numpy(found.eigenvectors)
+
+
+def solved(matrix: Float64[Tensor, "d d"], ridge: float, right: Float64[Tensor, "d k"]) -> Float64[Tensor, "d k"]:
+    """(``matrix`` + ``ridge`` · I)⁻¹ ``right``, for a covariance.
+
+    Where rounding outweighs the ridge, directions in which there is nothing but rounding are left out.
+    """
+    shifted = matrix.clone()
+    shifted.diagonal().add_(ridge)
+    lower, failed = torch.linalg.cholesky_ex(shifted)
+    if not failed:
+        return torch.cholesky_solve(right, lower)
+    values, vectors = symmetric_eigen(matrix)
+    kept = values > values[-1] * len(values) * EPS
+    inverse = torch.where(kept, 1 / (values.clamp(min=0) + ridge), 0.0)
+    return vectors @ (inverse[:, None] * (vectors.T @ right))

@@ -23,15 +23,15 @@ class Folds:
 
     Attributes:
         features: shape (n, d), as given.
-        labels: shape (n,).
-        held: the samples of each fold.
-        parts: moments of each fold.
+        labels: shape (n,), integers 0 … ``classes`` − 1.
+        classes: K.
+        held: indices of the samples of each fold.
     """
 
     features: Float[Tensor, "n d"]
     labels: Int64[Tensor, " n"]
+    classes: int
     held: tuple[Int64[Tensor, " _"], ...]
-    parts: tuple[ClassMoments, ...]
 
     @classmethod
     def of(cls, features: Any, labels: Any, classes: int, folds: int = FOLDS, seed: int = 0) -> Folds:
@@ -43,37 +43,40 @@ class Folds:
         held = tuple(
             torch.from_numpy(np.flatnonzero(assigned == fold)).to(features.device) for fold in np.unique(assigned)
         )
-        parts = tuple(ClassMoments.from_features(features[rows], labels[rows], classes) for rows in held)
-        return cls(features, labels, held, parts)
+        return cls(features, labels, classes, held)
+
+    @cached_property
+    def parts(self) -> tuple[ClassMoments, ...]:
+        """Moments of each fold."""
+        return tuple(ClassMoments.from_features(self.features[i], self.labels[i], self.classes) for i in self.held)
 
     @cached_property
     def total(self) -> ClassMoments:
-        """Moments of all samples: no second reading of the features."""
+        """Moments of all samples: from those of the folds, unless probes are better off in ``compacted`` folds."""
+        if self._wide:
+            return ClassMoments.from_features(self.features, self.labels, self.classes)
         return reduce(ClassMoments.merge, self.parts)
-
-    @cached_property
-    def total_scatter(self) -> Float64[Tensor, "d d"]:
-        """Scatter of all samples around their mean."""
-        return total_scatter(self.total)
-
-    def compacted(self) -> tuple[Folds, Float64[Tensor, "d n"] | None]:
-        """The same folds of features (n, n) in an orthonormal basis (d, n) of their span, where n < d; else no basis.
-
-        What depends on inner products only is the same there, at a fraction of the cost.
-        """
-        samples, dimension = self.features.shape
-        if samples >= dimension:
-            return self, None
-        basis, _ = torch.linalg.qr(self.features.double().T)
-        rows = self.features.double() @ basis
-        parts = tuple(
-            ClassMoments.from_features(rows[held], self.labels[held], self.total.classes) for held in self.held
-        )
-        return Folds(rows, self.labels, self.held, parts), basis
 
     def rest(self, fold: int) -> ClassMoments:
         """Moments of all samples but those of ``fold``."""
         return reduce(ClassMoments.merge, (part for other, part in enumerate(self.parts) if other != fold))
+
+    @cached_property
+    def compacted(self) -> tuple[Folds, Float64[Tensor, "d n"] | None]:
+        """The same folds of features (n, n) in an orthonormal basis (d, n) of their span, where n < d; else no basis.
+
+        Whatever depends on inner products only is the same there, at a fraction of the cost.
+        """
+        if not self._wide:
+            return self, None
+        rows = self.features.double()
+        basis = torch.linalg.qr(rows.T).Q
+        return Folds(rows @ basis, self.labels, self.classes, self.held), basis
+
+    @property
+    def _wide(self) -> bool:
+        samples, dimension = self.features.shape
+        return samples < dimension
 
 
 def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -96,11 +99,3 @@ def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
         assigned[members] = (dealt + np.arange(len(members))) % folds
         dealt += len(members)
     return assigned
-
-
-def total_scatter(moments: ClassMoments) -> Float64[Tensor, "d d"]:
-    """Scatter of all samples around their mean, (d, d)."""
-    if not moments.samples:
-        return moments.scatter
-    between = moments.between("sample")
-    return torch.addmm(moments.scatter, between * moments.samples, between.T)

@@ -11,6 +11,7 @@ heavy: how unequal the lengths of features are is counted, for traces and for th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 import torch
@@ -18,52 +19,57 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tightframe.features.moments import ClassMoments
-from tightframe.metrics.denoising import Spread, denoised, whitened
+from tightframe.features.moments import ClassMoments, chunks
+from tightframe.metrics.debiasing import Debiased
 from tightframe.metrics.factors import contrasts_of, spectrum
 from tightframe.metrics.folds import Folds
 
 JITTER = 1e-11
 """Of the mean eigenvalue of Σ, added to all of them, lest rounding stop the factorization."""
+FLOOR = 1e-3
+"""Least eigenvalue of class means' Gram matrix, as a share of its mean: noise can put them at 0 and below."""
+HALVINGS = 30
 
 
 @dataclass(frozen=True, eq=False)
 class Population:
     """Elliptical classes. Draws take a generator of random numbers, so they can be repeated.
 
+    Σ is the sample covariance shrunk towards a multiple of the identity until tr Σ² is the unbiased one (compare
+    Ledoit, Wolf 2004). Class means are given the debiased Gram matrix, its eigenvalues drawn together by as much as
+    noise drove them apart, in directions with as much of Σ as the debiased spread along class means has.
+
     Attributes:
         counts: samples of each class in a draw, shape (K,).
         means: class means, shape (K, d).
         whitened: class means in the metric Σ⁻¹, rotated into r = min(K, d) dimensions; None without Σ⁻¹.
         factor: lower triangular L with L Lᵀ = Σ, shape (d, d).
-        spread: what else is known of Σ.
-        doubt: standard error of the spread along class means, as a share, that draws don't show: see ``denoised``.
+        known: what else is known of Σ.
+        doubt: standard error, as a share, of the spread along class means that draws don't show, since their direction
+            is taken as usual where samples don't tell it.
     """
 
     counts: Float64[Tensor, " k"]
     means: Float64[Tensor, "k d"]
     whitened: Float64[Tensor, "k r"] | None
     factor: Float64[Tensor, "d d"]
-    spread: Spread
+    known: Debiased
     doubt: float
 
     @classmethod
     def of(cls, folds: Folds) -> Population:
         """From labeled features with spread within classes, at least one sample a class."""
         moments = _alive(folds.total)
-        spread, counts = Spread.of(folds, moments), moments.counts.double()
+        known = Debiased.of(moments, _unevenness(folds))
         sample = moments.scatter / (moments.samples - moments.classes)
-        usual = spread.traces[0] / moments.dimension
-        sigma = spread.keep * sample
-        sigma.diagonal().add_((1 - spread.keep + JITTER) * usual)
+        sigma = known.keep * sample
+        sigma.diagonal().add_((1 - known.keep + JITTER) * known.usual)
         factor = torch.linalg.cholesky(sigma)
         middle = moments.means.mean(0)
-        contrasts = contrasts_of(moments.classes, middle)
-        seen = contrasts.T @ (moments.means - middle)
-        noise = contrasts.T @ ((spread.scales / counts)[:, None] * contrasts)
-        clean, doubt = denoised(seen, sample, factor, noise, spread)
-        means = middle + contrasts @ clean
-        return cls(counts, means, whitened(seen, moments, noise, contrasts), factor, spread, doubt)
+        seen = known.contrasts.T @ (moments.means - middle)
+        along, doubt = _along(known)
+        means = middle + known.contrasts @ _denoised(seen, sample, factor, known, along)
+        return cls(moments.counts.double(), means, _whitened(seen, known), factor, known, doubt)
 
     @property
     def freedom(self) -> float:
@@ -80,7 +86,7 @@ class Population:
         """Moments in the directions of class means, and in one more the spread that those miss."""
         means, variances = self._means(rng), self._variances(rng)
         directions, seats = torch.linalg.qr((means - means.mean(0)).T)
-        half, freedom = self.factor.T @ directions, self.spread.freedom
+        half, freedom = self.factor.T @ directions, self.known.freedom
         seen = wishart(_factored(half.T @ half, half.shape[1]), freedom, rng) * (self.freedom / freedom)
         scatter = pad(seen, (0, 1, 0, 1))
         scatter[-1, -1] = (self.counts @ variances - seen.trace()).clamp(min=0)
@@ -90,7 +96,7 @@ class Population:
         """Moments for VCI in the directions of whitened class means; needs ``whitened``."""
         assert self.whitened is not None
         classes, rank = self.whitened.shape
-        error = (self.spread.scales / self.counts).sqrt()
+        error = (self.known.scales / self.counts).sqrt()
         means = self.whitened + error[:, None] * _normal((classes, rank), self.whitened, rng)
         gram = means @ means.T
         beyond = len(self.factor) - rank
@@ -105,7 +111,8 @@ class Population:
 
     def rank_error(self) -> float:
         """Standard deviation of the logarithm of ``numerical_rank``, from moments of Wishart matrices."""
-        (first, second, third, fourth), m = self.spread.traces, self.spread.freedom
+        m, size = self.known.freedom, self.known.traces[0]
+        first, second, third, fourth = (trace / size**power for power, trace in enumerate(self.known.traces, 1))
         square = second * (1 + 1 / m) + first**2 / m  # mean of tr S²
         cross = 4 * third / m + 4 * first * second / m**2
         own = 8 * fourth / m + (4 * second**2 + 16 * first * third) / m**2 + 8 * first**2 * second / m**3
@@ -113,22 +120,22 @@ class Population:
 
     def _means(self, rng: np.random.Generator) -> Float64[Tensor, "k d"]:
         noise = _normal(self.means.shape, self.means, rng) @ self.factor.T
-        return self.means + noise * (self.spread.scales / self.counts).sqrt()[:, None]
+        return self.means + noise * (self.known.scales / self.counts).sqrt()[:, None]
 
     def _variances(self, rng: np.random.Generator) -> Float64[Tensor, " k"]:
         """Traces of class covariances: means of squared lengths that are as unequal as those of the features."""
         counts = self.counts.cpu().numpy()
-        shape = np.maximum(counts - 1, 1) / self.spread.unevenness
+        shape = np.maximum(counts - 1, 1) / self.known.unevenness
         shares = torch.from_numpy(rng.gamma(shape) / shape * (counts - 1) / counts).to(self.means)
-        return shares * self.spread.scales * self.spread.traces[0]
+        return shares * self.known.scales * self.known.traces[0]
 
     def _moments(self, means: Tensor, scatter: Tensor, variances: Tensor) -> ClassMoments:
         """With the fourth moment that goes with them; the third is left out, so they can't be merged."""
         zero = ClassMoments.zero(means.shape[0], means.shape[1], means.device)
         around = means - self.counts @ means / self.counts.sum()
         own, length = variances.sum(1), around.square().sum(1)
-        along = self.spread.scales * ((around @ scatter) * around).sum(1) / self.counts.sum()
-        squares = (length + own).square() + 4 * along + self.spread.unevenness * own.square()
+        along = self.known.scales * ((around @ scatter) * around).sum(1) / self.counts.sum()
+        squares = (length + own).square() + 4 * along + self.known.unevenness * own.square()
         return replace(
             zero,
             counts=self.counts.long(),
@@ -178,3 +185,105 @@ def _alive(moments: ClassMoments) -> ClassMoments:
     variances = (moments.class_variances / width)[:, None].expand(-1, width)
     scatter = basis.T @ moments.scatter @ basis
     return replace(moments, means=moments.means @ basis, scatter=scatter, variances=variances, third=basis[0])
+
+
+def _unevenness(folds: Folds) -> float | None:
+    """Variance of ‖h − μ_k‖² over its squared class mean; None where no class has four samples."""
+    moments = folds.total
+    told = (moments.counts >= 4) & (moments.class_variances > 0)
+    if not bool(told.any()):
+        return None
+    usual = torch.where(told, moments.class_variances, 1.0)
+    total = torch.zeros_like(usual)
+    for rows, labels in chunks(folds.features, folds.labels):
+        centered = rows - moments.means.to(rows.dtype)[labels]
+        length = torch.linalg.vecdot(centered, centered).double()
+        total.index_add_(0, labels, (length / usual[labels] - 1).square())
+    return max(float(total[told].sum() / (moments.counts[told] - 1).sum()), 1e-12)
+
+
+def _along(known: Debiased) -> tuple[float, float]:
+    """Spread along class means, tr H; as far as its noise reaches, that of means which have nothing to do with Σ.
+
+    The second number is the standard error that remains of taking them so, as a share: no more than directions drawn
+    at random give, and no more than the noise.
+    """
+    first, second, *_ = known.traces
+    dimension, expected = known.moments.dimension, known.usual * known.length
+    gap = float(known.along.trace()) - expected
+    chance = 2 * max(dimension * second / first**2 - 1, 0.0) / dimension / min(len(known.gram), dimension)
+    error = known.variance / expected**2 if expected else inf
+    left = known.share * chance / (1 + chance / error) if error else 0.0
+    return max(expected + (1 - known.share) * gap, 0.0), left**0.5
+
+
+def _denoised(
+    seen: Float64[Tensor, "r d"],
+    sample: Float64[Tensor, "d d"],
+    factor: Float64[Tensor, "d d"],
+    known: Debiased,
+    along: float,
+) -> Float64[Tensor, "r d"]:
+    """Contrasts of class means with their noise taken out: in length, in how lengths differ, in direction."""
+    second, usual = known.traces[1], known.usual
+    energy = _energy(known, along, second)
+    if len(seen) > seen.shape[1]:
+        gram = seen.T @ seen - float(known.across.trace()) * sample
+        return _aligned(seen) @ _root(_steadied(gram, energy))
+    straight = torch.cholesky_solve(seen.T, factor).T * usual
+    target = along / known.length if known.length else usual
+    tilt = _tilt(seen, straight, float((seen @ factor).square().sum()), usual, target)
+    return _root(_steadied(known.gram, energy)) @ _aligned((1 - tilt) * seen + tilt * straight)
+
+
+def _tilt(seen: Tensor, straight: Tensor, spread: float, usual: float, target: float) -> float:
+    """How far from ``seen`` to ``straight`` (Σ⁻¹ times it) the spread in units of length is the ``target``."""
+    own, cross, other = (float((a * b).sum()) for a, b in ((seen, seen), (seen, straight), (straight, straight)))
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        keep = 1 - middle
+        along = keep**2 * spread + usual * (2 * keep * middle * own + middle**2 * cross)
+        above = along > target * (keep**2 * own + 2 * keep * middle * cross + middle**2 * other)
+        low, high = (middle, high) if above else (low, middle)
+    return low
+
+
+def _whitened(seen: Float64[Tensor, "r d"], known: Debiased) -> Float64[Tensor, "k _"] | None:
+    """Class means in the metric Σ⁻¹ with their noise taken out; None with too few samples for Σ⁻¹."""
+    moments, dimension = known.moments, known.moments.dimension
+    freedom = moments.samples - moments.classes - dimension - 1
+    if freedom <= 0:
+        return None
+    inverse = torch.linalg.solve(moments.scatter / freedom, seen.T)  # E of it, inverted, is Σ⁻¹
+    gram = seen @ inverse - dimension * known.across
+    energy = _energy(known, max(float(gram.trace()), 0.0), float(dimension))
+    values, vectors = torch.linalg.eigh(_steadied(gram, energy))
+    return known.contrasts @ (vectors * values.clamp(min=0).sqrt())[:, -min(len(seen), dimension) :]
+
+
+def _energy(known: Debiased, along: float, second: float) -> float:
+    """E tr E² of the noise E of a Gram matrix of class means, given tr H and tr Σ²."""
+    count, rank = float(known.across.trace()), len(known.across)
+    return 2 * (count + count / rank) * along + second * (count**2 + float(known.across.square().sum()))
+
+
+def _steadied(gram: Float64[Tensor, "p p"], energy: float) -> Float64[Tensor, "p p"]:
+    """With eigenvalues drawn together by as much as noise of E tr E² = ``energy`` drove them apart, and positive."""
+    usual = max(float(gram.diagonal().mean()), 0.0)
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    apart = values - usual
+    scattered = float(apart.square().sum())
+    keep = max(0.0, 1 - energy / scattered) ** 0.5 if scattered else 0.0
+    return (vectors * (usual + keep * apart).clamp(min=FLOOR * usual)) @ vectors.T
+
+
+def _root(matrix: Float64[Tensor, "p p"]) -> Float64[Tensor, "p p"]:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _aligned(rows: Float64[Tensor, "r d"]) -> Float64[Tensor, "r d"]:
+    """The orthonormal rows (or columns, if there are more rows) nearest to those given."""
+    left, _, right = torch.linalg.svd(rows, full_matrices=False)
+    return left @ right

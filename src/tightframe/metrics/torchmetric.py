@@ -7,14 +7,14 @@ for images, labels in loader:
 values = collapse.compute()  # over all processes: nc1, cdnv, nc2_etf, nc3, …
 collapse.reset()
 
-Its state is ``ClassMoments`` in one float64 table, of which the shape says how many classes and values there are, so
-that processes exchange one tensor and join what they get without knowing anything else.
+Its state is ``ClassMoments`` in one row of float64 numbers. Rows of several processes, or of metrics that are merged,
+are put below each other as torchmetrics does, and joined when they are read.
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import reduce
+from math import prod
 from typing import Any, get_args
 
 import torch
@@ -22,8 +22,9 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from tightframe.errors import MeasureError, TightframeError
-from tightframe.features.moments import CHUNK, ClassMoments, Weighting, as_tensor, check_samples, work_type
+from tightframe.features.moments import FIELDS, ClassMoments, Weighting, as_tensor, check_samples
 from tightframe.metrics.collapse import Head, check_measurable
+from tightframe.metrics.registry import measures
 from tightframe.metrics.summary import collapse_metrics
 
 
@@ -40,8 +41,6 @@ except ImportError as error:
         name="torchmetrics",
     ) from error
 
-NAMES = ("nc1", "nc1_ratio", "cdnv", "numerical_rank", "vci", "nc2_norm", "nc2_angle", "nc2_etf")
-
 
 class NeuralCollapse(Metric):
     """How collapsed the features seen since the last ``reset`` are: the values of ``collapse_metrics``.
@@ -55,10 +54,10 @@ class NeuralCollapse(Metric):
     would make values of different K look like one curve. ``collapse_metrics(metric.moments)`` says what is missing.
     Labels out of range and shapes that do not fit are mistakes in the loop, and raise ``MeasureError`` at ``update``.
 
-    **Cost.** Samples wait until there are ``CHUNK`` of them, so ``update`` with a small batch is a copy of it.
-    ``compute`` takes an eigendecomposition, O(d³): call it once an epoch. Calling the metric itself (``forward``)
-    measures each batch as well, at that price; in loops, ``update`` is enough. The state takes 8 (d² + 2 K d) bytes,
-    besides the waiting samples; to synchronise, each process gathers those of all.
+    **Cost.** ``update`` takes the product of a batch with itself and a few passes over d × d numbers. ``compute`` takes
+    an eigendecomposition, O(d³): call it once an epoch. Calling the metric itself (``forward``) measures each batch as
+    well, at that price; in loops, ``update`` is enough. The state takes 8 (d² + 2 K d) bytes; to synchronize, each
+    process gathers those of all.
 
     **Several processes.** ``compute`` gives on every process the values of all samples together, exactly, however
     unequal the shares. The padding of a ``DistributedSampler`` repeats samples so that shares come out equal; those
@@ -84,8 +83,6 @@ class NeuralCollapse(Metric):
     full_state_update = False
     table: Tensor
     overflowed: Tensor
-    features: list[Tensor]
-    labels: list[Tensor]
 
     def __init__(
         self,
@@ -95,14 +92,12 @@ class NeuralCollapse(Metric):
         head: nn.Linear | Head | None = None,
         **options: Any,
     ):
-        super().__init__(**{"compute_with_cache": head is None, **options})  # weights change without an update
+        super().__init__(**{"compute_with_cache": False, **options})  # a head's weights change without an update
         check_settings(classes, dimension, weighting, head)
         self.classes, self.dimension, self.weighting = classes, dimension, weighting
         self._followed = _Followed(head)
-        self.add_state("table", _table(ClassMoments.zero(classes, dimension)), dist_reduce_fx=merged)
+        self.add_state("table", _row(ClassMoments.zero(classes, dimension)), dist_reduce_fx="cat")
         self.add_state("overflowed", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("features", [], dist_reduce_fx=None)  # batches that wait: none are left when processes meet
-        self.add_state("labels", [], dist_reduce_fx=None)
 
     def update(self, features: Any, labels: Any) -> None:
         """Take in one batch: features (n, d), labels (n,); tensors of any float dtype and device, or arrays.
@@ -111,38 +106,27 @@ class NeuralCollapse(Metric):
             MeasureError: a shape does not fit, or a label is no integer in 0 … K − 1.
         """
         features, labels = as_tensor(features).detach(), as_tensor(labels)
-        stand_in = torch.zeros(()).expand(features.shape)  # NaN is counted when folded, and is no error here
+        stand_in = torch.zeros(()).expand(features.shape)  # NaN is counted below, and is no error here
         check_samples(stand_in, labels, self.classes, self.dimension)
-        device = self.table.device
-        # New lists: torchmetrics lets the metrics of a collection, and the dict given to load_state_dict, share them.
-        self.features = [*self.features, features.to(device, work_type(features), copy=True)]
-        self.labels = [*self.labels, labels.to(device, torch.int64, copy=True)]
-        if sum(map(len, self.labels)) >= CHUNK:
-            self._fold()
+        finite = torch.isfinite(features).all(1)
+        rows, labels = features[finite].to(self.table.device, torch.float64), labels.to(finite.device)[finite]
+        self.overflowed = self.overflowed + (~finite).sum().to(self.overflowed.device)
+        self.table = _row(self.moments.update(rows, labels))
 
     def compute(self) -> dict[str, Tensor]:
         """Each metric by name, as float64 tensors of shape (): see ``collapse_metrics``; NaN as the class describes."""
         moments, head = self.moments, self._followed.weights(self.table.device)
-        values = dict.fromkeys(NAMES if head is None else (*NAMES, "nc3"), torch.nan)
+        known = ["moments"] if head is None else ["moments", "head"]
+        values = {measure.name: torch.nan for measure in measures("collapse", known)}
         if _measurable(moments) and not self.overflowed:
             values = collapse_metrics(moments, head, weighting=self.weighting).by_name
         return {name: torch.tensor(value, dtype=torch.float64).to(self.table.device) for name, value in values.items()}
 
     @property
     def moments(self) -> ClassMoments:
-        """Moments of what this process has seen, without samples that hold NaN or infinity; shares no memory."""
-        self._fold()
-        return _moments(self.table)
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        self.features, self.labels = [], []  # rather than emptied by torchmetrics, wherever else they are in use
-        super().reset()
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Exchange states with the other processes; arguments as in torchmetrics."""
-        self._fold()
-        super().sync(*args, **kwargs)
+        """Moments of what was seen, without samples that hold NaN or infinity; shares no memory with the metric."""
+        self._check(self.table)
+        return reduce(ClassMoments.merge, map(_moments, self.table.flatten(0, -2)))
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take in all that another ``NeuralCollapse``, or its ``metric_state``, has seen; it is left as it is.
@@ -153,73 +137,29 @@ class NeuralCollapse(Metric):
         state: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         if "table" not in state:
             raise MeasureError("no state of a NeuralCollapse to merge with: give another one, or its metric_state")
-        if state["table"].shape != self.table.shape:
-            raise MeasureError(f"states can't be merged: {self._mismatch(state['table'])}")
+        self._check(state["table"])
         self._reduce_states(state)
-        self._fold()  # so that nothing is shared with the other
-        self._changed(incoming_state.update_count if isinstance(incoming_state, Metric) else 1)
+        self._update_count += 1
 
-    def clone(self) -> NeuralCollapse:
-        """Make a copy of the metric, which follows the same head."""
-        return deepcopy(self)
-
-    def _fold(self) -> None:
-        """Join the samples that wait to the moments.
-
-        In float64, whatever their dtype: its products alone are safe from autocast and TF32, which a training loop
-        may have switched on, and cost little beside the training itself.
-        """
-        if not self.labels:
-            return
-        device = self.table.device
-        rows, labels = (torch.cat([part.to(device) for part in parts]) for parts in (self.features, self.labels))
-        self.features, self.labels = [], []
-        finite = torch.isfinite(rows).all(1)
-        if not finite.all():
-            self.overflowed = self.overflowed + (~finite).sum()
-            rows, labels = rows[finite], labels[finite]
-        moments = _moments(self.table)
-        for some, which in zip(rows.split(CHUNK), labels.split(CHUNK), strict=True):
-            moments = moments.update(some.double(), which)
-        self.table = _table(moments)
-
-    def _changed(self, updates: int) -> None:
-        """Note that the state was changed other than by ``update``: a kept result would be stale."""
-        self._computed = None
-        self._update_count += updates
-
-    def _mismatch(self, table: Tensor) -> str:
-        other = _shape(table)
-        return (
-            f"one is of {self.classes} classes and {self.dimension} values, the other of {other[0]} and {other[1]}: "
-            "make both with the same classes and dimension"
-        )
+    def _check(self, table: Tensor) -> None:
+        classes, dimension = table.flatten(0, -2)[0, :2].long().tolist()
+        if (classes, dimension) != (self.classes, self.dimension):
+            raise MeasureError(
+                f"this metric has {self.classes} classes and {self.dimension} values, the state given to it "
+                f"{classes} and {dimension}: make both with the same classes and dimension"
+            )
 
     def _apply(self, fn: Any, exclude_state: Any = "") -> NeuralCollapse:
         """Move states as ``fn`` would and keep their dtype: less than float64 loses the spread that collapse leaves."""
 
         def moved(tensor: Tensor) -> Tensor:
             try:
-                device = fn(tensor).device
+                return tensor.to(fn(tensor).device)
             except TypeError:  # what MPS makes of float64
                 return tensor
-            return tensor.to(device)
 
         super()._apply(moved, exclude_state)
         return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *further: Any) -> None:
-        saved, *_, errors = state_dict.get(f"{prefix}table"), *further
-        if saved is not None and saved.shape != self.table.shape:
-            errors.append(f"{prefix}table does not fit: {self._mismatch(saved)}")
-            return
-        device = self.table.device
-        if saved is not None:
-            self.features, self.labels = [], []
-        super()._load_from_state_dict(state_dict, prefix, *further)
-        if saved is not None:
-            self.table, self.overflowed = self.table.to(device), self.overflowed.to(device)
-            self._changed(1)
 
 
 class _Followed:
@@ -239,36 +179,18 @@ class _Followed:
         return Head(weight, weight.new_zeros(len(weight)))  # NC3 does not look at the bias
 
 
-def merged(tables: Float64[Tensor, "p r c"]) -> Float64[Tensor, "r c"]:
-    """The table of all samples from those of p processes, stacked as torchmetrics does."""
-    return _table(reduce(ClassMoments.merge, map(_moments, tables)))
+def _row(moments: ClassMoments) -> Float64[Tensor, "1 s"]:
+    """Moments as one row: K, d and then all fields; counts are exact to 2⁵³."""
+    shape = torch.tensor(moments.means.shape).to(moments.means)
+    return torch.cat([shape, *(getattr(moments, name).double().flatten() for name in FIELDS)])[None]
 
 
-def _table(moments: ClassMoments) -> Float64[Tensor, "r c"]:
-    """Moments as one tensor (2K + d + 1, d + 1), new; counts are exact to 2⁵³."""
-    table = moments.means.new_zeros(2 * moments.classes + moments.dimension + 1, moments.dimension + 1)
-    means, variances, rest = _blocks(table)
-    means[:, :-1], means[:, -1], variances[:, :-1] = moments.means, moments.counts, moments.variances
-    rest[:-1, :-1], rest[:-1, -1], rest[-1, -1] = moments.scatter, moments.third, moments.fourth
-    return table
-
-
-def _moments(table: Float64[Tensor, "r c"]) -> ClassMoments:
-    means, variances, rest = _blocks(table)
-    fields = (means[:, :-1], rest[:-1, :-1], variances[:, :-1], rest[:-1, -1], rest[-1, -1])
-    own = (field.clone(memory_format=torch.contiguous_format) for field in fields)
-    return ClassMoments(means[:, -1].long(), *own)
-
-
-def _blocks(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    classes, dimension = _shape(table)
-    means, variances, rest = table.split([classes, classes, dimension + 1])
-    return means, variances, rest
-
-
-def _shape(table: Tensor) -> tuple[int, int]:
-    rows, columns = table.shape
-    return (rows - columns) // 2, columns - 1
+def _moments(row: Float64[Tensor, " s"]) -> ClassMoments:
+    k, d = row[:2].long().tolist()
+    shapes = [(k,), (k, d), (d, d), (k, d), (d,), ()]
+    parts = row[2:].clone().split([prod(shape) for shape in shapes])
+    counts, *rest = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+    return ClassMoments(counts.long(), *rest)
 
 
 def _measurable(moments: ClassMoments) -> bool:

@@ -19,6 +19,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 SIDE = 32
+_THIN, _WIDE = (16, 32, 64), (64, 128, 256, 512)
+_RESNETS: dict[str, dict[str, Any]] = {
+    **{
+        f"cifar_resnet{6 * repeats + 2}": {"block": BasicBlock, "layers": (repeats,) * 3, "channels": _THIN}
+        for repeats in (1, 3, 5, 7, 9, 18)
+    },
+    "cifar_resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2), "channels": _WIDE},
+    "cifar_resnet50": {"block": Bottleneck, "layers": (3, 4, 6, 3), "channels": _WIDE},
+}
+_VIT = {"img_size": SIDE, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3}
+NAMES = (*_RESNETS, "cifar_vit")
 _COMMON: dict[str, Any] = {
     "num_classes": 10,
     "input_size": (3, SIDE, SIDE),
@@ -28,12 +39,10 @@ _COMMON: dict[str, Any] = {
     "interpolation": "bilinear",
     "license": "apache-2.0",
 }
-_RESNET = _COMMON | {"classifier": "fc", "first_conv": "conv1", "pool_size": (8, 8)}
-_VIT = _COMMON | {"classifier": "head", "first_conv": "patch_embed.proj", "fixed_input_size": True}
-THIN = {f"cifar_resnet{6 * repeats + 2}": repeats for repeats in (1, 3, 5, 7, 9, 18)}
-WIDE = {"cifar_resnet18": (BasicBlock, (2, 2, 2, 2)), "cifar_resnet50": (Bottleneck, (3, 4, 6, 3))}
-NAMES = (*THIN, *WIDE, "cifar_vit")
-default_cfgs = dict.fromkeys((*THIN, *WIDE), _RESNET) | {"cifar_vit": _VIT}
+default_cfgs = {
+    **dict.fromkeys(_RESNETS, _COMMON | {"classifier": "fc", "first_conv": "conv1", "pool_size": (8, 8)}),
+    "cifar_vit": _COMMON | {"classifier": "head", "first_conv": "patch_embed.proj", "fixed_input_size": True},
+}
 
 
 class CifarResNet(ResNet):  # type: ignore[misc]
@@ -63,34 +72,14 @@ class CifarResNet(ResNet):  # type: ignore[misc]
         self.init_weights()
 
 
-def _thin(name: str, repeats: int) -> Any:
+def _register(name: str, model: type[nn.Module], wanted: dict[str, Any]) -> None:
     def build(pretrained: bool = False, **others: Any) -> nn.Module:
-        wanted = {"block": BasicBlock, "layers": (repeats,) * 3, "channels": (16, 32, 64)}
-        return build_model_with_cfg(CifarResNet, name, pretrained, **(wanted | others))
+        return build_model_with_cfg(model, name, pretrained, **(wanted | others))
 
-    return build
-
-
-def _wide(name: str, block: Any, layers: tuple[int, ...]) -> Any:
-    def build(pretrained: bool = False, **others: Any) -> nn.Module:
-        wanted = {"block": block, "layers": layers, "channels": (64, 128, 256, 512)}
-        return build_model_with_cfg(CifarResNet, name, pretrained, **(wanted | others))
-
-    return build
-
-
-def _vit(pretrained: bool = False, **others: Any) -> nn.Module:
-    wanted = {"img_size": SIDE, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3}
-    return build_model_with_cfg(VisionTransformer, "cifar_vit", pretrained, **(wanted | others))
-
-
-def _register(name: str, build: Any) -> None:
     build.__name__ = name
     register_model(build)
 
 
-for _name, _repeats in THIN.items():
-    _register(_name, _thin(_name, _repeats))
-for _name, (_block, _layers) in WIDE.items():
-    _register(_name, _wide(_name, _block, _layers))
-_register("cifar_vit", _vit)
+for _name, _wanted in _RESNETS.items():
+    _register(_name, CifarResNet, _wanted)
+_register("cifar_vit", VisionTransformer, _VIT)

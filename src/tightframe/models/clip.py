@@ -1,9 +1,9 @@
 """Image encoders of open_clip, by name or from a folder as open_clip writes it.
 
-``penultimate`` is what the projection into the space shared with text sees, as in the linear probes of the CLIP paper
-(Radford et al., ICML 2021); the module's output is what ``encode_image`` gives, after it. A projection of several
-layers counts as its last linear map. Where an attention pool holds the projection (CLIP's ResNets), or there is none
-(SigLIP), the features are the encoder's output.
+``penultimate`` is the input of the projection into the space shared with text, as in the linear probes of the CLIP
+paper (Radford et al., ICML 2021); the module's output is that of ``encode_image``, after the projection. Of a
+projection of several layers, the last linear map counts. Where the projection is part of an attention pool (CLIP's
+ResNets), or there is none (SigLIP), the features are the encoder's output.
 
 The text encoder is never built, and its weights are not read. Weights come from safetensors only.
 """
@@ -18,22 +18,25 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from tightframe.backbone import Preprocessing
 from tightframe.errors import ModelError
-from tightframe.models.fetching import each_color, library, nearest, one_line, snapshot
+from tightframe.models.fetching import Built, check_files, explained, library, nearest, snapshot
+from tightframe.models.names import LOCAL
+from tightframe.models.preprocessing import of_open_clip
 
-LOCAL = "local-dir:"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-CROPS = {"shortest": "center", "squash": "squash"}
-"""open_clip's ways to resize, under timm's names."""
+FOLDER = (
+    "open_clip/local-dir: takes a folder as open_clip's save_for_hf writes it, with weights as safetensors (pickles "
+    "such as .bin and .pt can run code: they are never read)"
+)
+"""What to give instead of a folder that lacks a file."""
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 """The smallest text encoder: open_clip has no image encoder without one."""
 
 
 class ImageEncoder(nn.Module):
-    """An image encoder of open_clip: images (n, 3, h, w) to what ``encode_image`` gives, (n, d).
+    """An image encoder of open_clip: images (n, 3, h, w) to (n, d), as ``encode_image``.
 
-    The projection, which open_clip multiplies by within its vision transformers, is a linear map of its own.
+    The projection, a plain matrix in open_clip's vision transformers, becomes a linear layer of its own.
     """
 
     def __init__(self, visual: nn.Module, config: dict[str, Any]):
@@ -46,12 +49,12 @@ class ImageEncoder(nn.Module):
         self.global_pool = pool if isinstance(pool, str) else None
 
     def forward(self, images: Any) -> Any:
-        """As ``encode_image``, not normalized. Takes a tensor, or what stands for one while torch.fx follows."""
+        """As ``encode_image``, not normalized. Takes a tensor, or its proxy while torch.fx traces."""
         features = self.visual(images)
         return self.projection(features[0] if isinstance(features, tuple) else features)  # CoCa gives tokens as well
 
     def get_classifier(self) -> nn.Module:
-        """The projection, in timm's convention; an identity where there is none to take off."""
+        """The projection, in timm's convention; an identity where there is none that could be replaced."""
         if isinstance(self.projection, nn.Linear):
             return self.projection
         head: Any = getattr(self.visual, "head", None)
@@ -61,7 +64,7 @@ class ImageEncoder(nn.Module):
         return nn.Identity() if trunk is None else trunk.get_classifier()
 
     def extra_repr(self) -> str:
-        """All that decides what the same weights compute: the fingerprint holds it."""
+        """The settings that decide what the weights compute; part of the fingerprint."""
         return json.dumps(self._config, sort_keys=True)
 
 
@@ -83,43 +86,27 @@ class _Description(NamedTuple):
     weights: Path | None
 
 
-def from_open_clip(uri: str, name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
-    """The encoder ``ARCHITECTURE/PRETRAINED`` or ``local-dir:PATH``, and how it wants images.
+def from_open_clip(uri: str, name: str, pretrained: bool) -> Built:
+    """The encoder ``ARCHITECTURE/PRETRAINED`` or ``local-dir:PATH``.
 
     Raises:
-        ModelError: no such encoder or weights, weights that are pickles only, or a damaged folder.
-        HubUnreachable: weights have to be fetched and can't be.
+        ModelError: there is no such encoder, its weights are missing or pickles only, or its folder is damaged.
+        HubUnreachable: weights have to be downloaded and can't be.
     """
     open_clip = library("open_clip", "open-clip")
-    described = (
-        _in_folder(uri, Path(name.removeprefix(LOCAL)), pretrained)
-        if name.startswith(LOCAL)
-        else _published(open_clip, uri, name, pretrained)
-    )
-    try:
+    described = _in_folder(uri, pretrained) if name.startswith(LOCAL) else _published(open_clip, uri, name, pretrained)
+    with explained(f"{uri} can't be built by open_clip"):
         encoder = _built(open_clip, described)
-        preprocessing = _preprocessing(uri, described.preprocessing, encoder.visual.image_size)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever a damaged config or weights file leads open_clip into
-        raise ModelError(f"{uri} can't be built by open_clip: {one_line(error)}") from error
-    return encoder, preprocessing
+        return Built(encoder, of_open_clip(described.preprocessing, encoder.visual.image_size))
 
 
-def _in_folder(uri: str, folder: Path, pretrained: bool) -> _Description:
-    for needed in (CONFIG, WEIGHTS) if pretrained else (CONFIG,):
-        if not (folder / needed).is_file():
-            raise ModelError(
-                f"{folder} has no {needed}; open_clip/local-dir: wants a folder as open_clip's save_for_hf writes it, "
-                "with weights as safetensors (pickles such as .bin and .pt can run code: they are never read)"
-            )
-    try:
+def _in_folder(uri: str, pretrained: bool) -> _Description:
+    folder = Path(uri.partition(LOCAL)[2])
+    check_files(uri, folder, (CONFIG, WEIGHTS) if pretrained else (CONFIG,), FOLDER)
+    with explained(f"{uri}: {CONFIG} can't be read", "; it wants a model_cfg"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return _Description(
-            dict(config["model_cfg"]), dict(config.get("preprocess_cfg", {})), folder / WEIGHTS if pretrained else None
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{uri}: {CONFIG} can't be read ({one_line(error)}); it wants a model_cfg") from error
+        model, preprocessing = dict(config["model_cfg"]), dict(config.get("preprocess_cfg", {}))
+        return _Description(model, preprocessing, folder / WEIGHTS if pretrained else None)
 
 
 def _published(open_clip: Any, uri: str, name: str, pretrained: bool) -> _Description:
@@ -148,7 +135,7 @@ def _fetched_weights(uri: str, told: dict[str, Any]) -> Path:
         if found.is_file():
             return found
     raise ModelError(
-        f"{uri}: its weights are not to be had as safetensors, and pickles can run code: they are never read. "
+        f"{uri}: its weights are not published as safetensors, and pickles can run code: they are never read. "
         "Choose other weights, or convert them where you trust them and give open_clip/local-dir:PATH"
     )
 
@@ -172,22 +159,3 @@ def _image_weights(path: Path) -> dict[str, torch.Tensor]:
     prefix = "visual."
     with safe_open(path, framework="pt") as file:
         return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-
-
-def _preprocessing(uri: str, told: dict[str, Any], size: Any) -> Preprocessing:
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
-    wants = merge_preprocess_dict(PreprocessCfg(), told)
-    if wants["resize_mode"] not in CROPS:
-        raise ModelError(
-            f'{uri}: resize_mode is "{wants["resize_mode"]}", which is not done here; it can be {", ".join(CROPS)}'
-        )
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return Preprocessing(
-        (int(height), int(width)),
-        each_color(wants["mean"]),
-        each_color(wants["std"]),
-        crop_pct=1.0,
-        interpolation="bilinear" if wants["interpolation"] == "bilinear" else "bicubic",  # as open_clip reads it
-        crop_mode=CROPS[wants["resize_mode"]],
-    )

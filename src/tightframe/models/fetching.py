@@ -1,4 +1,4 @@
-"""What all sources of models share: the hub or its cache, packages that may be missing, failures in plain words."""
+"""What loading a model takes whatever the library: the hub or its cache, optional packages, errors in plain words."""
 
 from __future__ import annotations
 
@@ -8,18 +8,33 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from tightframe.errors import HubUnreachable, ModelError
+from tightframe.backbone import Preprocessing
+from tightframe.errors import HubUnreachable, ModelError, TightframeError
 
 HUB_PATIENCE = 5
 """Seconds to wait for the hub's first answer."""
 
 
+class Built(NamedTuple):
+    """A model as its library builds it.
+
+    Attributes:
+        module: takes normalized images (n, 3, height, width).
+        preprocessing: which images it expects, if that is known.
+        source_accuracy: its top-1 accuracy (0 … 1) on the data it was trained on, if its weights come with it.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing | None
+    source_accuracy: float | None = None
+
+
 def library(package: str, extra: str) -> Any:
-    """The package, imported. Raises ``ModelError`` that says how to install it."""
+    """Import ``package``. Raises ``ModelError`` that says how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -28,23 +43,34 @@ def library(package: str, extra: str) -> Any:
         ) from error
 
 
+@contextmanager
+def explained(what: str, advice: str = "") -> Iterator[None]:
+    """Raise ``ModelError`` for whatever fails within: ``what`` can't be done, the error in one line, and ``advice``."""
+    try:
+        yield
+    except TightframeError:
+        raise
+    except (Exception, SystemExit) as error:  # damaged files and code of others can raise anything
+        raise ModelError(f"{what}: {one_line(error)}{advice}") from error
+
+
 def fetched(uri: str, pretrained: bool, construct: Callable[[], nn.Module]) -> nn.Module:
-    """What the constructor makes, telling "the hub does not answer" from "there are no such weights"."""
+    """Construct a model. Raises ``HubUnreachable`` for weights that can't be fetched, ``ModelError`` for all else."""
     try:
         return construct()
     except Exception as error:
-        if not pretrained or _no_such_weights(error):
+        if not pretrained or re.search("No pretrained weights|Invalid pretrained tag", str(error)):
             raise ModelError(f"{uri} can't be built: {one_line(error)}") from error
         raise _unreachable(uri, error, "local-dir:PATH, or pass --no-pretrained for random weights") from error
 
 
 def snapshot(uri: str, repository: str, files: Sequence[str], instead: str) -> Path:
-    """A folder with those of ``files`` (patterns) that the hub's repository has; nothing else is fetched.
+    """Fetch ``files`` (names or patterns) of a repository on the hub, as far as it has them; returns their folder.
 
     Args:
         uri: the model, for messages.
         repository: its name on the hub.
-        files: names, or patterns of names.
+        files: nothing else is fetched.
         instead: what a user without the hub may give in place of ``uri``.
     """
     from huggingface_hub import snapshot_download
@@ -61,7 +87,7 @@ def snapshot(uri: str, repository: str, files: Sequence[str], instead: str) -> P
 
 @contextmanager
 def hub_or_cache() -> Iterator[None]:
-    """Use the hub's local cache alone when the hub does not answer at once, in place of a minute of retries."""
+    """Use the hub's local cache alone when the hub does not answer at once, instead of a minute of retries."""
     from huggingface_hub import constants, get_session
 
     before = constants.HF_HUB_OFFLINE
@@ -76,6 +102,13 @@ def hub_or_cache() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+def check_files(uri: str, folder: Path, needed: Sequence[str], advice: str) -> None:
+    """Raise ``ModelError`` unless ``folder`` has the files ``needed``."""
+    for name in needed:
+        if not (folder / name).is_file():
+            raise ModelError(f"{uri} has no {name}; {advice}")
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message: the names most like ``name``, if any are."""
     near = difflib.get_close_matches(name, known, n=3)
@@ -88,19 +121,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
-def each_color(value: Any) -> tuple[float, ...]:
-    """A number for each of three colors, from one for all or one for each."""
-    return tuple(map(float, value)) if isinstance(value, (tuple, list)) else (float(value),) * 3
-
-
 def _unreachable(uri: str, error: Exception, instead: str) -> HubUnreachable:
     return HubUnreachable(
-        f"{uri}: its weights can't be fetched ({type(error).__name__}). Go online, or fetch them once where "
-        f"there is a model and give {instead}"
-    )
-
-
-def _no_such_weights(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and bool(
-        re.search("No pretrained weights|Invalid pretrained tag", str(error))
+        f"{uri}: its weights can't be fetched ({type(error).__name__}). Go online, or fetch them once where the hub "
+        f"can be reached and give {instead}"
     )

@@ -1,9 +1,8 @@
-"""What pre-training minimizes.
+"""Losses of pre-training.
 
-Each loss takes outputs (n, m), of the linear classifier (m = K logits) or embeddings, and classes (n,), and gives a
-value an image, (n,), in float32. The supervised contrastive loss is ours, being eight lines: the library that has it
-(pytorch-metric-learning) gives means and not sums, which several processes and parts of batches can't be put together
-from.
+Each loss takes outputs (n, m), which are logits (m = K) or embeddings, and classes (n,), and returns one value for each
+image, (n,), in float32. The supervised contrastive loss is written out here in eight lines: pytorch-metric-learning
+returns means instead of sums, and means of parts of a batch can't be added up over processes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SMOOTHING = 0.1
 GAMMA = 2.0
 TEMPERATURE = 0.1
 MANY = 42
-"""Classes above which the squared loss is rescaled."""
+"""Number of classes above which the squared loss is rescaled."""
 
 
 def cross_entropy(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -31,12 +30,12 @@ def cross_entropy(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> F
 
 
 def label_smoothing(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Cross-entropy against targets of which a tenth goes to all classes alike (Szegedy et al., CVPR 2016)."""
+    """Cross-entropy with a tenth of the target spread over all classes (Szegedy et al., CVPR 2016)."""
     return functional.cross_entropy(outputs, target, reduction="none", label_smoothing=SMOOTHING)
 
 
 def focal(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """−(1 − p)² log p of the class (Lin et al., ICCV 2017): what is learned already counts for less."""
+    """−(1 − p)² log p of the class, which weighs well-classified images less (Lin et al., ICCV 2017)."""
     surprise = cross_entropy(outputs, target)
     return (1 - torch.exp(-surprise)) ** GAMMA * surprise
 
@@ -44,7 +43,7 @@ def focal(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Ten
 def squared(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Mean squared distance of the outputs from one-hot targets (Hui & Belkin, ICLR 2021).
 
-    As there, with more than 42 classes the class's own output aims at 30 and its error counts 15-fold.
+    As in that paper, with more than 42 classes the target of the true class is 30 and its error counts 15-fold.
     """
     weight, aim = (15.0, 30.0) if outputs.shape[1] > MANY else (1.0, 1.0)
     own = outputs.gather(1, target[:, None])[:, 0]
@@ -52,10 +51,9 @@ def squared(outputs: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[T
 
 
 def supervised_contrastive(outputs: Float[Tensor, "n m"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """−log of the share that an image's own class has in its likeness to others (Khosla et al., NeurIPS 2020, "out").
+    """−log of a softmax over cosine similarities, averaged over images of the same class (Khosla et al., NeurIPS 2020).
 
-    Likeness is exp(cos / 0.1) of two embeddings; the log is averaged over the others of the class. An image that is
-    the only one of its class in the batch counts as 0.
+    This is their L_out, at temperature 0.1. An image that is the only one of its class in the batch counts as 0.
     """
     embedded = functional.normalize(outputs, dim=1)
     likeness = embedded @ embedded.T / TEMPERATURE
@@ -67,11 +65,11 @@ def supervised_contrastive(outputs: Float[Tensor, "n m"], target: Int[Tensor, " 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss by name.
+    """A loss.
 
     Attributes:
-        function: see the module.
-        of_embeddings: whether it looks at embeddings and not at logits.
+        function: from outputs and classes to the loss of each image.
+        of_embeddings: whether the outputs are embeddings instead of logits.
         copies: views of each image in a batch.
     """
 
@@ -90,7 +88,7 @@ LOSSES = {
 
 
 def loss_named(name: str) -> Loss:
-    """The loss called ``name``. Raises ``SettingsError`` where there is none."""
+    """The loss called ``name``. Raises ``SettingsError`` if there is none."""
     if name not in LOSSES:
         raise SettingsError(f'no loss "{name}"; choose {", ".join(LOSSES)}')
     return LOSSES[name]

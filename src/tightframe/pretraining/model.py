@@ -1,8 +1,8 @@
 """The model that is pre-trained: a base, a projection head that is dropped later, and a linear head on its features.
 
-Where the loss looks at logits and there is no projection head, the linear head is the classifier that is trained. Else
-the head only watches: it learns from features as they are, and tells the base nothing. Either way it is one linear map
-of the features that are transferred, so that accuracy, NC3 and what is saved mean the same for every loss.
+Where the loss takes logits and there is no projection head, the linear head is the classifier that is trained.
+Otherwise the head only watches: it learns from the features, and sends no gradient to the base. Either way it is one
+linear map of the features that are transferred, so that accuracy, NC3 and what is saved mean the same for every loss.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from tightframe.pretraining.losses import Loss
 from tightframe.tuning.state import Trainable
 
 EMBEDDING = 128
-"""Values that a projection head gives to a loss of embeddings."""
+"""Dimension of the embeddings of a projection head."""
 MOST_LAYERS = 3
+"""Most hidden layers of a projection head."""
 
 
 class PretrainedModel(Trainable):
-    """``features`` (n, d) of images, from a model of timm's with random weights, and what they are trained by.
+    """A model of timm's with random weights, which computes ``features`` (n, d), and the heads that train it.
 
     Args:
-        arch: timm's name of it.
-        classes: K.
-        loss: decides what comes after the features.
+        arch: timm's name of the architecture.
+        classes: number of classes K.
+        loss: the loss, which decides what follows the features.
         projector: hidden layers of the projection head, 0 to ``MOST_LAYERS``.
-        arguments: of the architecture.
-        seed: of the weights.
+        arguments: arguments of the architecture.
+        seed: seed of the weights.
 
     Raises:
         ModelError: timm has no such model, or one that does not end in one linear map.
@@ -54,11 +55,11 @@ class PretrainedModel(Trainable):
         self.base.reset_classifier(0)
 
     def features(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """What a transfer is given."""
+        """The features that are transferred."""
         return self.base(inputs)
 
     def changed_state(self) -> dict[str, Tensor]:
-        """All of it is trained."""
+        """The whole state: all of it is trained."""
         return self.state_dict()
 
     def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
@@ -72,14 +73,14 @@ class PretrainedModel(Trainable):
 
 
 def _projector(width: int, layers: int, outputs: int) -> nn.Module:
-    """So many hidden layers and a linear map; a loss of embeddings without any is given the features themselves."""
+    """Hidden layers and a linear map; without hidden layers, the identity."""
     hidden = [nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU()) for _ in range(layers)]
     return nn.Sequential(*hidden, nn.Linear(width, outputs)) if layers else nn.Identity()
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The objective of pre-training (see ``tuning.loop``): the loss, and cross-entropy of a head that only watches."""
+    """The objective of pre-training (see ``tuning.loop``): the loss, plus cross-entropy of a head that only watches."""
 
     model: PretrainedModel
     loss: Loss
@@ -94,5 +95,5 @@ class Goal:
         return self.loss.function(self.model.projector(features.float()), target).sum() + watched
 
     def weight(self, target: Int[Tensor, " n"]) -> Tensor:
-        """How many there are."""
+        """The number of images."""
         return torch.ones(len(target), device=target.device).sum()

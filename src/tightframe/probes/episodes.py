@@ -4,17 +4,11 @@ An episode draws K classes, of each a few images to learn from (the support, n i
 (queries). Every classifier here is linear with weights in the span of the support, so all that is solved is
 n-dimensional, batched over episodes, and starts from the Gram matrix G of the support:
 
-- logistic: scikit-learn's LogisticRegression at C = 1 on L2-normalized features (Tian et al., ECCV 2020): the
-  intercept free, and for two classes one row of a sigmoid, as in ``metrics.logistic``.
+- logistic: scikit-learn's LogisticRegression at C = 1 on L2-normalized features (Tian et al., ECCV 2020).
 - ridge: least squares on one-hot targets with penalty 1 and a free intercept, on L2-normalized features.
 - cosine: the class whose mean of L2-normalized features is nearest by angle.
 - center: the class whose mean is nearest, features as they are (prototypical models, Snell et al. 2017). On
   L2-normalized features it would be the same as cosine where there is one shot.
-
-Logistic regression is solved by majorisation: ½ bounds the Hessian of softmax from above (Böhning 1992), so one
-n × n matrix, the same for all classes and steps, gives steps that can't overshoot. Nesterov's momentum, dropped
-wherever it points uphill (O'Donoghue, Candès 2015), takes what is left to about fifteen steps. At the optimum the
-coefficients are C times one-hot minus probabilities, which sum to 0 over the support; they do at every step.
 """
 
 from __future__ import annotations
@@ -30,6 +24,7 @@ from torch import Tensor
 
 from tightframe.errors import MeasureError, SettingsError
 from tightframe.features.moments import as_tensor, check_samples
+from tightframe.probes.logistic import softmax_regression
 from tightframe.progress import Progress, silent
 
 STRENGTH = 1.0
@@ -37,13 +32,9 @@ STRENGTH = 1.0
 PENALTY = 1.0
 """Of ridge regression, on features of length 1."""
 TOLERANCE = 1e-5
-"""Change of any logit in one step at which logistic regression counts as solved."""
-ROUNDS = 5000
-"""Steps after which it is given up; a hundred are already unusual."""
+"""Change of every logit in one step below which logistic regression counts as solved."""
 BATCH_BYTES = 2**25
 """What the episodes that are solved at a time may take, about."""
-CACHED = 2**19
-"""Numbers of features that are read at a time: few enough to stay in the processor's cache."""
 USUAL = 1e12
 """Size of features up to which, and from the inverse of which on, their products hold in single precision."""
 NORMAL = 1.96
@@ -146,31 +137,19 @@ class Heads(NamedTuple):
     """Whether queries are L2-normalized, too."""
 
 
-def logistic(support: Support, strength: float = STRENGTH) -> Heads:
-    """Multinomial logistic regression, the optimum of scikit-learn's objective at ``C = strength``.
+def logistic(support: Support) -> Heads:
+    """Multinomial logistic regression, the optimum of scikit-learn's objective at C = 1.
 
-    Raises:
-        MeasureError: ``strength`` is so large that the optimum is not found.
+    It is solved in coordinates in which the support has the Gram matrix given. At the optimum the coefficients of
+    weights in the support are C times one-hot minus probabilities.
     """
-    gram, _, targets = support
-    if len(targets) == 2:
-        strength = strength / 2  # a sigmoid's row w is a softmax's ±w/2, with half the squared norm
-    step = 2 * _bordered(gram, 2 / strength)[0]
-    weights = torch.zeros(len(gram), *targets.shape).to(gram)
-    logits, moved, turned = weights, torch.zeros_like(weights), torch.zeros_like(weights)
-    age = torch.zeros(len(gram), 1, 1).to(gram)
-    for _ in range(ROUNDS):
-        momentum = age / (age + 3)
-        weights, logits = weights + momentum * moved, logits + momentum * turned
-        residual = targets - logits.softmax(1) - weights / strength
-        up = residual @ step
-        raised = 2 * (residual - up / strength)
-        weights, logits = weights + up, logits + raised
-        moved, turned = momentum * moved + up, momentum * turned + raised
-        if float(raised.abs().max()) < TOLERANCE:
-            return Heads(weights, (logits - weights @ gram).mean(2))
-        age = torch.where((residual * turned).sum((1, 2), keepdim=True) < 0, 0, age + 1)
-    raise MeasureError(f"logistic regression found no optimum in {ROUNDS} steps; give a strength below {strength:g}")
+    values, vectors = torch.linalg.eigh(support.gram)
+    rows = vectors * values.clamp(min=0).sqrt()[:, None]
+    inputs = torch.cat([rows, torch.ones_like(rows[..., :1])], 2)
+    start = inputs.new_zeros(len(inputs), len(support.targets), inputs.shape[2])
+    weights, logits = softmax_regression(inputs, support.targets, STRENGTH, start, TOLERANCE)
+    strength = STRENGTH / 2 if len(support.targets) == 2 else STRENGTH
+    return Heads(strength * (support.targets - logits.softmax(1)), weights[..., -1])
 
 
 def ridge(support: Support) -> Heads:
@@ -220,7 +199,8 @@ def accuracies(
     Raises:
         MeasureError: features are not of shape (n, d), or not finite.
     """
-    pool, size = Pool.of(features), _batch(episodes)
+    pool = Pool.of(features)
+    size = _batch(episodes, pool.features.shape[1])
     parts = progress(episodes.split(size), f"{episodes.support.shape[2]}-shot episodes", -(-len(episodes) // size))
     right = torch.cat([pool.right(part, classifiers) for part in parts], 1)
     return dict(zip(classifiers, right, strict=True))
@@ -262,20 +242,8 @@ class Pool:
 
     def support(self, episodes: Episodes) -> Support:
         """What classifiers learn from."""
-        ways, learned = episodes.support.shape[1], episodes.support.flatten(1)
-        parts = [support_of(self.rows(part), self.lengths[part], ways) for part in learned.split(self._few(learned))]
-        grams, lengths, targets = zip(*parts, strict=True)
-        return Support(torch.cat(grams), torch.cat(lengths), targets[0])
-
-    def products(self, episodes: Episodes, weights: Float64[Tensor, "e k n"]) -> Float[Tensor, "e m k"]:
-        """Of the queries' features with sums over the support's, weighted."""
-        learned, asked = episodes.support.flatten(1), episodes.queries.flatten(1)
-        weights = weights.to(self.features.dtype)
-        found = weights.new_empty(*asked.shape, weights.shape[1])
-        pieces = [part.split(self._few(asked)) for part in (weights, learned, asked, found)]
-        for weight, seen, unseen, into in zip(*pieces, strict=True):
-            torch.bmm(self.rows(unseen), (weight @ self.rows(seen)).mT, out=into)
-        return found
+        learned = episodes.support.flatten(1)
+        return support_of(self.rows(learned), self.lengths[learned], episodes.support.shape[1])
 
     def right(self, episodes: Episodes, classifiers: Sequence[str]) -> Float64[Tensor, "h e"]:
         """Share of right queries, a row a classifier."""
@@ -283,7 +251,8 @@ class Pool:
         support = self.support(episodes)
         heads = [CLASSIFIERS[name](support) for name in classifiers]
         weights = torch.cat([head.weights for head in heads], 1) / _safe(support.lengths)[:, None]
-        products = self.products(episodes, weights).split(ways, dim=2)
+        learned, asked = self.rows(episodes.support.flatten(1)), self.rows(episodes.queries.flatten(1))
+        products = (asked @ (weights.to(learned.dtype) @ learned).mT).split(ways, dim=2)
         unit = _safe(self.lengths[episodes.queries.flatten(1)])[..., None]
         labels = torch.arange(ways).repeat_interleave(queries)
         said = [
@@ -291,10 +260,6 @@ class Pool:
             for found, head in zip(products, heads, strict=True)
         ]
         return torch.stack(said).eq(labels).double().mean(2)
-
-    def _few(self, rows: Int64[Tensor, "e m"]) -> int:
-        """How many episodes' ``rows`` are read at a time."""
-        return max(1, CACHED // (rows.shape[1] * self.features.shape[1]))
 
 
 def _bordered(
@@ -317,8 +282,9 @@ def _safe(lengths: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
     return torch.where(lengths > 0, lengths, 1.0)
 
 
-def _batch(episodes: Episodes) -> int:
+def _batch(episodes: Episodes, dimension: int) -> int:
     """How many episodes are solved at a time in ``BATCH_BYTES``."""
     ways, shots = episodes.support.shape[1:]
     learned, asked = ways * shots, ways * episodes.queries.shape[2]
-    return max(1, BATCH_BYTES // (8 * (learned * (4 * learned + 10 * ways) + 6 * ways * asked)))
+    solving = 8 * (learned * (4 * learned + 10 * ways) + 6 * ways * asked)
+    return max(1, BATCH_BYTES // (solving + 4 * (learned + asked) * dimension))

@@ -1,4 +1,4 @@
-"""What every probe on frozen features comes to: held-out predictions, their accuracy and how sure that is."""
+"""What comes of a cross-validated probe."""
 
 from __future__ import annotations
 
@@ -54,21 +54,25 @@ def held_out(folds: Folds, head_without: Callable[[int], Head]) -> Tensor:
         head = head_without(fold)
         weight, bias = head.weight.T.to(origin.dtype), head.logits(origin[None]).to(origin.dtype)
         for rows in held.split(CHUNK):
-            centerd = folds.features[rows].to(origin.dtype).sub_(origin)
-            predicted[rows] = torch.addmm(bias, centerd, weight).argmax(1)
+            centered = folds.features[rows].to(origin.dtype).sub_(origin)
+            predicted[rows] = torch.addmm(bias, centered, weight).argmax(1)
     return predicted
 
 
 def judged(
     folds: Folds, predicted: Tensor, head: Head, penalty: float = 0.0, squared_error: float | None = None
 ) -> ProbeResult:
-    """Held-out predictions (n,) with their accuracy and its interval."""
+    """Held-out predictions (n,) with their accuracy and its interval.
+
+    A ``head`` fitted to ``folds.compacted`` is brought back to the features' own d dimensions.
+    """
+    _, basis = folds.compacted
+    if basis is not None and head.weight.shape[1] == basis.shape[1]:
+        head = Head(head.weight @ basis.T, head.bias)
     correct = predicted == folds.labels
-    right, total = int(correct.sum()), len(correct)
-    low, high = interval(right, total)
-    return ProbeResult(
-        right / total, low, high, penalty, predicted.cpu().numpy(), correct.cpu().numpy(), head, squared_error
-    )
+    low, high = interval(int(correct.sum()), len(correct))
+    accuracy, right = float(correct.double().mean()), correct.cpu().numpy()
+    return ProbeResult(accuracy, low, high, penalty, predicted.cpu().numpy(), right, head, squared_error)
 
 
 def interval(right: int, total: int, level: float = 0.95) -> tuple[float, float]:

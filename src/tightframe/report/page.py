@@ -4,45 +4,46 @@ Charts, tables and thumbnails are inside the file, and so is the program that dr
 policy forbids the page to load or send anything and to run any script but its own two, which it names by their hashes:
 should a class name ever slip through as markup, it still could not run. ::
 
-    page = [Section("Models", "Which separates the classes best.", [ranking_chart(rows), Grid(columns, rows)])]
+    page = [Section("Models", "Which separates the classes best.", [ranking_chart(rows), Grid(("model", "nc1"), rows)])]
     write_report(Path("report.html"), title="Flowers", summary=["..."], sections=page, settings={}, versions={})
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
 import json
-import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import vl_convert
+from markupsafe import Markup
 
 from tightframe.errors import TightframeError
-from tightframe.report.fragments import escape, gallery, grid, pairs, paragraphs
-from tightframe.report.tables import Column, Row
+from tightframe.files import write_text
+from tightframe.report.fields import Row
+from tightframe.report.render import render
+from tightframe.row import plain
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table on the page, with the columns and rows of a terminal table."""
+    """A table on the page, with the keys and rows of a terminal table."""
 
-    columns: Sequence[Column]
+    columns: Sequence[str]
     rows: Sequence[Row]
+    kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A gallery of rows with ``image`` (PIL), ``path``, ``actual`` (or None), ``predicted`` and ``probability``."""
+    """A gallery of rows with ``image`` (PIL), ``path``, ``true`` (or None), ``predicted`` and ``probability``."""
 
     rows: Sequence[Row]
+    kind: ClassVar[str] = "samples"
 
 
 @dataclass(frozen=True)
@@ -63,115 +64,70 @@ def write_report(
     settings: Mapping[str, Any],
     versions: Mapping[str, Any],
 ) -> None:
-    """Write the report to ``path``, whole or not at all."""
-    charts: list[str] = []
-    body = "".join(_section(index, section, charts) for index, section in enumerate(sections))
-    parts = [_header(title, summary, sections), f"<main>{body}</main>", _footer(settings, versions)]
-    _replace(path, _document(title, "".join(parts), charts))
-
-
-def _replace(path: Path, html: str) -> None:
-    """Readers see the old file or the new one, never half of one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write the report to ``path``, whole or not at all. Raises ``TightframeError`` where it can't be written."""
+    charts: list[Markup] = []
+    parts = [[_part(item, charts) for item in section.content if item is not None] for section in sections]
+    scripts = [_bundle(), _asset("report.js")] if charts else []
+    html = render(
+        "page.html",
+        title=title,
+        summary=summary,
+        sections=list(zip(sections, parts, strict=True)),
+        tables={"Settings": dict(_flat(settings)), "Versions": versions},
+        charts=charts,
+        scripts=scripts,
+        allowed=" ".join(f"'sha256-{_digest(script)}'" for script in scripts) or "'none'",
+        style=_asset("report.css"),
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(html.encode("utf-8"))
-        draft.replace(path)
+        write_text(path, html)
     except OSError as error:
         reason = error.strerror or error
         raise TightframeError(f"The report can't be written to {path}: {reason}. Choose another place.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
 
 
-def _document(title: str, body: str, charts: Sequence[str]) -> str:
-    scripts = [_bundle(), _asset("report.js")] if charts else []
-    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts) or "'none'"
-    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-    policy += "base-uri 'none'; form-action 'none'"
-    specs = (
-        f'<script type="application/json" id="chart-{index + 1}">{chart}</script>' for index, chart in enumerate(charts)
-    )
-    head = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<title>{escape(title)}</title><link rel="icon" href="data:,">',
-        f"<style>{_asset('report.css')}</style></head><body>",
-    ]
-    programs = (f"<script>{script}</script>" for script in scripts)
-    return "".join([*head, body, *specs, *programs, "</body></html>\n"])
+def _part(item: Any, charts: list[Markup]) -> Any:
+    """What the template shows of ``item``; a chart's data is appended to ``charts``.
 
-
-def _header(title: str, summary: Sequence[str], sections: Sequence[Section]) -> str:
-    points = "".join(f"<li>{escape(line)}</li>" for line in summary)
-    box = f'<div class="summary"><ul>{points}</ul></div>' if points else ""
-    links = "".join(f'<a href="#section-{index}">{escape(part.heading)}</a>' for index, part in enumerate(sections))
-    contents = f'<nav aria-label="Contents">{links}</nav>' if len(sections) > 1 else ""
-    return f'<header><p class="maker">Tightframe report</p><h1>{escape(title)}</h1>{box}{contents}</header>'
-
-
-def _section(index: int, section: Section, charts: list[str]) -> str:
-    content = "".join(_content(item, charts) for item in section.content)
-    heading = f'<section id="section-{index}"><h2>{escape(section.heading)}</h2>'
-    return f"{heading}{paragraphs(section.text)}{content}</section>"
-
-
-def _content(item: Any, charts: list[str]) -> str:
-    if item is None:
-        return ""
-    if isinstance(item, Grid):
-        return grid(item.columns, item.rows)
-    if isinstance(item, Samples):
-        return gallery(item.rows)
-    return _chart(item.to_dict(), charts)
-
-
-def _chart(spec: dict[str, Any], charts: list[str]) -> str:
-    """The title moves out of the chart onto the page, where it can wrap."""
-    heading = spec.pop("title", "")
-    heading = heading if isinstance(heading, dict) else {"text": heading}
+    A chart's title moves out of it onto the page, where it can wrap.
+    """
+    if isinstance(item, (Grid, Samples)):
+        return item
+    spec = item.to_dict()
+    title = {"text": "", "subtitle": ""} | spec.pop("title", {})
     charts.append(_embeddable(spec))
-    name, limit = f"chart-{len(charts)}", spec.get("usermeta", {}).get("tightframe", {}).get("maxWidth")
-    style = f' style="max-width: {int(limit)}px"' if limit else ""
-    words = f"<strong>{escape(heading.get('text', ''))}</strong><span>{escape(heading.get('subtitle', ''))}</span>"
-    hint = "<noscript>This chart needs JavaScript.</noscript>"
-    return f'<figure><figcaption>{words}</figcaption><div class="plot" data-spec="{name}"{style}>{hint}</div></figure>'
+    width = spec.get("usermeta", {}).get("tightframe", {}).get("maxWidth")
+    return {"kind": "chart", "name": f"chart-{len(charts)}", "title": title, "width": width}
 
 
-def _embeddable(spec: dict[str, Any]) -> str:
+def _embeddable(spec: dict[str, Any]) -> Markup:
     """JSON that can end neither its script element nor a line of JavaScript, whatever the names in it."""
-    plain = json.dumps(_drawable(spec), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    told = json.dumps(plain(spec), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(told.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _drawable(value: Any) -> Any:
-    """JSON knows no NaN and no infinity, and Vega leaves out what is null."""
-    if isinstance(value, dict):
-        return {key: _drawable(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_drawable(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _footer(settings: Mapping[str, Any], versions: Mapping[str, Any]) -> str:
-    blocks = [f"<h3>{name}</h3>{pairs(of)}" for name, of in (("Settings", settings), ("Versions", versions)) if of]
-    return (
-        f"<footer><details><summary>How this was made</summary>{''.join(blocks)}</details></footer>" if blocks else ""
-    )
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings inside settings by their full names: ``plan.epochs``."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 @functools.cache
-def _bundle() -> str:
+def _bundle() -> Markup:
     """Vega, Vega-Lite and Vega-Embed as one script, which takes seconds to put together."""
+    import vl_convert
+
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return script.replace("</script", "<\\/script")
+    return Markup(script.replace("</script", "<\\/script"))
 
 
 @functools.cache
-def _asset(name: str) -> str:
-    return resources.files("tightframe.report").joinpath(name).read_text(encoding="utf-8")
+def _asset(name: str) -> Markup:
+    return Markup(resources.files("tightframe.report").joinpath("templates", name).read_text(encoding="utf-8"))
 
 
 @functools.cache

@@ -1,269 +1,143 @@
-"""Terminal tables, and the columns and formats that terminal and HTML tables share.
+"""Terminal tables: rows (dicts) read through their fields, laid out for the width there is. ::
 
-A table is plain rows (dicts) read through columns::
+    console.print(table("Models", TABLES["rank"].columns, rows))
 
-    columns = [Column("model", "Model"), Column("nc1", "NC1", number), Column("test_accuracy", "Test", percent)]
-    console.print(table("Models", columns, rows))
-
-A format turns one value into what a person reads: ``percent``, ``number``, ``rough``, ``exact``, ``count``,
-``millions``, ``seconds``, ``size``, ``text``. ``None`` and missing are "–"; infinities and NaN are shown as they are.
-Columns with nothing in them are left out. A row with an ``error`` is shown as the row's name and its message instead
-of as numbers. Names come from users' folders, so nothing in a row is ever read as markup.
+Numbers stay whole, names fold, and columns that don't fit go into a second table below. Fields with nothing in them are
+left out. A row with an ``error`` is shown as its name and its message instead of as numbers. Names come from users'
+folders, so nothing in a row is ever read as markup.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import textwrap
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from rich import box
 from rich.cells import cell_len, chop_cells
-from rich.console import Console, ConsoleOptions
-from rich.measure import Measurement
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.table import Table as RichTable
 from rich.text import Text
 
-Row = Mapping[str, Any]
-Format = Callable[[Any], str]
+from tightframe.report.fields import FIELDS, Field, Row, failed, shown
+from tightframe.report.formats import MISSING, text
 
-MISSING = "–"
-TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def _spell(value: Any, finite: Callable[[float], str]) -> str:
-    """Spell a number with ``finite``; what is missing or not finite is spelled the same way in every format."""
-    if value is None:
-        return MISSING
-    amount = float(value)
-    return finite(amount) if math.isfinite(amount) else str(amount)
+NARROWEST_NAME = 12
+NARROWEST_TEXT = 10
 
 
-def text(value: Any) -> str:
-    """Any value on one line. Control characters are replaced: a file name must not be able to drive the terminal."""
-    if value is None or value == "":
-        return MISSING
-    return printable(" ".join(str(value).split()))
+class Column(NamedTuple):
+    """One column, spelled."""
 
-
-def printable(line: str) -> str:
-    """``line`` with control characters, and those that turn the direction of writing, made visible."""
-    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") or c in TURNING else c for c in line)
-
-
-def percent(value: Any) -> str:
-    """0.873 as "87.3 %"; shares below 0.1 % keep two significant digits instead of becoming zero."""
-
-    def spell(share: float) -> str:
-        hundredths = 100 * share
-        return f"{hundredths:.2g} %" if 0 < abs(hundredths) < 0.1 else f"{hundredths:.1f} %"
-
-    return _spell(value, spell)
-
-
-def number(value: Any) -> str:
-    """Four significant digits: "0.1235", "12.35", "12,346", "1.235e-05"."""
-
-    def spell(amount: float) -> str:
-        if amount != 0 and not 1e-4 <= abs(amount) < 1e6:
-            return f"{amount:.3e}"
-        return f"{amount:,.0f}" if amount == 0 or abs(amount) >= 999.95 else f"{amount:#.4g}"
-
-    return _spell(value, spell)
-
-
-def rough(value: Any) -> str:
-    """Three significant digits, for the ends of intervals: "0.124", "12.3", "12,300"."""
-
-    def spell(amount: float) -> str:
-        if amount == 0 or not 1e-4 <= abs(amount) < 1e6:
-            return f"{amount:.2g}"
-        return f"{float(f'{amount:.3g}'):,.0f}" if abs(amount) >= 99.95 else f"{amount:#.3g}"
-
-    return _spell(value, spell)
-
-
-def count(value: Any) -> str:
-    """1234567 as "1,234,567"."""
-    return _spell(value, lambda amount: f"{amount:,.0f}")
-
-
-def millions(value: Any) -> str:
-    """1234567 as "1.235", under a header that says millions."""
-    return _spell(value, lambda amount: number(amount / 1e6))
-
-
-def exact(value: Any) -> str:
-    """A number that someone chose, as it was chosen: "0.05", "0.0001"."""
-    return _spell(value, lambda amount: f"{amount:g}")
-
-
-def seconds(value: Any) -> str:
-    """A duration: "12 ms", "3.2 s", "4 min 10 s", "2 h 5 min"."""
-
-    def spell(duration: float) -> str:
-        if round(duration, 1) < 0.1:
-            return f"{1000 * duration:.0f} ms"
-        if round(duration, 1) < 60:
-            return f"{duration:.1f} s"
-        minutes, rest = divmod(round(duration), 60)
-        return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-    return _spell(value, spell)
-
-
-def size(value: Any) -> str:
-    """A number of bytes: "512 B", "3.4 MB"."""
-
-    def spell(amount: float) -> str:
-        for unit in ("B", "kB", "MB", "GB"):
-            if abs(amount) < 999.5:
-                return f"{amount:.0f} {unit}" if unit == "B" or abs(amount) >= 99.95 else f"{amount:.1f} {unit}"
-            amount /= 1000
-        return f"{amount:,.1f} TB"
-
-    return _spell(value, spell)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: the key in a row, the words above it, and how a value is spelled.
-
-    With ``interval`` it shows the ends of an interval, which rows hold under ``KEY_low`` and ``KEY_high``.
-    """
-
-    key: str
-    header: str
-    format: Format = text
-    interval: bool = False
+    title: str
+    cells: list[str]
+    right: bool
 
     @property
-    def right(self) -> bool:
-        """Whether values align right, as all but text do."""
-        return self.format is not text
+    def full(self) -> int:
+        """Width at which nothing folds but the titles of numbers."""
+        words = [max(self.title.split(), key=cell_len)] if self.right else [self.title]
+        return max(1, *map(cell_len, words + self.cells))
 
-    def cell(self, row: Row) -> str:
-        """What a person reads in this column of ``row``."""
-        if not self.interval:
-            return self.format(row.get(self.key))
-        low, high = row.get(f"{self.key}_low"), row.get(f"{self.key}_high")
-        if low is None:
-            return MISSING
-        if high is None or math.isinf(high):
-            return f"≥ {self.format(low)}"
-        return f"{self.format(low).removesuffix(' %')}–{self.format(high)}"
-
-    def told_in(self, row: Row) -> bool:
-        """Whether ``row`` has something to show in this column."""
-        return row.get(f"{self.key}_low" if self.interval else self.key) not in (None, "")
+    def least(self, narrowest: int) -> int:
+        """Width that it needs: numbers in whole, words folded to ``narrowest``."""
+        return self.full if self.right else min(self.full, narrowest)
 
 
-def failed(row: Row) -> bool:
-    """Whether ``row`` says what went wrong instead of what was measured."""
-    return bool(row.get("error"))
+def columns(keys: Sequence[str], rows: Sequence[Row]) -> list[Column]:
+    """The columns with something in them; a 95 % interval stands right of its value, aligned with the others."""
+    return [_column(field, rows) for field in shown(keys, rows)]
 
 
-def shown(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
-    """Columns with something in at least one row that succeeded. The first always stays: it names the rows."""
-    measured = [row for row in rows if not failed(row)]
-    return [
-        column for index, column in enumerate(columns) if index == 0 or any(column.told_in(row) for row in measured)
-    ]
+def _column(field: Field, rows: Sequence[Row]) -> Column:
+    values, intervals = [field.cell(row) for row in rows], [field.interval(row) for row in rows]
+    if not any(intervals):
+        return Column(field.title, values, field.right)
+    values = ["" if interval and value == MISSING else value for value, interval in zip(values, intervals, strict=True)]
+    wide, long = (max(map(len, cells)) for cells in (values, intervals))
+    cells = [f"{value:>{wide}} {interval:>{long}}" for value, interval in zip(values, intervals, strict=True)]
+    return Column(f"{field.title}\n95 % interval", cells, field.right)
 
 
-def table(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+def table(title: str, keys: Sequence[str], rows: Sequence[Row]) -> Group:
     """A table for the terminal, with failed rows below the others where a message has the whole width."""
     measured, errors = [row for row in rows if not failed(row)], [row for row in rows if failed(row)]
-    whole = Table.grid()
-    whole.add_column(overflow="fold")
-    whole.add_row(Text(text(title), style="bold"))
+    parts: list[RenderableType] = [Text(text(title), style="bold")]
     if measured or not errors:
-        whole.add_row(_Fitted(shown(columns, rows), measured))
+        parts.append(_Fitted(columns(keys, measured)))
     for row in errors:
-        whole.add_row("")
-        whole.add_row(_error(columns[0].cell(row), text(row["error"])))
-    return whole
+        parts += ["", _error(FIELDS[keys[0]].cell(row), text(row["error"]))]
+    return Group(*parts)
 
 
-def _error(name: str, message: str) -> Table:
-    inner = Table.grid(padding=(0, 1, 0, 0))
+def _error(name: str, message: str) -> RichTable:
+    inner = RichTable.grid(padding=(0, 1, 0, 0))
     inner.add_column(style="red")
     inner.add_column(style="red", overflow="fold")
     inner.add_row("✗", Text.assemble((name, "bold"), "\n", message, overflow="fold"))
     return inner
 
 
-NARROWEST_NAME = 12
-NARROWEST_TEXT = 10
-
-
 @dataclass(frozen=True)
 class _Fitted:
-    """Rows laid out for the width there is: numbers stay whole, names fold, what is too many goes in a second table.
+    """Columns laid out for the width there is; those that don't fit follow in a second table.
 
-    Rich would shrink the column that may fold to nothing before it touches the others; so the widths are settled here.
+    Rich would shrink the column that may fold to nothing before it touches the others, so widths are settled here.
     """
 
     columns: Sequence[Column]
-    rows: Sequence[Row]
 
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(min(options.max_width, 40), options.max_width)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
-        gap = next((gap for gap in (3, 2) if self._needs(self.columns, gap) <= options.max_width), 1)
-        for index, part in enumerate(self._parts(options.max_width, gap)):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable | str]:
+        width = options.max_width
+        gap = next((gap for gap in (3, 2) if _needs(self.columns, gap) <= width), 1)
+        for index, part in enumerate(self._parts(width, gap)):
             if index:
                 yield ""
-            yield self._table(part, self._widths(part, options.max_width, gap), gap)
+            yield _laid_out(part, _widths(part, width, gap), gap)
 
     def _parts(self, width: int, gap: int) -> Iterator[list[Column]]:
-        part = [self.columns[0]]
-        for column in self.columns[1:]:
-            if len(part) > 1 and self._needs([*part, column], gap) > width:
+        """Each part begins with the names and fits into ``width``."""
+        names, *rest = self.columns
+        part = [names]
+        for column in rest:
+            if len(part) > 1 and _needs([*part, column], gap) > width:
                 yield part
-                part = [self.columns[0]]
+                part = [names]
             part.append(column)
         yield part
 
-    def _needs(self, part: Sequence[Column], gap: int) -> int:
-        return sum(self._least(column) for column in part) + gap * (len(part) - 1)
 
-    def _full(self, column: Column) -> int:
-        header = text(column.header)
-        if column.right:
-            header = max(header.split(), key=cell_len)
-        return max(cell_len(header), *(cell_len(column.cell(row)) for row in self.rows), 1)
+def _least(part: Sequence[Column]) -> list[int]:
+    return [column.least(NARROWEST_TEXT if index else NARROWEST_NAME) for index, column in enumerate(part)]
 
-    def _least(self, column: Column) -> int:
-        least = NARROWEST_NAME if column is self.columns[0] else NARROWEST_TEXT
-        return self._full(column) if column.right else min(self._full(column), least)
 
-    def _widths(self, part: Sequence[Column], width: int, gap: int) -> list[int]:
-        """What is left over goes to the names, from left to right."""
-        left, widths = max(0, width - self._needs(part, gap)), []
-        for column in part:
-            extra = min(left, self._full(column) - self._least(column))
-            widths.append(self._least(column) + extra)
-            left -= extra
-        return widths
+def _needs(part: Sequence[Column], gap: int) -> int:
+    return sum(_least(part)) + gap * (len(part) - 1)
 
-    def _table(self, part: Sequence[Column], widths: Sequence[int], gap: int) -> Table:
-        inner = Table(
-            box=box.SIMPLE_HEAD, header_style="bold", padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False
-        )
-        for column, width in zip(part, widths, strict=True):
-            lines = textwrap.wrap(text(column.header), max(width, 1), break_long_words=False)
-            inner.add_column(
-                Text("\n".join(lines)), width=width, no_wrap=True, justify="right" if column.right else "left"
-            )
-        for row in self.rows:
-            inner.add_row(*(Text(_fold(c.cell(row), width)) for c, width in zip(part, widths, strict=True)))
-        return inner
+
+def _widths(part: Sequence[Column], width: int, gap: int) -> list[int]:
+    """What is left over goes to words, from left to right."""
+    left, widths = max(0, width - _needs(part, gap)), []
+    for column, least in zip(part, _least(part), strict=True):
+        extra = min(left, column.full - least)
+        widths.append(least + extra)
+        left -= extra
+    return widths
+
+
+def _laid_out(part: Sequence[Column], widths: Sequence[int], gap: int) -> RichTable:
+    inner = RichTable(
+        box=box.SIMPLE_HEAD, header_style="bold", padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False
+    )
+    for column, width in zip(part, widths, strict=True):
+        parts = [textwrap.fill(part, max(width, 1), break_long_words=False) for part in column.title.split("\n")]
+        title = "\n".join(parts)
+        inner.add_column(Text(title), width=width, no_wrap=True, justify="right" if column.right else "left")
+    for cells in zip(*(column.cells for column in part), strict=True):
+        inner.add_row(*(Text(_fold(cell, width)) for cell, width in zip(cells, widths, strict=True)))
+    return inner
 
 
 def _fold(words: str, width: int) -> str:

@@ -1,31 +1,30 @@
-"""Labeled features around their mean, a chunk at a time: what scores that need every sample are computed from.
+"""Labeled features around their mean, in float64: what scores that need every sample are computed from.
 
-Chunks are centerd, then multiplied, in float64. Single precision would halve the time of a product, but what scores
-read off it (determinants, inverses) is decided by its smallest eigenvalues, which single precision loses.
+Single precision would halve the time of a product, but what scores read off it (determinants, inverses) is decided by
+its smallest eigenvalues, which single precision loses. Features are converted a chunk at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64, Int64, Num
 from scipy.linalg import eigh
-from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import as_tensor, check_samples
+from tightframe.features.moments import add_gram, as_tensor, check_samples, mirrored
+from tightframe.metrics.factors import EPS
 
-CHUNK_BYTES = 2**24
-"""Size of the rows held in float64 at a time: small enough for memory to be reused from one chunk to the next."""
-ROUNDING = torch.finfo(torch.float64).eps
+CHUNK_BYTES = 2**25
+"""Size of the rows held in float64 at a time."""
 
 
 @dataclass(frozen=True, eq=False)
-class CenterdFeatures:
+class CenteredFeatures:
     """Features of several classes, read around their mean. The features given are neither copied nor modified."""
 
     features: Num[Tensor, "n d"]
@@ -34,7 +33,7 @@ class CenterdFeatures:
     mean: Float64[Tensor, " d"]
 
     @classmethod
-    def of(cls, features: Any, labels: Any, classes: int) -> CenterdFeatures:
+    def of(cls, features: Any, labels: Any, classes: int) -> CenteredFeatures:
         """Take features (n, d) with labels (n,), arrays or tensors of any precision.
 
         Raises:
@@ -49,14 +48,9 @@ class CenterdFeatures:
         counts = torch.bincount(labels, minlength=classes)
         _check_classes(counts)
         total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
-        for rows in features.split(chunk_of(features.shape[1])):
+        for rows in features.split(_chunk(features)):
             total += rows.double().sum(0)
         return cls(features, labels, counts, total / len(features))
-
-    @property
-    def classes(self) -> int:
-        """Number of classes, K."""
-        return len(self.counts)
 
     @property
     def dimension(self) -> int:
@@ -68,29 +62,35 @@ class CenterdFeatures:
         """Number of samples, n."""
         return len(self.features)
 
-    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Centerd rows (m, d) with their labels (m,), in the order in which they came."""
-        size = chunk_of(self.dimension)
+    def chunks(self) -> Iterator[tuple[Float64[Tensor, "m d"], Int64[Tensor, " m"]]]:
+        """Centered rows with their labels, in the order in which they came."""
+        size = _chunk(self.features)
         for rows, labels in zip(self.features.split(size), self.labels.split(size), strict=True):
             yield rows.double() - self.mean, labels
 
-    def by_class(self) -> Iterator[Iterator[Tensor]]:
-        """For every class its centerd rows, in chunks."""
-        for members in self.members():
-            yield (self.features[index].double() - self.mean for index in members.split(chunk_of(self.dimension)))
-
-    def members(self) -> tuple[Tensor, ...]:
+    def members(self) -> tuple[Int64[Tensor, " m"], ...]:
         """For every class which samples it has."""
         return torch.argsort(self.labels, stable=True).split(self.counts.tolist())
 
-    def all_rows(self) -> Float64[Tensor, "n d"]:
-        """All rows at once: for fewer samples than dimensions."""
-        return self.features.double() - self.mean
+    def rows(self, chosen: Int64[Tensor, " m"] | slice = slice(None)) -> Float64[Tensor, "m d"]:
+        """Centered rows of some samples at once: for fewer of them than dimensions."""
+        return self.features[chosen].double() - self.mean
+
+    def gram(self, chosen: Int64[Tensor, " m"] | None = None) -> Float64[Tensor, "r r"]:
+        """The smaller one of RRᵀ and RᵀR, R being the centered rows of these samples (all of them if not given)."""
+        features = self.features if chosen is None else self.features[chosen]
+        if len(features) < self.dimension:
+            rows = features.double() - self.mean
+            return rows @ rows.T
+        total = torch.zeros(self.dimension, self.dimension, dtype=torch.float64, device=features.device)
+        for rows in features.split(_chunk(features)):
+            add_gram(total, rows.double() - self.mean)
+        return mirrored(total)
 
 
-def chunk_of(dimension: int) -> int:
-    """How many rows of ``dimension`` values to take at a time."""
-    return max(1, CHUNK_BYTES // (8 * dimension))
+def _chunk(features: Tensor) -> int:
+    """How many rows to take at a time."""
+    return max(1, CHUNK_BYTES // (8 * features.shape[1]))
 
 
 def _check_classes(counts: Tensor) -> None:
@@ -103,25 +103,6 @@ def _check_classes(counts: Tensor) -> None:
         raise MeasureError("one sample a class: there is no spread within classes to measure; give two or more")
 
 
-def gram(chunks: Iterable[Float64[Tensor, "_ d"]], dimension: int) -> Float64[Tensor, "d d"]:
-    """Sum of XᵀX over chunks X of ``dimension`` columns."""
-    total: Tensor | None = None
-    for rows in chunks:
-        total = rows.new_zeros(dimension, dimension) if total is None else total
-        _add_square(total, rows)
-    if total is None:
-        raise MeasureError("no samples to measure; give some")
-    return total.tril() + total.tril(-1).T
-
-
-def _add_square(total: Float64[Tensor, "d d"], rows: Float64[Tensor, "_ d"]) -> None:
-    """Add XᵀX to what lies on and below the diagonal of ``total``: on a processor, half the work of a product."""
-    if rows.is_cpu:
-        dsyrk(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, overwrite_c=1)  # transposed: columns first, in place
-    else:
-        total.addmm_(rows.T, rows)
-
-
 class Components(NamedTuple):
     """Principal components: projections (n, r) and their variances (r,), falling, with divisor n − 1."""
 
@@ -130,7 +111,7 @@ class Components(NamedTuple):
 
 
 def principal_components(
-    samples: CenterdFeatures, at_most: int | None = None, energy: float | None = None
+    samples: CenteredFeatures, at_most: int | None = None, energy: float | None = None
 ) -> Components:
     """The leading principal components, exactly, through the smaller of the two Gram matrices.
 
@@ -143,18 +124,16 @@ def principal_components(
         at_most: how many to keep.
         energy: keep as many as explain more than this share of the variance.
     """
-    wide = samples.samples < samples.dimension
-    if wide:
-        rows = samples.all_rows()
-        product = rows @ rows.T
-    else:
-        product = gram((rows for rows, _ in samples.chunks()), samples.dimension)
+    product = samples.gram()
     values, vectors = leading(product, len(product) if at_most is None else min(at_most, len(product)))
     keep = _rank(values, samples)
     if energy is not None:
         keep = min(keep, int((values.cumsum(0) <= energy * product.trace()).sum()) + 1)
     values, vectors = values[:keep], vectors[:, :keep]
-    scores = vectors * values.sqrt() if wide else torch.cat([rows @ vectors for rows, _ in samples.chunks()])
+    if samples.samples < samples.dimension:
+        scores = vectors * values.sqrt()
+    else:
+        scores = torch.cat([rows @ vectors for rows, _ in samples.chunks()])
     if keep:
         scores = scores * scores.gather(0, scores.abs().argmax(0)[None]).sign()
     return Components(scores, values / (samples.samples - 1))
@@ -171,8 +150,8 @@ def leading(matrix: Float64[Tensor, "d d"], count: int) -> tuple[Float64[Tensor,
     return found[0].to(matrix.device), found[1].to(matrix.device)
 
 
-def _rank(values: Tensor, samples: CenterdFeatures) -> int:
+def _rank(values: Tensor, samples: CenteredFeatures) -> int:
     """How many eigenvalues, falling, of the Gram matrix stand out from rounding of products and of centering."""
-    products = float(values[0]) * max(samples.samples, samples.dimension) * ROUNDING
-    centering = samples.samples * (4 * ROUNDING * float(samples.mean.norm())) ** 2
+    products = float(values[0]) * max(samples.samples, samples.dimension) * EPS
+    centering = samples.samples * (4 * EPS * float(samples.mean.norm())) ** 2
     return min(int((values > max(products, centering)).sum()), samples.samples - 1)

@@ -6,20 +6,25 @@ models with features of like scale. Arguments and errors are those of ``feature_
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from math import exp, isfinite
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
+from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import Head
+from tightframe.metrics.factors import EPS
 from tightframe.metrics.registry import measure
-from tightframe.scores.centered import ROUNDING, CenterdFeatures, gram, leading, principal_components
+from tightframe.probes.linear import discriminant
+from tightframe.scores.centered import CenteredFeatures, leading, principal_components
 
 LEAST_SHRINKAGE = 1e-10
+TINY = torch.finfo(torch.float64).tiny
 COLLAPSED = (
     "features do not vary within classes, so NCTI's discriminant is not defined; they are collapsed or constant: see "
     "the collapse metrics, or leave this model out of the pool"
@@ -27,12 +32,7 @@ COLLAPSED = (
 Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-@measure(
-    "score",
-    better="higher",
-    unchanged_by={"rotation", "offset"},
-    reference="Shao et al., ECCV 2022 (arXiv 2207.03036)",
-)
+@measure("score", changed_by={"scale"}, reference="Shao et al., ECCV 2022 (arXiv 2207.03036)")
 def sfda(features: Any, labels: Any, classes: int) -> float:
     """How surely a linear discriminant tells classes apart once hard samples are made harder (0 … 1).
 
@@ -53,65 +53,44 @@ def sfda(features: Any, labels: Any, classes: int) -> float:
         labels: integers 0 … classes − 1, shape (n,).
         classes: K.
     """
-    samples = CenterdFeatures.of(features, labels, classes)
-    plain = _in_span(samples)
-    means, within = _within(plain, samples)
-    shrinkage = max(exp(-5 * float(leading(within, 1)[0])), LEAST_SHRINKAGE)
-    rule = _discriminant(means, _shrunk(means, within, samples, shrinkage), samples)
-    trust = [
-        rule.logits(rows).softmax(1).softmax(1).gather(1, held[:, None]) for rows, held in plain()
-    ]  # a list over chunks: (m, 1) each
-    others = (means.sum(0) - means) / (classes - 1)
+    samples = CenteredFeatures.of(features, labels, classes)
+    chunks = _in_span(samples)
+    plain = _moments(chunks(), classes)
+    shrinkage = max(exp(-5 * float(leading(plain.scatter / plain.samples, 1)[0])), LEAST_SHRINKAGE)
+    rule = _shrunk_discriminant(plain, shrinkage, samples.dimension)
+    others = (plain.means.sum(0) - plain.means) / (classes - 1)
 
-    def mixed() -> Iterator[tuple[Tensor, Tensor]]:
-        for (rows, held), weight in zip(plain(), trust, strict=True):
-            center = others[held]
-            yield (rows - center).mul_(weight).add_(center), held
+    def harder() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows, held in chunks():
+            trust = rule.logits(rows).softmax(1).softmax(1).gather(1, held[:, None])
+            yield others[held] + trust * (rows - others[held]), held
 
-    means, within = _within(mixed, samples)
-    rule = _discriminant(means, _shrunk(means, within, samples, shrinkage), samples)
-    total = sum(float(rule.logits(rows).softmax(1).gather(1, held[:, None]).sum()) for rows, held in mixed())
+    again = _shrunk_discriminant(_moments(harder(), classes), shrinkage, samples.dimension)
+    total = sum(float(again.logits(rows).softmax(1).gather(1, held[:, None]).sum()) for rows, held in harder())
     return total / samples.samples
 
 
-def _in_span(samples: CenterdFeatures) -> Chunks:
+def _in_span(samples: CenteredFeatures) -> Chunks:
     """Chunks of the samples; for n < d in the at most n directions in which they lie, in which all is the same."""
     if samples.samples >= samples.dimension:
         return samples.chunks
-    rows = torch.linalg.qr(samples.all_rows().T, mode="r").R.T
+    rows = torch.linalg.qr(samples.rows().T, mode="r").R.T
     return lambda: iter([(rows, samples.labels)])
 
 
-def _within(chunks: Chunks, samples: CenterdFeatures) -> tuple[Float64[Tensor, "k r"], Float64[Tensor, "r r"]]:
-    """Class means and Σ_W."""
-    sums: Tensor | None = None
-    for rows, held in chunks():
-        sums = rows.new_zeros(samples.classes, rows.shape[1]) if sums is None else sums
-        sums.index_add_(0, held, rows)
-    assert sums is not None  # there are samples: CenterdFeatures has seen to it
-    means = sums / samples.counts[:, None]
-    scatter = gram((rows - means[held] for rows, held in chunks()), means.shape[1])
-    return means, scatter / samples.samples
+def _moments(chunks: Iterator[tuple[Tensor, Tensor]], classes: int) -> ClassMoments:
+    rows, held = next(chunks)
+    moments = ClassMoments.from_features(rows, held, classes)
+    for rows, held in chunks:
+        moments = moments.update(rows, held)
+    return moments
 
 
-def _shrunk(means: Tensor, within: Tensor, samples: CenterdFeatures, shrinkage: float) -> Float64[Tensor, "r r"]:
-    """(1 − s) Σ_W + s tr(Σ_W)/d I; where that vanishes, what rounding of Σ_T leaves stands in for it."""
-    centerd = means - (samples.counts.double() @ means) / samples.samples
-    between = float((samples.counts[:, None] * centerd.square()).sum()) / samples.samples
-    trace = float(within.trace())
-    least = max(ROUNDING * (trace + between) / samples.dimension, torch.finfo(torch.float64).tiny)
-    unit = max(shrinkage * trace / samples.dimension, least)
-    return (1 - shrinkage) * within + unit * torch.eye(len(within), dtype=within.dtype, device=within.device)
-
-
-def _discriminant(means: Tensor, within: Tensor, samples: CenterdFeatures) -> Head:
-    """The linear discriminant with Σ_W given: logits are log posteriors but for what all classes share."""
-    weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(within)).T
-    return Head(weight, -(weight * means).sum(1) / 2 + _log_shares(samples))
-
-
-def _log_shares(samples: CenterdFeatures) -> Float64[Tensor, " k"]:
-    return (samples.counts.double() / samples.samples).log()
+def _shrunk_discriminant(moments: ClassMoments, shrinkage: float, dimension: int) -> Head:
+    """With (1 − s) Σ_W + s tr(Σ_W)/d I; where that vanishes, what rounding of Σ_T leaves stands in for it."""
+    within = moments.scatter / moments.samples
+    least = max(EPS * float(moments.total_trace) / moments.samples / dimension, TINY)
+    return discriminant(moments, (1 - shrinkage) * within, max(shrinkage * float(within.trace()) / dimension, least))
 
 
 class NctiParts(NamedTuple):
@@ -136,7 +115,7 @@ def ncti_parts(features: Any, labels: Any, classes: int) -> NctiParts:
         classes: K.
 
     Returns:
-        ``spread``: nuclear norm of the centerd discriminant features (higher is better; grows with √n);
+        ``spread``: nuclear norm of the centered discriminant features (higher is better; grows with √n);
         ``nearness``: mean probability of the true class (higher is better);
         ``collapse``: log of the sum over classes of the nuclear norm of their probabilities (lower is better).
         The authors' code calls them seli, ncc and vc. Unchanged by rotation and offset, not by scale.
@@ -146,51 +125,29 @@ def ncti_parts(features: Any, labels: Any, classes: int) -> NctiParts:
 
     Source: Wang et al., ICCV 2023, and its authors' code.
     """
-    samples = CenterdFeatures.of(features, labels, classes)
-    scores, variances = principal_components(samples, at_most=64)
-    if not len(variances):
-        raise MeasureError(COLLAPSED)
-    fitted = _within(lambda: iter([(scores, samples.labels)]), samples)
-    if float(fitted[1].trace()) <= ROUNDING * float(variances.sum()):
+    samples = CenteredFeatures.of(features, labels, classes)
+    components, variances = principal_components(samples, at_most=64)
+    moments = ClassMoments.from_features(components, samples.labels, classes)
+    if float(moments.scatter.trace()) <= EPS * float(variances.sum()) * samples.samples:
         raise MeasureError(COLLAPSED)
     shrinkage = exp(-float(variances[:32].sum()))
-    total = variances * ((samples.samples - 1) / samples.samples)
-    axes = (
-        _whitened_axes(*fitted, samples) if shrinkage <= LEAST_SHRINKAGE else _fisher_axes(fitted[1], total, shrinkage)
-    )
-    weight = fitted[0] @ axes @ axes.T
-    rule = Head(weight, -(weight * fitted[0]).sum(1) / 2 + _log_shares(samples))
-    spread = float(torch.linalg.svdvals(scores @ axes[:, : classes - 1]).sum())  # scores are centerd already
-    sure, nuclear = 0.0, 0.0
-    for label, index in enumerate(samples.members()):
-        probabilities = rule.logits(scores[index]).softmax(1)
-        sure += float(probabilities[:, label].sum())
-        nuclear += float(torch.linalg.svdvals(probabilities).sum())
-    return NctiParts(spread, sure / samples.samples, float(torch.tensor(nuclear).log()))
+    projected, probabilities = _fisher(components.cpu().numpy(), samples.labels.cpu().numpy(), shrinkage)
+    nuclear = sum(np.linalg.norm(probabilities[index.cpu().numpy()], "nuc") for index in samples.members())
+    own = probabilities[np.arange(samples.samples), samples.labels.cpu().numpy()]
+    return NctiParts(float(np.linalg.norm(projected, "nuc")), float(own.mean()), float(np.log(nuclear)))
 
 
-def _fisher_axes(within: Tensor, total: Tensor, shrinkage: float) -> Float64[Tensor, "r r"]:
-    """All generalized eigenvectors of shrunk Σ_B against shrunk Σ_W, the most telling first; Σ_W becomes I."""
-    identity = torch.eye(len(total), dtype=total.dtype, device=total.device)
-    inner = (1 - shrinkage) * within + shrinkage * within.trace() / len(total) * identity
-    outer = (1 - shrinkage) * torch.diag(total) + shrinkage * total.mean() * identity
-    root = torch.linalg.cholesky(inner)
-    half = torch.linalg.solve_triangular(root, outer - inner, upper=False)
-    _, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.T, upper=False))
-    return torch.linalg.solve_triangular(root.T, vectors.flip(1), upper=True)
+def _fisher(points: np.ndarray, labels: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """Centered discriminant features (n, at most K − 1) and class probabilities (n, K), by scikit-learn."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-
-def _whitened_axes(means: Tensor, within: Tensor, samples: CenterdFeatures) -> Float64[Tensor, "r m"]:
-    """At most K − 1 axes that make Σ_W the identity, the most telling first (scikit-learn's rule and its 1e-4)."""
-    deviations = within.diagonal().sqrt()
-    deviations = torch.where(deviations > 0, deviations, 1.0)
-    values, vectors = torch.linalg.eigh(within / (deviations[:, None] * deviations))
-    kept = values > 1e-4**2
-    whitening = vectors[:, kept] / values[kept].sqrt() / deviations[:, None]
-    between = (samples.counts.double().sqrt()[:, None] * means) @ whitening
-    _, singular, rotation = torch.linalg.svd(between, full_matrices=False)
-    telling = singular > 1e-4 * singular[0]
-    return whitening @ rotation[telling].T
+    rule = LinearDiscriminantAnalysis(solver="svd")
+    if shrinkage > LEAST_SHRINKAGE:
+        rule = LinearDiscriminantAnalysis(solver="eigen", shrinkage=shrinkage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "only one sample": a class of one has no covariance
+        projected = rule.fit_transform(points, labels)
+    return projected - projected.mean(0), rule.predict_proba(points)
 
 
 def ncti(parts: Sequence[tuple[float, float, float]]) -> list[float]:

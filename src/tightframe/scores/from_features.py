@@ -16,28 +16,29 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
+from tightframe.features.moments import ClassMoments
 from tightframe.metrics.registry import measure
-from tightframe.scores.centered import CenterdFeatures, gram, principal_components
+from tightframe.scores.centered import CenteredFeatures, principal_components
+from tightframe.scores.from_moments import minus_overlaps
 from tightframe.scores.from_source import leep
 
 COMPONENTS_PER_CLASS = 5
+"""Gaussians that NLEEP's mixture has for each class."""
 ENERGY = 0.8
+"""Share of the variance that NLEEP's principal components explain."""
+COMPONENTS = 64
+"""Principal components that ``gbc_of_features`` looks at."""
 FLOOR = 1e-4
+"""Least variance of a class in ``gbc_of_features``, as a share of the components' mean one."""
 
 
-@measure(
-    "score",
-    better="higher",
-    unchanged_by={"rotation", "offset"},
-    reference="Huang et al., ICML 2022 (arXiv 2106.09362)",
-)
-def transrate(features: Any, labels: Any, classes: int, epsilon: float = 1e-4, weighting: str = "class") -> float:
+@measure("score", changed_by={"scale"}, reference="Huang et al., ICML 2022 (arXiv 2106.09362)")
+def transrate(features: Any, labels: Any, classes: int, epsilon: float = 1e-4) -> float:
     """How many nats fewer it takes to code features once their class is known: room between classes against within.
 
-    R(Z) − mean over classes of R(Z_k), with R(Z) = ½ log det(I + ZᵀZ / (n ε)) and all features centerd on the mean of
-    all. In the listing in the paper, and in tllib, classes count alike: ``weighting="class"``, the default. The
-    authors' repository weights them by their samples, ``"sample"``; only that form is never negative. The repository
-    also scales every feature to length 1 and divides by the rank, which is not done here.
+    R(Z) − mean over classes of R(Z_k), with R(Z) = ½ log det(I + ZᵀZ / (n ε)) and all features centered on the mean of
+    all. As in the listing in the paper and in tllib, classes count alike. The authors' repository weights them by their
+    samples, scales every feature to length 1 and divides by the rank, which is not done here.
 
     The value depends on the scale of the features, by about log scale a dimension: compare models with features of
     like scale, or scale them alike first.
@@ -47,30 +48,12 @@ def transrate(features: Any, labels: Any, classes: int, epsilon: float = 1e-4, w
         labels: integers 0 … classes − 1, shape (n,).
         classes: K.
         epsilon: squared distortion, in the squared unit of the features.
-        weighting: of classes, ``"class"`` or ``"sample"``.
     """
     if not epsilon > 0:
         raise MeasureError(f"epsilon must be positive, not {epsilon}; the published value is 1e-4")
-    if weighting not in ("class", "sample"):
-        raise MeasureError(f'no weighting "{weighting}"; choose "class" or "sample"')
-    samples = CenterdFeatures.of(features, labels, classes)
-    counts, dimension = samples.counts.tolist(), samples.dimension
-    if samples.samples < dimension:
-        inner = samples.all_rows()
-        inner = inner @ inner.T  # holds the Gram matrix of every class as a block
-        whole = _coding_rate(inner, samples.samples, epsilon)
-        rates = [_coding_rate(inner[index][:, index], len(index), epsilon) for index in samples.members()]
-    else:
-        whole = _coding_rate(gram((rows for rows, _ in samples.chunks()), dimension), samples.samples, epsilon)
-        rates = [
-            _coding_rate(gram(rows, dimension) if count >= dimension else _outer(torch.cat(list(rows))), count, epsilon)
-            for count, rows in zip(counts, samples.by_class(), strict=True)
-        ]
-    return whole - float(np.average(rates, weights=counts if weighting == "sample" else None))
-
-
-def _outer(rows: Tensor) -> Tensor:
-    return rows @ rows.T
+    samples = CenteredFeatures.of(features, labels, classes)
+    rates = [_coding_rate(samples.gram(index), len(index), epsilon) for index in samples.members()]
+    return _coding_rate(samples.gram(), samples.samples, epsilon) - float(np.mean(rates))
 
 
 def _coding_rate(product: Float64[Tensor, "m m"], count: int, epsilon: float) -> float:
@@ -79,12 +62,7 @@ def _coding_rate(product: Float64[Tensor, "m m"], count: int, epsilon: float) ->
     return float(torch.linalg.cholesky(identity + product / (count * epsilon)).diagonal().log().sum())
 
 
-@measure(
-    "score",
-    better="higher",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="Li et al., CVPR 2021 (arXiv 2011.11200)",
-)
+@measure("score", reference="Li et al., CVPR 2021 (arXiv 2011.11200)")
 def nleep(features: Any, labels: Any, classes: int, seed: int = 0) -> float:
     """How well clusters of the features, found without labels, foretell your labels (mean log likelihood, 0 at best).
 
@@ -104,7 +82,7 @@ def nleep(features: Any, labels: Any, classes: int, seed: int = 0) -> float:
         classes: K.
         seed: of the mixture's starting point.
     """
-    samples = CenterdFeatures.of(features, labels, classes)
+    samples = CenteredFeatures.of(features, labels, classes)
     scores, variances = principal_components(samples, energy=ENERGY)
     if not len(variances):
         return leep(np.ones((samples.samples, 1)), samples.labels.cpu(), classes)
@@ -123,12 +101,7 @@ def _mixture_posteriors(points: np.ndarray, components: int, seed: int) -> np.nd
         return GaussianMixture(components, random_state=seed).fit(points).predict_proba(points)
 
 
-@measure(
-    "score",
-    better="higher",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="Bolya, Mittapalli, Hoffman, NeurIPS 2021 (arXiv 2111.06977)",
-)
+@measure("score", reference="Bolya, Mittapalli, Hoffman, NeurIPS 2021 (arXiv 2111.06977)")
 def parc(features: Any, labels: Any, classes: int, dimensions: int = 32, images: int = 2000, seed: int = 0) -> float:
     """Whether images of one class have like features: rank correlation of distances by feature and by label (−1 … 1).
 
@@ -152,7 +125,7 @@ def parc(features: Any, labels: Any, classes: int, dimensions: int = 32, images:
     Raises:
         MeasureError: also if features vary in fewer than two directions: Pearson's r needs two values.
     """
-    samples = _drawn(CenterdFeatures.of(features, labels, classes), images, seed)
+    samples = _drawn(CenteredFeatures.of(features, labels, classes), images, seed)
     scores, variances = principal_components(samples, at_most=dimensions)
     if len(variances) < 2:
         raise MeasureError(
@@ -165,7 +138,7 @@ def parc(features: Any, labels: Any, classes: int, dimensions: int = 32, images:
     return _spearman(apart.round(12), known[first] != known[second])  # rounding must not break ties
 
 
-def _drawn(samples: CenterdFeatures, most: int, seed: int) -> CenterdFeatures:
+def _drawn(samples: CenteredFeatures, most: int, seed: int) -> CenteredFeatures:
     """At most ``most`` of the samples."""
     if samples.samples <= most:
         return samples
@@ -173,13 +146,13 @@ def _drawn(samples: CenterdFeatures, most: int, seed: int) -> CenterdFeatures:
     chosen = np.random.default_rng(seed).choice(samples.samples, most, replace=False)
     index = torch.argsort(lengths, stable=True)[torch.from_numpy(chosen).to(lengths.device)]
     left = torch.unique(samples.labels[index], return_inverse=True)[1]
-    return CenterdFeatures.of(samples.features[index], left, int(left.max()) + 1)
+    return CenteredFeatures.of(samples.features[index], left, int(left.max()) + 1)
 
 
 def _row_correlations(rows: Float64[Tensor, "n r"]) -> Float64[Tensor, "n n"]:
     """Pearson's r of every two rows; 0 for a row of equal values."""
-    centerd = rows - rows.mean(1, keepdim=True)
-    directions = torch.nn.functional.normalize(centerd, dim=1)
+    centered = rows - rows.mean(1, keepdim=True)
+    directions = torch.nn.functional.normalize(centered, dim=1)
     return directions @ directions.T
 
 
@@ -189,57 +162,25 @@ def _spearman(values: np.ndarray, flags: np.ndarray) -> float:
     return float(np.corrcoef(rankdata(values), flags)[0, 1])  # flags have two values: ranks of theirs change nothing
 
 
-@measure(
-    "score",
-    better="higher",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="Pándy et al., CVPR 2022 (arXiv 2111.12780)",
-)
-def gbc_of_features(
-    features: Any, labels: Any, classes: int, form: str = "spherical", dimensions: int = 64, floor: float = FLOOR
-) -> float:
+@measure("score", reference="Pándy et al., CVPR 2022 (arXiv 2111.12780)")
+def gbc_of_features(features: Any, labels: Any, classes: int) -> float:
     """How much classes overlap if each were a Gaussian: minus the sum of the overlaps of all pairs (0 at best).
 
     −Σ_{i≠j} exp(−D_B(i, j)), both orders of a pair counted, after reduction to 64 principal components (r if there are
-    fewer), with D_B = ⅛ Δμᵀ Σ⁻¹ Δμ + ½ ln(|Σ| / √(|Σ_i| |Σ_j|)), Σ = (Σ_i + Σ_j) / 2. ``"spherical"``: Σ_k is the mean
-    of the variances times I; ``"diagonal"``: the variances. Published code writes the determinant of a spherical Σ as
-    one variance, not its r-th power, so its second term is r times too small; ours counts all. Variances have the
-    divisor n_k, and are at least ``floor`` times the mean variance of the components: in published code 1e-4 itself,
-    which makes the value depend on the features' scale. A class with one sample has the floor for its variance.
-    With constant features all classes coincide: −K (K − 1).
+    fewer), with D_B = ⅛ Δμᵀ Σ⁻¹ Δμ + ½ ln(|Σ| / √(|Σ_i| |Σ_j|)), Σ = (Σ_i + Σ_j) / 2, Σ_k the mean of the variances
+    times I. Published code writes the determinant of Σ as one variance, not its r-th power, so its second term is r
+    times too small; ours counts all. Variances have the divisor n_k, and are at least 1e-4 times the mean variance of
+    the components: in published code 1e-4 itself, which makes the value depend on the features' scale. A class with one
+    sample has that least variance. With constant features all classes coincide: −K (K − 1).
 
     Args:
         features: shape (n, d).
         labels: integers 0 … classes − 1, shape (n,).
         classes: K.
-        form: of the classes' covariances, ``"spherical"`` or ``"diagonal"``.
-        dimensions: principal components to keep.
-        floor: smallest variance, as a share of the mean one.
     """
-    if form not in ("spherical", "diagonal"):
-        raise MeasureError(f'no form "{form}" of covariance; choose "spherical" or "diagonal"')
-    samples = CenterdFeatures.of(features, labels, classes)
-    scores, variances = principal_components(samples, at_most=dimensions)
+    samples = CenteredFeatures.of(features, labels, classes)
+    components, variances = principal_components(samples, at_most=COMPONENTS)
     if not len(variances):
         return -float(classes * (classes - 1))
-    means, spreads = [], []
-    for index in samples.members():
-        rows = scores[index]
-        means.append(rows.mean(0))
-        spreads.append((rows - rows.mean(0)).square().mean(0))
-    least = floor * variances.mean()
-    spread = torch.stack(spreads).clamp(min=least)
-    if form == "spherical":
-        spread = spread.mean(1, keepdim=True).expand_as(spread)
-    return _minus_overlaps(torch.stack(means), spread)
-
-
-def _minus_overlaps(means: Float64[Tensor, "k r"], variances: Float64[Tensor, "k r"]) -> float:
-    """−Σ_{i≠j} exp(−D_B(i, j)) of Gaussians with diagonal covariances, a class at a time to spare memory."""
-    logs, total = variances.log().sum(1), 0.0
-    for k in range(len(means) - 1):
-        both = (variances[k] + variances[k + 1 :]) / 2
-        apart = ((means[k] - means[k + 1 :]).square() / both).sum(1) / 8
-        unlike = (both.log().sum(1) - (logs[k] + logs[k + 1 :]) / 2) / 2
-        total += 2 * float((-apart - unlike).exp().sum())
-    return -total
+    moments = ClassMoments.from_features(components, samples.labels, classes)
+    return minus_overlaps(moments.means, moments.variances.clamp(min=FLOOR * variances.mean()).mean(1))

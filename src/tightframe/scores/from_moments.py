@@ -5,12 +5,12 @@ Higher is better. Scores are compared between models on the same images only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import ROUNDING, check_measurable, explained
@@ -19,18 +19,11 @@ from tightframe.metrics.registry import measure
 
 LOGME_TOLERANCE = 1e-8
 LOGME_ROUNDS = 1000
-BLOCK_BYTES = 2**20
-"""How large one table (classes × dimensions) of LogME's problems that are solved together may be."""
 USELESS = 1e12
 """α/β over the largest eigenvalue of FᵀF from which on features no longer count; and, below its inverse, noise."""
 
 
-@measure(
-    "score",
-    better="higher",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="Bao et al., ICIP 2019",
-)
+@measure("score", reference="Bao et al., ICIP 2019")
 def h_score(moments: ClassMoments) -> float:
     """How much of the spread of all features classes explain, tr(Σ_T⁺ Σ_B), between 0 and K − 1.
 
@@ -40,12 +33,7 @@ def h_score(moments: ClassMoments) -> float:
     return explained(moments, "sample")
 
 
-@measure(
-    "score",
-    better="higher",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="Ibrahim, Ponomareva, Mazumder, ECML 2022",
-)
+@measure("score", reference="Ibrahim, Ponomareva, Mazumder, ECML 2022")
 def h_score_shrunk(moments: ClassMoments) -> float:
     """H-score that few images don't saturate: covariances shrunk as Ledoit and Wolf (2004) do.
 
@@ -54,7 +42,7 @@ def h_score_shrunk(moments: ClassMoments) -> float:
     """
     check_measurable(moments)
     whole, kept = spectrum(moments, "sample"), 1 - shrinkage(moments)
-    unit = whole.values.mean()
+    unit = whole.values.sum() / moments.dimension
     if float(unit) == 0:
         return 0.0
     projected = (whole.vectors.T @ moments.between("sample")).square().sum(1)
@@ -65,47 +53,46 @@ def shrinkage(moments: ClassMoments) -> float:
     """Ledoit–Wolf intensity α for the covariance of all features: 0 keeps it, 1 leaves a multiple of the identity."""
     values, samples = spectrum(moments, "sample").values, moments.samples
     squared = values.square().sum()  # ‖Σ_T‖²
-    distance = squared - values.sum().square() / len(values)  # ‖Σ_T − tr(Σ_T)/d · I‖²
+    distance = squared - values.sum().square() / moments.dimension  # ‖Σ_T − tr(Σ_T)/d · I‖²
     noise = (moments.fourth / samples - squared) / samples
     return float((noise / distance).clamp(0, 1)) if float(distance) > EPS * float(squared) else 1.0
 
 
-@measure("score", better="higher", unchanged_by={"rotation", "offset", "scale"}, reference="Pándy et al., CVPR 2022")
-def gbc(moments: ClassMoments, form: Literal["spherical", "diagonal"] = "spherical") -> float:
+@measure("score", reference="Pándy et al., CVPR 2022")
+def gbc(moments: ClassMoments) -> float:
     """How little Gaussians fitted to the classes overlap, minus the sum over pairs of exp(−Bhattacharyya distance).
 
-    Pándy et al., CVPR 2022, in all d dimensions (the paper projects on 64 first: see ``gbc_of_features``). Spherical
-    classes have variance tr(Σ_k)/d in every direction and their log-determinants count d times; published code counts
-    them once. Variances below 1e-12 of the mean one count as that. ``"diagonal"`` depends on the axes.
+    Pándy et al., CVPR 2022, in all d dimensions (the paper projects on 64 first: see ``gbc_of_features``). Classes
+    have the variance tr(Σ_k)/d in every direction, and their log-determinants count d times; published code counts them
+    once. Variances below 1e-12 of the mean one count as that.
     """
     check_measurable(moments)
-    variances = moments.variances if form == "diagonal" else moments.variances.mean(1, keepdim=True)
-    weight = 1 if form == "diagonal" else moments.dimension  # how many directions share one variance
     floor = max(float(moments.variances.mean()) * 1e-12, torch.finfo(torch.float64).tiny)
-    variances = variances.clamp(min=floor)
-    logs = variances.log().sum(1) * weight
-    total = 0.0
-    for label in range(moments.classes - 1):
+    return minus_overlaps(moments.means, moments.variances.mean(1).clamp(min=floor))
+
+
+def minus_overlaps(means: Float64[Tensor, "k d"], variances: Float64[Tensor, " k"]) -> float:
+    """−Σ_{i≠j} exp(−D_B(i, j)) of spherical Gaussians, a class at a time to spare memory."""
+    dimension, logs, total = means.shape[1], variances.log(), 0.0
+    for label in range(len(means) - 1):
         pooled = (variances[label] + variances[label + 1 :]) / 2
-        gap = (moments.means[label] - moments.means[label + 1 :]).square()
-        apart = (gap / pooled).sum(1) / 8 if form == "diagonal" else gap.sum(1) / pooled[:, 0] / 8
-        overlap = (pooled.log().sum(1) * weight - (logs[label] + logs[label + 1 :]) / 2) / 2
-        total += float((-(apart + overlap)).exp().sum())
+        apart = (means[label] - means[label + 1 :]).square().sum(1) / pooled / 8
+        unlike = dimension * (pooled.log() - (logs[label] + logs[label + 1 :]) / 2) / 2
+        total += float((-(apart + unlike)).exp().sum())
     return -2 * total  # both orders of a pair, as published
 
 
-@measure("score", better="higher", unchanged_by={"rotation", "scale"}, reference="You et al., ICML 2021")
+@measure("score", changed_by={"offset"}, reference="You et al., ICML 2021")
 def logme(moments: ClassMoments) -> float:
     """Log evidence of Bayesian linear regression on each one-hot class, averaged, a sample.
 
     You et al., ICML 2021. Prior precision α and noise precision β are found anew for every class by MacKay's fixed
-    point, run to convergence with no added ε; all classes at once. As published, features are not centerd and there is
+    point, run to convergence with no added ε; all classes at once. As published, features are not centered and there is
     no intercept, so the value changes with their offset (not with their scale, which α takes up).
     """
     check_measurable(moments)
     problem = _OneHotRegression.of(moments)
-    evidence = torch.cat([_evidence(part) for part in problem.blocks()])
-    return float(evidence.mean() / problem.samples)
+    return float(_evidence(problem).mean() / problem.samples)
 
 
 def _evidence(problem: _OneHotRegression) -> Float64[Tensor, " k"]:
@@ -144,8 +131,8 @@ class _OneHotRegression(NamedTuple):
 
     values: Tensor  # (d,) eigenvalues of N Σ_T
     mean: Tensor  # (d,) global mean
-    cross: Tensor  # (K, d) centerd features times targets
-    outside: Tensor  # (K,) squared length of each centerd target outside the span of centerd features
+    cross: Tensor  # (K, d) centered features times targets
+    outside: Tensor  # (K,) squared length of each centered target outside the span of centered features
     counts: Tensor  # (K,)
     samples: int
 
@@ -159,21 +146,18 @@ class _OneHotRegression(NamedTuple):
         spread = counts * (1 - counts / samples)
         outside = spread - inside.sum(1)
         outside = torch.where(outside > ROUNDING * spread, outside, 0.0)
-        return cls(values, moments.global_mean @ whole.vectors, cross, outside, counts, samples)
+        seen = moments.global_mean @ whole.vectors
+        beside = (moments.global_mean - whole.vectors @ seen).norm()  # one more direction, in which nothing varies
+        values, mean, cross = pad(values, (1, 0)), torch.cat([beside[None], seen]), pad(cross, (1, 0))
+        return cls(values, mean, cross, outside, counts, samples)
 
     @property
     def largest(self) -> float:
         """No eigenvalue of FᵀF is larger; 1 where all are 0."""
         return float(self.values[-1] + self.samples * (self.mean @ self.mean)) or 1.0
 
-    def blocks(self) -> Iterator[_OneHotRegression]:
-        """The problems of a few classes at a time, whose tables of numbers stay in the processor's cache."""
-        size = max(1, BLOCK_BYTES // (8 * len(self.values)))
-        places = torch.arange(len(self.counts), device=self.counts.device)
-        return (self.only(part) for part in places.split(size))
-
     def only(self, classes: Tensor) -> _OneHotRegression:
-        """The problems of some classes (a mask, or places)."""
+        """The problems of some classes (a mask)."""
         return self._replace(cross=self.cross[classes], outside=self.outside[classes], counts=self.counts[classes])
 
     def fit(self, ratio: Float64[Tensor, " k"]) -> _Fit:

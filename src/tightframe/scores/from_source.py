@@ -21,12 +21,7 @@ SUM_TOLERANCE = 1e-3
 """How far the sum of a row may be from 1: half precision rounds each of a thousand probabilities."""
 
 
-@measure(
-    "score",
-    better="higher",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="Nguyen et al., ICML 2020 (arXiv 2002.12462)",
-)
+@measure("score", reference="Nguyen et al., ICML 2020 (arXiv 2002.12462)")
 def leep(source: Any, labels: Any, classes: int) -> float:
     """How well the model's own class probabilities foretell your labels, as a mean log likelihood (0 at best).
 
@@ -53,12 +48,7 @@ def leep(source: Any, labels: Any, classes: int) -> float:
     return total / len(labels)
 
 
-@measure(
-    "score",
-    better="higher",
-    unchanged_by={"rotation", "scale", "offset"},
-    reference="Tran, Nguyen, Hassner, ICCV 2019 (arXiv 1908.08142)",
-)
+@measure("score", reference="Tran, Nguyen, Hassner, ICCV 2019 (arXiv 1908.08142)")
 def nce(source: Any, labels: Any, classes: int) -> float:
     """How far the model's own top class settles your label: minus the entropy that remains, in nats (0 at best).
 

@@ -1,32 +1,27 @@
-"""The studies of the paper (Li et al., TMLR 2024) by name: each a short file over the jobs, to be run and changed."""
+"""The studies of the paper (Li et al., TMLR 2024) by name: each is a declaration over the jobs, to be run and changed.
 
-from tightframe.studies import (
-    across_data,
-    augmentation,
-    downstream_collapse,
-    few_shot,
-    layers,
-    methods,
-    projection_head,
-    scarce_data,
-    source_collapse,
-    tuned_layer,
-)
-from tightframe.studies.study import Study, run_study
+A study declares the points to compute and the claims to test on their rows (``evidence``) in Python, and its words,
+scales, columns and plot in ``studies.toml``; ``run_study`` does the rest. To add a study, declare it beside those it is
+like, and name it here.
+"""
+
+from tightframe.studies import relations, training, tuning
+from tightframe.studies.runner import run_study
+from tightframe.studies.study import Study
 
 STUDIES: dict[str, Study] = {
-    module.STUDY.name: module.STUDY
-    for module in (
-        downstream_collapse,
-        source_collapse,
-        projection_head,
-        augmentation,
-        few_shot,
-        layers,
-        across_data,
-        tuned_layer,
-        methods,
-        scarce_data,
+    study.name: study
+    for study in (
+        relations.DOWNSTREAM_COLLAPSE,
+        training.SOURCE_COLLAPSE,
+        training.PROJECTION_HEAD,
+        training.AUGMENTATION,
+        relations.FEW_SHOT,
+        relations.LAYERS,
+        relations.ACROSS_DATA,
+        tuning.TUNED_LAYER,
+        tuning.METHODS,
+        tuning.SCARCE_DATA,
     )
 }
 

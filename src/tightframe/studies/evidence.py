@@ -1,17 +1,21 @@
-"""What rows of a study say of a claim: a statistic with its interval, and a verdict by one rule.
+"""Evidence for a claim, read off the rows of a study: a statistic, its 95 % interval, and a verdict by one rule.
 
-A claim is *supported* where the 95 % interval of its statistic lies wholly above 0, *not supported* where it ends below
-the least effect that would matter, and else we *can't tell from this*. Statistics are written so that the claim says
-they are above 0. What is resampled or averaged over are units that could have been others: models, datasets,
-seeds; never images alone, of which there are always enough to find something.
+Every statistic is written so that it is positive if the claim holds. A claim is *supported* if the interval lies
+entirely above 0, *not supported* if it ends below the smallest effect that would matter, and *inconclusive* otherwise.
+Intervals are over units that could have been others (models, datasets, seeds), never over images alone, of which there
+are always enough to find something.
+
+A study declares claims: functions of its rows, made here by ``ranks``, ``ranks_within`` and ``gains``. A column whose
+name is written with a minus, such as ``"-nc1"``, counts negatively: lower is better.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,20 +23,66 @@ from scipy import stats
 
 from tightframe.row import Row
 
-Score = Callable[[Row], float | None]
-
-SUPPORTED, NOT_SUPPORTED, UNCLEAR = "supported", "not supported", "can't tell from this"
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 LEAST_RHO, LEAST_SHARE = 0.3, 0.005
-"""Least effects that would matter: of a rank correlation, and of an accuracy (half a point)."""
+"""Smallest effects that would matter: for a rank correlation, and for an accuracy (half a point)."""
 FEWEST, FEWEST_RANKED = 4, 3
-"""Units below which a bootstrap, and below which ranks or a standard deviation, say nothing."""
-CROSSED = ("models", "datasets")
+"""Fewest units for a bootstrap, and fewest for ranks or a standard deviation."""
 DRAWS = 1000
-VALUES = "values"
+VALUE, VALUES = "value", "values"
 RULE = (
-    "Supported: the 95 % interval of the statistic lies wholly above 0. Not supported: it ends below the least effect "
-    f"that would matter ({LEAST_RHO:g} of a correlation, {100 * LEAST_SHARE:g} points of accuracy). Else: can't tell."
+    "Supported: the 95 % interval of the statistic lies entirely above 0. Not supported: it ends below the smallest "
+    f"effect that would matter ({LEAST_RHO:g} for a correlation, {100 * LEAST_SHARE:g} points for an accuracy). "
+    "Inconclusive: anything else."
 )
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What is computed.
+
+    Attributes:
+        name: shown beside the value.
+        least: the effect below which it would not matter.
+        share: whether it is a difference of shares, shown in percentage points.
+        most: its largest possible size, where an interval ends.
+    """
+
+    name: str
+    least: float
+    share: bool = False
+    most: float = math.inf
+
+
+RHO = Statistic("Spearman's ρ", LEAST_RHO, most=1.0)
+RHO_DIFFERENCE = Statistic("difference of Spearman's ρ", LEAST_RHO)
+DIFFERENCE = Statistic("paired difference", LEAST_SHARE, share=True)
+GAP = Statistic("difference", LEAST_SHARE, share=True)
+
+
+@dataclass(frozen=True)
+class Units:
+    """What an interval is over: a name in singular and plural, and the columns that tell units apart."""
+
+    one: str
+    many: str
+    columns: tuple[str, ...]
+
+    def codes(self, rows: Iterable[Row]) -> np.ndarray:
+        """The unit of each row, numbered from 0."""
+        return codes(rows, self.columns)
+
+    def count(self, rows: Iterable[Row]) -> int:
+        """The number of units in ``rows``."""
+        return len(set(self.codes(rows)))
+
+    def counted(self, number: int) -> str:
+        """``number`` in words: "3 models"."""
+        return f"{number} {self.one if number == 1 else self.many}"
+
+
+MODELS, DATASETS = Units("model", "models", ("model",)), Units("dataset", "datasets", ("data",))
+SEEDS = Units("seed", "seeds", ("seed",))
 
 
 @dataclass(frozen=True)
@@ -40,253 +90,262 @@ class Evidence:
     """One statistic that bears on a claim.
 
     Attributes:
-        question: what being above 0 would mean.
+        question: what a positive value would mean.
         statistic: what it is.
-        value, low, high: with its 95 % interval; ``None`` where there is none.
-        units: what the interval is over, and how many there are; how many there were, where they are too few for one.
-        least: effect below which it would not matter.
-        share: whether it is a share, told in points of a percentage.
+        value, low, high: the value and its 95 % interval; ``None`` if there is none.
+        units: what the interval is over, and how many of them there are.
     """
 
     question: str
-    statistic: str
+    statistic: Statistic
     value: float | None
     low: float | None
     high: float | None
     units: str
-    least: float
-    share: bool = False
 
     @property
     def verdict(self) -> str:
-        """By the rule of the module."""
+        """Whether the claim is supported, by the rule of this module."""
         if self.low is None or self.high is None:
-            return UNCLEAR
+            return INCONCLUSIVE
         if self.low > 0:
             return SUPPORTED
-        return NOT_SUPPORTED if self.high < self.least else UNCLEAR
+        return NOT_SUPPORTED if self.high < self.statistic.least else INCONCLUSIVE
 
-    def told(self) -> dict[str, Any]:
-        """As a row of a table; shares in points."""
-        scale = 100.0 if self.share else 1.0
-        ends = {
-            name: None if (end := getattr(self, name)) is None else scale * end for name in ("value", "low", "high")
+    def row(self) -> Row:
+        """The row of a table; shares in percentage points."""
+        scale, points = (100.0, " (points)") if self.statistic.share else (1.0, "")
+        ends = {name: getattr(self, name) for name in ("value", "low", "high")}
+        return {
+            "question": self.question,
+            "statistic": self.statistic.name + points,
+            **{name: None if end is None else scale * end for name, end in ends.items()},
+            "units": self.units if self.low is not None else f"{self.units}: too few for an interval",
+            "verdict": self.verdict,
         }
-        kind = f"{self.statistic} (points)" if self.share else self.statistic
-        units = self.units if self.low is not None else f"{self.units}: too few for an interval"
-        return {"question": self.question, "statistic": kind, **ends, "units": units, "verdict": self.verdict}
 
 
-def minus(column: str) -> Score:
-    """The negative of a column, for measures of which lower is better."""
-    return lambda row: None if row.get(column) is None else -row[column]
+Claim = Callable[[Sequence[Row]], Evidence | None]
 
 
-def correlation(
-    question: str,
-    rows: Iterable[Row],
-    score: Score | str,
-    truth: Score | str,
-    *,
-    within: Sequence[str],
-    over: Sequence[str],
-    unit: str,
-    than: Score | str | None = None,
-) -> Evidence:
-    """Spearman's ρ of ``score`` and ``truth``, averaged over the groups that share the columns ``within``.
+def ranks(
+    question: str, score: str, truth: str, *, within: Sequence[str], over: Units, than: str | None = None
+) -> Claim:
+    """Spearman's ρ of two columns, averaged over groups of rows, with the interval of a bootstrap over units.
 
-    Its interval is that of a bootstrap over the units that share the columns ``over``: whatever belongs to a unit comes
-    and goes together, in all groups. Groups of fewer than three units are left out. With ``than``, the difference to
-    that score's ρ.
+    All rows of a unit are drawn together, in all groups: ten datasets on which the same six models rank alike are
+    still six models. Groups of fewer than three units are left out.
 
     Args:
-        question: what being above 0 would mean.
-        rows: those with an ``error``, or without a score or truth, are left out.
-        score: a column, or what makes a number of a row; higher is better.
-        truth: likewise.
-        within: columns that tell groups apart.
-        over: columns that tell units apart.
-        unit: what to call units.
-        than: another score.
+        question: what a positive value would mean.
+        score: a column; higher is better.
+        truth: the column that it should predict.
+        within: columns that rows of a group share.
+        over: the units.
+        than: another score, whose ρ is subtracted; rows need all three columns.
     """
-    told = "Spearman's ρ" if than is None else "difference of Spearman's ρ"
-    readers = [_reader(one) for one in (score, truth, than) if one is not None]
-    compact = _compact(rows, readers, (*within, *over))
-    groups = _grouped(compact, within)
-    known = [row for group in groups.values() if len(_grouped(group, over)) >= FEWEST_RANKED for row in group]
+    columns = [score, truth, *([] if than is None else [than])]
+    statistic = RHO if than is None else RHO_DIFFERENCE
 
-    def statistic(drawn: Sequence[Row]) -> float:
-        found = [group for group in _grouped(drawn, within).values() if len(_grouped(group, over)) >= FEWEST_RANKED]
-        return _mean([_rho(group) for group in found])
+    def claim(rows: Sequence[Row]) -> Evidence:
+        known = _numbers(rows, columns, (*within, *over.columns))
+        groups = [group for group in grouped(known, within).values() if over.count(group) >= FEWEST_RANKED]
+        ranked = [row for group in groups for row in group]
+        if not ranked:
+            return Evidence(question, statistic, None, None, None, over.counted(over.count(known)))
+        values, group, unit = _values(ranked), codes(ranked, within), over.codes(ranked)
 
-    if not known:
-        return Evidence(question, told, None, None, None, _counted(len(_grouped(compact, over)), unit), LEAST_RHO)
-    return bootstrap(question, told, known, statistic, over=over, unit=unit, least=LEAST_RHO)
+        def mean_rho(drawn: np.ndarray) -> float:
+            parts = [drawn[group[drawn] == one] for one in range(group.max() + 1)]
+            found = [_rho(values[part]) for part in parts if len(set(unit[part])) >= FEWEST_RANKED]
+            return finite_mean(found)
 
+        return bootstrap(question, statistic, ranked, mean_rho, over)
 
-def correlations(
-    rows: Iterable[Row], score: Score | str, truth: Score | str, within: Sequence[str]
-) -> dict[Hashable, float]:
-    """Spearman's ρ in each group of three rows or more that share the columns ``within``; see ``correlation``."""
-    groups = _grouped(_compact(rows, [_reader(score), _reader(truth)], within), within)
-    found = {key: _rho(group) for key, group in groups.items() if len(group) >= FEWEST_RANKED}
-    return {key: value for key, value in found.items() if math.isfinite(value)}
+    return claim
 
 
-def differences(
-    rows: Iterable[Row],
-    value: Score | str,
+def ranks_within(
+    question: str, score: str, truth: str, *, within: Sequence[str], over: Sequence[Units] = (MODELS, DATASETS)
+) -> Claim:
+    """Spearman's ρ of two columns in each group of rows that share the columns ``within``, averaged; see ``mean``."""
+
+    def claim(rows: Sequence[Row]) -> Evidence:
+        groups = grouped(_numbers(rows, (score, truth), within), within)
+        ranked = {key: group for key, group in groups.items() if len(group) >= FEWEST_RANKED}
+        cells = [dict(zip(within, key, strict=True)) | {VALUE: _rho(_values(group))} for key, group in ranked.items()]
+        return mean(question, RHO, cells, over)
+
+    return claim
+
+
+def gains(
+    question: str,
+    value: str,
     by: str,
     first: Sequence[Any],
     second: Sequence[Any],
+    *,
     pairs: Sequence[str],
-) -> dict[Hashable, float]:
-    """How much higher ``value`` is where column ``by`` is in ``first`` than where it is in ``second``.
+    over: Sequence[Units] = (MODELS, DATASETS),
+    statistic: Statistic = DIFFERENCE,
+    handicap: float = 0.0,
+) -> Claim:
+    """How much higher ``value`` is where column ``by`` is in ``first`` than where it is in ``second``; see ``mean``.
 
-    Rows that agree in the columns ``pairs`` are compared, by their means where there are several; the key is what those
-    columns hold.
+    Rows that share the columns ``pairs`` are compared, by their means if there are several. ``handicap`` is added to
+    each difference.
     """
-    read, found = _reader(value), dict[Hashable, float]()
-    known = [row for row in rows if "error" not in row and _number(read(row))]
-    for key, group in _grouped(known, pairs).items():
-        ours, theirs = ([float(read(row) or 0.0) for row in group if row[by] in side] for side in (first, second))
-        if ours and theirs:
-            found[key] = _mean(ours) - _mean(theirs)
-    return found
+
+    def claim(rows: Sequence[Row]) -> Evidence:
+        cells = []
+        for key, group in grouped(_numbers(rows, [value], (*pairs, by)), pairs).items():
+            ours, theirs = ([row[VALUES][0] for row in group if row[by] in side] for side in (first, second))
+            if ours and theirs:
+                gain = float(np.mean(ours) - np.mean(theirs)) + handicap
+                cells.append(dict(zip(pairs, key, strict=True)) | {VALUE: gain})
+        return mean(question, statistic, cells, over)
+
+    return claim
+
+
+def among(select: Callable[[Sequence[Row]], Sequence[Row]], *claims: Claim) -> tuple[Claim, ...]:
+    """The claims, about selected rows."""
+    return tuple(partial(lambda claim, rows: claim(select(rows)), claim) for claim in claims)
+
+
+def only(**labels: Any) -> Callable[[Sequence[Row]], Sequence[Row]]:
+    """Selects the rows with these labels, for ``among``."""
+    return lambda rows: [row for row in rows if all(row[name] == value for name, value in labels.items())]
+
+
+def if_known(claim: Claim) -> Claim:
+    """The claim, left out if its statistic can't be computed."""
+
+    def known(rows: Sequence[Row]) -> Evidence | None:
+        found = claim(rows)
+        return found if found is not None and found.value is not None else None
+
+    return known
 
 
 def bootstrap(
     question: str,
-    told: str,
+    statistic: Statistic,
     rows: Sequence[Row],
-    statistic: Callable[[Sequence[Row]], float],
-    *,
-    over: Sequence[str],
-    unit: str,
-    least: float,
-    share: bool = False,
+    compute: Callable[[np.ndarray], float],
+    over: Units,
 ) -> Evidence:
-    """A statistic of rows, with the 95 % percentile interval of a bootstrap over units that share the columns ``over``.
+    """A statistic of rows, given by their indices, with the 95 % percentile interval of a bootstrap over units.
 
-    There is none where the statistic is not finite, or units are few. The statistic must be able to fall on either
-    side of 0: an interval of what can't be negative says nothing.
+    There is no interval if the statistic is not finite or units are few. The statistic must be able to fall on either
+    side of 0: the interval of one that can't be negative says nothing.
     """
-    value, units = statistic(rows), list(_grouped(rows, over).values())
+    value, unit = compute(np.arange(len(rows))), over.codes(rows)
+    units = [np.flatnonzero(unit == one) for one in range(over.count(rows))]
     if not math.isfinite(value) or len(units) < FEWEST:
-        return Evidence(question, told, _known(value), None, None, _counted(len(units), unit), least, share)
+        known = value if math.isfinite(value) else None
+        return Evidence(question, statistic, known, None, None, over.counted(len(units)))
     generator = np.random.default_rng(0)
-    draws = []
-    for _ in range(DRAWS):
-        chosen = generator.integers(0, len(units), len(units))
-        draws.append(statistic([row for at in chosen for row in units[at]]))
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Evidence(question, told, value, float(low), float(high), _counted(len(units), unit), least, share)
+    drawn = (generator.integers(0, len(units), len(units)) for _ in range(DRAWS))
+    values = [compute(np.concatenate([units[one] for one in chosen])) for chosen in drawn]
+    low, high = map(float, np.nanquantile(values, [0.025, 0.975]))
+    return Evidence(question, statistic, value, low, high, over.counted(len(units)))
 
 
-def over_units(
-    question: str, told: str, values: Iterable[float], unit: str, least: float, share: bool = False
-) -> Evidence:
-    """The mean of one value a unit, with Student's t interval where there are three or more."""
-    known = list(values)
-    mean, low, high = mean_and_ends(known)
-    return Evidence(question, told, _known(mean), low, high, _counted(len(known), unit), least, share)
+def mean(question: str, statistic: Statistic, cells: Sequence[Row], over: Sequence[Units]) -> Evidence:
+    """The mean of the ``VALUE`` of cells, with an interval for other units of each kind.
 
-
-def crossed(
-    question: str, told: str, cells: Mapping[Any, float], least: float, share: bool = False, most: float = math.inf
-) -> Evidence:
-    """The mean of values of (model, dataset, …), with an interval for other models and for other sets.
-
-    Every model meets every set, so cells are not independent: the interval is the wider one of Student's t over the
-    means of models and over the means of sets. Of which there are fewer than three, the interval is not over those,
-    but for just those; ``most`` is as far as it can reach.
+    Where every model meets every dataset, cells are not independent: the interval is the widest of Student's t over
+    the means of models and over the means of datasets. It says nothing of units of which there are fewer than three.
     """
-    sides = [_averaged_by(cells, at) for at in (0, 1)]
-    mean = _mean(sides[0])
-    ends = [mean_and_ends(side)[1:] for side in sides if len(side) >= FEWEST_RANKED]
-    low, high = max(ends, key=lambda end: (end[1] or 0) - (end[0] or 0)) if ends else (None, None)
-    units = ", ".join(_counted(len(side), unit) for side, unit in zip(sides, CROSSED, strict=True))
-    if low is not None and high is not None:
-        low, high = max(low, -most), min(high, most)
-    return Evidence(question, told, _known(mean), low, high, units, least, share)
-
-
-def _averaged_by(cells: Mapping[Any, float], at: int) -> list[float]:
-    """Means of the cells that share the part ``at`` of their key, each other part counting the same."""
-    model_and_set: dict[tuple[Any, Any], list[float]] = defaultdict(list)
-    for key, value in cells.items():
-        model_and_set[key[0], key[1]].append(value)
-    by_side: dict[Any, list[float]] = defaultdict(list)
-    for pair, values in model_and_set.items():
-        by_side[pair[at]].append(_mean(values))
-    return [_mean(values) for values in by_side.values()]
+    known = [cell for cell in cells if math.isfinite(cell[VALUE])]
+    crossed = averaged(known, [column for units in over for column in units.columns], [VALUE])
+    sides = [averaged(crossed, units.columns, [VALUE]) for units in over]
+    counts = ", ".join(units.counted(len(side)) for units, side in zip(over, sides, strict=True))
+    if not known:
+        return Evidence(question, statistic, None, None, None, counts)
+    means = [averaged(side, (), [VALUE])[0] for side in sides]
+    ends = [(one[f"{VALUE}_low"], one[f"{VALUE}_high"]) for one in means if one[f"{VALUE}_low"] is not None]
+    if not ends:
+        return Evidence(question, statistic, means[0][VALUE], None, None, counts)
+    low, high = max(ends, key=lambda end: end[1] - end[0])
+    low, high = max(low, -statistic.most), min(high, statistic.most)
+    return Evidence(question, statistic, means[0][VALUE], low, high, counts)
 
 
 def averaged(rows: Sequence[Row], by: Sequence[str], measures: Sequence[str]) -> list[Row]:
-    """Rows that agree in the columns ``by``, averaged; ends of intervals over them where they are several."""
+    """Means over rows that share the columns ``by``, each with its 95 % interval and the number of rows (``times``).
+
+    The interval is Student's t; its ends are ``None`` for fewer than three rows.
+    """
     made = []
-    for key, group in _grouped([row for row in rows if "error" not in row], by).items():
+    for key, group in grouped(rows, by).items():
         one: Row = dict(zip(by, key, strict=True)) | {"times": len(group)}
         for measure in measures:
-            known = [row[measure] for row in group if row.get(measure) is not None]
-            mean, low, high = mean_and_ends(known) if known else (None, None, None)
-            one |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
+            known = [value for row in group if (value := _number(row, measure)) is not None]
+            low, high = student_interval(known)
+            one |= {measure: float(np.mean(known)) if known else None, f"{measure}_low": low, f"{measure}_high": high}
         made.append(one)
     return made
 
 
-def mean_and_ends(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean, and the ends of Student's t interval where there are three values or more: that of two says nothing."""
-    mean = _mean(values)
+def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval of a mean; none for fewer than three values."""
     if len(values) < FEWEST_RANKED:
-        return mean, None, None
+        return None, None
+    middle = float(np.mean(values))
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return mean, mean - half, mean + half
+    return middle - half, middle + half
 
 
-def _compact(rows: Iterable[Row], readers: Sequence[Score], labels: Sequence[str]) -> list[Row]:
-    """Of the rows for which all readers have a number: the labels, and these numbers."""
-    good = [(row, [read(row) for read in readers]) for row in rows if "error" not in row]
-    return [{name: row[name] for name in labels} | {VALUES: of} for row, of in good if all(map(_number, of))]
+def _number(row: Row, column: str) -> float | None:
+    """The finite number in a column, negated if the column is written with a minus."""
+    value = row.get(column.removeprefix("-"))
+    if value is None or not math.isfinite(value):
+        return None
+    return -float(value) if column.startswith("-") else float(value)
 
 
-def _grouped(rows: Iterable[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by what they share."""
+def _numbers(rows: Iterable[Row], columns: Sequence[str], labels: Sequence[str]) -> list[Row]:
+    """The labels of the rows that have a number in each column, and these numbers."""
+    found = [(row, [_number(row, column) for column in columns]) for row in rows]
+    return [{name: row[name] for name in labels} | {VALUES: of} for row, of in found if None not in of]
+
+
+def _values(numbers: Sequence[Row]) -> np.ndarray:
+    return np.array([row[VALUES] for row in numbers], float)
+
+
+def grouped(rows: Iterable[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by what they have in ``columns``, in the order in which they come."""
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[tuple(row[column] for column in columns)].append(row)
     return groups
 
 
-def _rho(group: Sequence[Row]) -> float:
-    """ρ of the first two numbers of compact rows; less that of the third and second, where there are three."""
-    ranks = stats.rankdata(np.array([row[VALUES] for row in group], float), axis=0).T
-    found = [_pearson(score, ranks[1]) for score in (ranks[0], *ranks[2:])]
+def codes(rows: Iterable[Row], columns: Sequence[str]) -> np.ndarray:
+    """A number for each row, from 0, the same for rows that have the same in ``columns``."""
+    seen: dict[tuple[Any, ...], int] = {}
+    return np.array([seen.setdefault(tuple(row[column] for column in columns), len(seen)) for row in rows], int)
+
+
+def finite_mean(values: Iterable[float]) -> float:
+    """The mean of the finite values, NaN if there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def _rho(values: np.ndarray) -> float:
+    """ρ of the first two columns of (n, 2) values, less that of the third and second if there is a third."""
+    others = values[:, None]
+    ranked = ((values > others).sum(0) + (values >= others).sum(0)).T  # 2 rank - 1, of ties the mean: SciPy takes long
+    found = [_pearson(score, ranked[1]) for score in (ranked[0], *ranked[2:])]
     return found[0] - found[1] if len(found) == 2 else found[0]
 
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> float:
     first, second = first - first.mean(), second - second.mean()
-    length = math.sqrt(float(first @ first) * float(second @ second))
+    length = math.sqrt((first @ first) * (second @ second))
     return float(first @ second) / length if length > 0 else math.nan
-
-
-def _reader(score: Score | str) -> Score:
-    return (lambda row: row.get(score)) if isinstance(score, str) else score
-
-
-def _counted(count: int, unit: str) -> str:
-    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
-
-
-def _number(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None

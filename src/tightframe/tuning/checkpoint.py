@@ -1,7 +1,8 @@
-"""The saved folder: ``tightframe.json`` and ``tuned.safetensors``, holding what was trained and nothing else.
+"""The saved folder: ``tightframe.json`` and ``tuned.safetensors``, which hold what was trained and nothing else.
 
-The base model is not inside. Its hash is, and loading onto other weights is refused. Nothing read here can run
-code: JSON and safetensors only, every name, shape and type compared with what the model expects before use.
+It holds the hash of the base model in place of its weights, and can't be loaded onto other weights. Nothing read here
+can run code: there are only JSON and safetensors, and every name, shape and type is compared with what the model
+expects before use.
 
 For LoRA peft's ``adapter_config.json`` and ``adapter_model.safetensors`` take the place of ``tuned.safetensors``. With
 them peft makes the same of a plain model, where that could say the same (see ``jobs.merge``). The configuration is
@@ -33,11 +34,11 @@ DESCRIPTION, TENSORS = "tightframe.json", "tuned.safetensors"
 
 @dataclass(frozen=True)
 class Description:
-    """What ``tightframe.json`` says.
+    """The content of ``tightframe.json``.
 
     Attributes:
-        backbone: the arguments of ``load_backbone`` that made the base model.
-        weights: a hash of its weights.
+        backbone: arguments of ``load_backbone`` that build the base model.
+        weights: hash of the base model's weights.
         method: name of the tuning method.
         block: name of the tuned block, ``None`` for methods without.
         pool: how tokens are pooled.
@@ -83,9 +84,11 @@ def read(folder: Path) -> Description:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SavedError(
-            f"{folder} holds no {DESCRIPTION}; give the folder that `tightframe tune --out` wrote"
-        ) from None
+        saved = ", ".join(str(entry.parent) for entry in sorted(folder.glob(f"*/{DESCRIPTION}")))
+        instead = (
+            f"give one of the tuned models in it: {saved}" if saved else "give the folder that `tightframe tune` wrote"
+        )
+        raise SavedError(f"{folder} holds no {DESCRIPTION}; {instead}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise SavedError(f"{path} can't be read ({type(error).__name__}); it is damaged") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:

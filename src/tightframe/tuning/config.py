@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tightframe.errors import SettingsError
+from tightframe.features.augment import Augment, Augmentation
 from tightframe.processes import together
-from tightframe.tuning.augment import Augment, Augmentation
 from tightframe.tuning.lora import layer_norm_only
 from tightframe.tuning.methods import Method
 from tightframe.tuning.recipe import ClassWeights, Recipe
@@ -102,6 +102,8 @@ class TrainConfig:
         for name in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(f"{option(name)} is {getattr(self, name):g}; it must be 0 or more and below 1")
+        if not 0 <= self.seed < 2**63:
+            raise SettingsError(f"--seed is {self.seed}; it must be 0 or more and below 2 to the 63")
         if not 0 < self.validation_share < 1:
             raise SettingsError(f"--validation-share is {self.validation_share:g}; it must lie between 0 and 1")
         largest = torch.finfo(torch.float32).max  # also refuses NaN, which no comparison holds for

@@ -1,7 +1,7 @@
-"""Where rows of training are also told as they come: a JSONL file, TensorBoard, Weights & Biases, MLflow.
+"""Where the rows of training are told as they come: ``log.jsonl``, TensorBoard, Weights & Biases, MLflow.
 
-Each trial is a series of its own, named by phase, rate and decay. A run that was resumed tells the epochs done before
-once more, so that every log is whole by itself.
+All but the first are trackers of Hugging Face Accelerate. Each trial is a series, whose name stands in front of its
+numbers. A run that was resumed tells the rows of the epochs done before once more, so that every log is whole.
 """
 
 from __future__ import annotations
@@ -12,43 +12,52 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tightframe.errors import SettingsError, TightframeError
+from tightframe.errors import PackageMissing, SettingsError, TightframeError
 from tightframe.processes import is_first
+from tightframe.row import Row
 
-Row = dict[str, Any]
 Tell = Callable[[str, Row], None]
 """Takes the name of a series and a row of it, whose ``epoch`` counts from 1."""
-
-
-class LogMissing(TightframeError, ModuleNotFoundError):
-    """A log was asked for, and the package that keeps it is not there."""
+TRACKERS = {
+    "tensorboard": "see that the folder of the result can be written to",
+    "wandb": "run `wandb login`, or set WANDB_MODE=offline",
+    "mlflow": "set MLFLOW_TRACKING_URI to a server or a database that can be reached",
+}
+"""Names of trackers, and what to do where one can't start."""
 
 
 class LogFailed(TightframeError):
-    """A log was asked for, and its package can't keep it."""
+    """A log was asked for, and its package can't start it."""
 
 
 @contextmanager
 def logging_to(names: Sequence[str], folder: Path | None, title: str, settings: Mapping[str, Any]) -> Iterator[Tell]:
-    """Open the logs called ``names``; what it gives tells a row to all of them.
+    """Open ``log.jsonl`` and the trackers called ``names``, and yield the function that tells a row to all of them.
 
     Args:
-        names: of ``LOGS``.
-        folder: that ``jsonl`` and ``tensorboard`` are written into.
-        title: of the run.
-        settings: of the run, flat.
+        names: names in ``TRACKERS``.
+        folder: the folder of ``log.jsonl`` and of TensorBoard's files; without it there is neither.
+        title: name of the run.
+        settings: settings of the run, flat.
 
     Raises:
-        SettingsError: no such log, or one that needs a folder has none.
-        LogMissing: its package is not installed.
+        SettingsError: there is no such log, or TensorBoard has no folder.
+        PackageMissing: Accelerate or the tracker's package is not installed.
+        LogFailed: a tracker can't start.
     """
     check(names, folder)
+    tells: list[Tell] = []
     with ExitStack() as stack:
-        wanted = dict.fromkeys(names) if is_first() else ()
-        tells = [stack.enter_context(LOGS[name](folder, title, settings)) for name in wanted]
+        if is_first() and folder is not None:
+            tells.append(partial(_write, stack.enter_context((folder / "log.jsonl").open("w", encoding="utf-8"))))
+        for name in dict.fromkeys(names) if is_first() else ():
+            tracker = _started(name, folder, title, settings)
+            stack.callback(tracker.finish)
+            tells.append(partial(_track, tracker))
 
         def tell(series: str, row: Row) -> None:
             for one in tells:
@@ -58,115 +67,59 @@ def logging_to(names: Sequence[str], folder: Path | None, title: str, settings: 
 
 
 def check(names: Sequence[str], folder: Path | None) -> None:
-    """Raise ``SettingsError`` for names of no log, and for a log that has no folder to be in."""
+    """Raise ``SettingsError`` for names of no log, and for TensorBoard without a folder."""
     for name in names:
-        if name not in LOGS:
-            raise SettingsError(f'no log "{name}"; choose {", ".join(LOGS)}')
-        if folder is None and name in IN_FOLDER:
-            raise SettingsError(f"the log {name} is kept in the folder of the result: give one with --out (out=…)")
+        if name not in TRACKERS:
+            raise SettingsError(f'no log "{name}"; choose {", ".join(TRACKERS)} (log.jsonl is always written to --out)')
+        if folder is None and name == "tensorboard":
+            raise SettingsError("the log tensorboard is kept in the folder of the result: give one with --out (out=…)")
 
 
-@contextmanager
-def _jsonl(folder: Path, title: str, settings: Mapping[str, Any]) -> Iterator[Tell]:
-    with (folder / "log.jsonl").open("w", encoding="utf-8") as file:
-
-        def tell(series: str, row: Row) -> None:
-            known = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-            file.write(json.dumps({"series": series, **known}) + "\n")
-            file.flush()
-
-        yield tell
+def _write(file: TextIO, series: str, row: Row) -> None:
+    known = {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in row.items()}
+    file.write(json.dumps({"series": series, **known}) + "\n")
+    file.flush()
 
 
-@contextmanager
-def _tensorboard(folder: Path, title: str, settings: Mapping[str, Any]) -> Iterator[Tell]:
-    _need("tensorboard", "tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
+def _track(tracker: Any, series: str, row: Row) -> None:
+    numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and math.isfinite(value)}
+    epoch = numbers.pop("epoch")
+    named = {re.sub(r"[^\w\-. /]", "_", f"{series}/{key}"): float(value) for key, value in numbers.items()}
+    if tracker.name == "wandb":  # its own steps never go back, as epochs do from one series to the next
+        tracker.log({"epoch": epoch, **named})
+    else:
+        tracker.log(named, step=epoch)
 
-    writers: dict[str, SummaryWriter] = {}
 
-    def tell(series: str, row: Row) -> None:
-        if series not in writers:
-            shutil.rmtree(folder / "tensorboard" / series, ignore_errors=True)  # of a run that was stopped
-            writers[series] = SummaryWriter(str(folder / "tensorboard" / series))
-            writers[series].add_text("settings", json.dumps(dict(settings), indent=1, default=str))
-        for key, value in _numbers(row).items():
-            writers[series].add_scalar(key, value, row["epoch"])
-        writers[series].flush()
-
+def _started(name: str, folder: Path | None, title: str, settings: Mapping[str, Any]) -> Any:
+    """The tracker called ``name``, which has been told the settings."""
     try:
-        yield tell
-    finally:
-        for writer in writers.values():
-            writer.close()
-
-
-@contextmanager
-def _wandb(folder: Path | None, title: str, settings: Mapping[str, Any]) -> Iterator[Tell]:
-    wandb = _need("wandb", "wandb")
-    where = str(folder) if folder else None
-    with _starting("wandb", "run `wandb login`, or set WANDB_MODE=offline"):
-        run = wandb.init(project="tightframe", name=title, config=dict(settings), dir=where)
-    run.define_metric("epoch")
-    run.define_metric("*", step_metric="epoch")
-    try:
-        yield lambda series, row: run.log(
-            {"epoch": row["epoch"]} | {f"{series}/{key}": value for key, value in _numbers(row).items()}
-        )
-    finally:
-        run.finish()
-
-
-@contextmanager
-def _mlflow(folder: Path | None, title: str, settings: Mapping[str, Any]) -> Iterator[Tell]:
-    mlflow = _need("mlflow", "mlflow")
-    with _starting("mlflow", "set MLFLOW_TRACKING_URI to a server or a database that is there"):
-        client = mlflow.MlflowClient()
-        experiment = mlflow.set_experiment("tightframe").experiment_id
-        run = client.create_run(experiment, run_name=title).info.run_id
-        for key, value in settings.items():
-            client.log_param(run, key, value)
-    status = "FAILED"
-
-    def tell(series: str, row: Row) -> None:
-        for key, value in _numbers(row).items():
-            client.log_metric(run, re.sub(r"[^\w\-. /]", "_", f"{series}/{key}"), value, step=row["epoch"])
-
-    try:
-        yield tell
-        status = "FINISHED"
-    finally:
-        client.set_terminated(run, status)
-
-
-LOGS: dict[str, Callable[..., Any]] = {
-    "jsonl": _jsonl,
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "mlflow": _mlflow,
-}
-IN_FOLDER = ("jsonl", "tensorboard")
-
-
-@contextmanager
-def _starting(name: str, advice: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # whatever its package raises
+        tracker = _tracker(name, folder, title)
+        tracker.start()
+        tracker.store_init_configuration({key: _flat(value) for key, value in settings.items()})
+        if name == "wandb":
+            tracker.tracker.define_metric("*", step_metric="epoch")
+    except ImportError as error:
+        raise PackageMissing(f"the log {name} can't start ({error}): pip install accelerate {name}") from error
+    except Exception as error:  # whatever the tracker's package raises
         why = str(error).strip().splitlines() or [type(error).__name__]
-        raise LogFailed(f"the log {name} can't start ({why[0]}): {advice}") from error
+        raise LogFailed(f"the log {name} can't start ({why[0]}): {TRACKERS[name]}") from error
+    return tracker
 
 
-def _need(module: str, package: str) -> Any:
-    import importlib
+def _tracker(name: str, folder: Path | None, title: str) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise LogMissing(f"the log {module} needs a package that is not here: pip install {package}") from error
+    PartialState()  # which trackers ask whether this is the first process
+    if name == "wandb":
+        return WandBTracker("tightframe", name=title, dir=folder)
+    if name == "mlflow":
+        return MLflowTracker("tightframe", run_name=title)
+    assert folder is not None, "checked"
+    shutil.rmtree(folder / name, ignore_errors=True)  # of a run that was stopped
+    return TensorBoardTracker(name, folder)
 
 
-def _numbers(row: Row) -> dict[str, float]:
-    """Its finite numbers, the epoch left out."""
-    kept = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "epoch"}
-    return {key: float(value) for key, value in kept.items() if math.isfinite(value)}
+def _flat(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float) else str(value)

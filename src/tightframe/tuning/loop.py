@@ -24,7 +24,7 @@ from torch.nn import functional
 from tightframe.errors import MeasureError, TightframeError
 from tightframe.features.precision import autocast, sent
 from tightframe.metrics.collapse import nc1
-from tightframe.metrics.quick import moments_along_means
+from tightframe.metrics.summary import moments_along_means
 from tightframe.processes import Team, together
 from tightframe.row import Row
 from tightframe.tuning.batch_norm import synchronized

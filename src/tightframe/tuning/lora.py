@@ -1,52 +1,56 @@
-"""LoRA (Hu et al., ICLR 2022) through peft: a trained map of low rank beside each frozen one, saved in peft's format.
+"""LoRA (Hu et al., ICLR 2022) through peft: a trained low-rank map beside frozen ones, saved in peft's format.
 
-Which maps: the ``nn.Linear`` of a model that has some, and layer norm and no batch norm (transformers, ConvNeXt); of
-any other its ``nn.Linear`` and its ``nn.Conv2d`` that are not grouped. Only modules of exactly these types, since what
-derives from them computes something else, and only those that the model calls: one whose weight it reads by itself
-would be adapted without effect. The head is none of them.
+Models with layer norm and no batch norm (transformers, ConvNeXt) are adapted in their ``nn.Linear`` modules, if they
+have any; all others in ``nn.Linear`` and in ``nn.Conv2d`` without groups. Subclasses of these are left alone, since
+they compute something else, and so are modules that the model never calls: where it only reads a module's weight,
+LoRA would have no effect. The head is not adapted.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tightframe.backbone import Backbone
-from tightframe.errors import SettingsError, TightframeError
+from tightframe.errors import SettingsError, needed_by
+from tightframe.features.taps import submodule
 from tightframe.tuning.batch_norm import batch_norms
-from tightframe.tuning.places import Place, place_of_head, put
 
 RANK, ALPHA = 8, 16
-"""Rank and α of Hu et al.'s RoBERTa large: the sum is scaled by α / rank = 2."""
+"""Rank and α as for Hu et al.'s RoBERTa large: the low-rank map is scaled by α / rank = 2."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""What peft calls its files."""
+"""Names of peft's files."""
 PREFIX = "base_model.model."
-"""What peft puts before the names of a model's modules."""
+"""Prefix of a model's module names in peft."""
 
 
-class LoraMissing(TightframeError, ModuleNotFoundError):
-    """LoRA was asked for, and peft is not there."""
+class Place(NamedTuple):
+    """A module and its dotted name in a model."""
+
+    name: str
+    module: nn.Module
 
 
 def adapt(base: nn.Module, backbone: Backbone) -> None:
-    """Put LoRA into ``base``, a copy of the backbone without its head, which computes the same as before.
+    """Insert LoRA into ``base``, whose outputs stay the same until it is trained.
 
     Args:
-        base: changed in place.
-        backbone: what it is a copy of.
+        base: a copy of the backbone without its head; changed in place.
+        backbone: the backbone.
 
     Raises:
-        LoraMissing: ``pip install tightframe[lora]`` is needed.
+        PackageMissing: ``pip install 'tightframe[lora]'`` is needed.
         SettingsError: there is nothing to adapt.
     """
-    peft = _peft()
+    with needed_by("method lora", "lora"):
+        import peft
     names = _adaptable(base, backbone)
     if not names:
         raise SettingsError(
@@ -60,25 +64,25 @@ def adapt(base: nn.Module, backbone: Backbone) -> None:
 
 
 def adapters(base: nn.Module) -> list[nn.Parameter]:
-    """The parameters that ``adapt`` put in."""
+    """The parameters that ``adapt`` inserted."""
     return [parameter for _, layer in _layers(base) for name, parameter in layer.named_parameters() if "lora_" in name]
 
 
 def merge(base: nn.Module) -> None:
-    """Add what LoRA learned to the weights of ``base``, in place, and leave its own modules only."""
+    """Merge LoRA into the weights of ``base``, in place, and remove LoRA's own modules."""
     for name, layer in list(_layers(base)):
         layer.merge()
-        put(base, name, layer.get_base_layer())
+        base.set_submodule(name, layer.get_base_layer())
     del base.peft_config
 
 
 def layer_norm_only(module: nn.Module) -> bool:
-    """Whether there is layer norm in it and no batch norm."""
+    """Whether the model has layer norm and no batch norm."""
     return any(isinstance(member, nn.LayerNorm) for member in module.modules()) and not batch_norms(module)
 
 
 def config_text(base: nn.Module, backbone: Backbone) -> str:
-    """The configuration that peft needs to load what was trained, in its own JSON; no name of a file is in it."""
+    """The configuration by which peft loads what was trained, as JSON without the name of any file."""
     place = _place(backbone)
     config: Any = base.peft_config["default"]  # type: ignore[index]
     told = replace(config, inference_mode=True, modules_to_save=[place.name] if place else None)
@@ -86,9 +90,10 @@ def config_text(base: nn.Module, backbone: Backbone) -> str:
 
 
 def as_peft(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """``changed_state`` of an adapted model by the names that peft gives it, sharing memory.
+    """The ``changed_state`` of an adapted model under peft's names; tensors share memory with the model.
 
-    The head goes where the plain model has it. Where peft can't put it there, it keeps its name and is passed over.
+    The head is named after its place in the plain model. Where peft can't put it there, it keeps its own name, which
+    peft ignores.
     """
     place = _place(backbone)
     return dict(_as_peft(name, tensor, place) for name, tensor in tensors.items())
@@ -105,15 +110,30 @@ def _as_peft(name: str, tensor: Tensor, place: Place | None) -> tuple[str, Tenso
     return f"{PREFIX}{place.name}.{within}", tensor[..., None, None] if convolution else tensor
 
 
+def place_of_head(backbone: Backbone) -> Place | None:
+    """Where a plain model has its head; in a model of timm's without one, where timm would put it.
+
+    ``None`` where there is no place for a head.
+    """
+    if backbone.head:
+        return Place(backbone.head, submodule(backbone.module, backbone.head))
+    if not hasattr(backbone.module, "reset_classifier"):
+        return None
+    headed: Any = copy.deepcopy(backbone.module)
+    headed.reset_classifier(2)
+    head = headed.get_classifier()
+    return next((Place(name, module) for name, module in headed.named_modules() if name and module is head), None)
+
+
 def _place(backbone: Backbone) -> Place | None:
-    """Where peft is to put the head; ``None`` where it would take others for it, since it goes by how names end."""
+    """Where peft shall put the head; ``None`` if other modules have names that end alike, which peft would confuse."""
     place = place_of_head(backbone)
     names = {name for name, _ in backbone.module.named_modules()}
     return place if place and not any(name.endswith(place.name) for name in names - {place.name}) else None
 
 
 def _adaptable(base: nn.Module, backbone: Backbone) -> list[str]:
-    """Names of the modules that LoRA goes beside; see the module."""
+    """Names of the modules that are adapted (see the top of this file)."""
     called = dict(_called(base, backbone))
     linear = [name for name, module in called.items() if type(module) is nn.Linear]
     if linear and layer_norm_only(base):
@@ -122,7 +142,7 @@ def _adaptable(base: nn.Module, backbone: Backbone) -> list[str]:
 
 
 def _plain_convolution(module: nn.Module) -> bool:
-    """Whether peft's sum for it is right: it knows of stride and padding, and can't merge groups."""
+    """Whether peft adapts this module correctly: it handles stride and padding, but not dilation or groups."""
     return (
         type(module) is nn.Conv2d
         and module.groups == 1
@@ -132,7 +152,7 @@ def _plain_convolution(module: nn.Module) -> bool:
 
 
 def _called(base: nn.Module, backbone: Backbone) -> list[tuple[str, nn.Module]]:
-    """Modules that run for a blank image, in the order of their names."""
+    """Modules that run on a blank image, with their names."""
     device = next((parameter.device for parameter in base.parameters()), None)
     ran = set[nn.Module]()
     handles = [module.register_forward_pre_hook(lambda m, _: ran.add(m)) for module in base.modules()]
@@ -149,14 +169,3 @@ def _layers(base: nn.Module) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer))
-
-
-def _peft() -> ModuleType:
-    try:
-        import peft
-    except ImportError as error:
-        raise LoraMissing(
-            f"method lora needs peft, and it can't be imported ({error}): pip install 'tightframe[lora]'",
-            name=error.name,
-        ) from error
-    return peft

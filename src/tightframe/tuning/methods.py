@@ -1,4 +1,4 @@
-"""Ways to adapt a backbone: each says which parameters it owns and what the new head sees.
+"""Tuning methods: each declares which parameters it owns and what the new head sees.
 
 Linear probe, Layer FT and SCL FT follow Li et al. (TMLR 2024, arXiv 2212.12206); BitFit Ben Zaken et al. (ACL 2022);
 LP-FT Kumar et al. (ICLR 2022); LoRA Hu et al. (ICLR 2022).
@@ -22,11 +22,11 @@ NORMS = (BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._Instanc
 
 
 class Owned(NamedTuple):
-    """What a method trains of a model, besides the new head.
+    """What a method trains besides the new head.
 
     Attributes:
-        modules: trained whole, in training mode: batch norms in them follow the new images.
-        parameters: trained one by one, in modules that stay in eval mode.
+        modules: modules that are trained whole, in training mode: their batch norms adapt to the new images.
+        parameters: single parameters, of modules that stay in eval mode.
     """
 
     modules: list[nn.Module]
@@ -35,16 +35,16 @@ class Owned(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """One way to adapt a backbone.
+    """A tuning method.
 
     Attributes:
-        name: as given to ``--method``.
-        owns: what it trains of a model whose tuned block has the name given, once that is adapted.
+        name: value of ``--method``.
+        owns: from an adapted model and the name of the tuned block to what the method trains.
         needs_block: whether a block has to be named or chosen.
         skip: whether the head sees the tuned block's pooled output beside the penultimate features.
-        warm: whether training starts, unless told otherwise, from a fitted probe in place of a head of zeros.
-        summary: one line for people.
-        adapt: puts modules of its own into a copy of the backbone without its head, which goes on to compute the same.
+        warm: whether the head starts, by default, from a fitted probe instead of zeros.
+        summary: one line of help.
+        adapt: inserts modules into a copy of the backbone without its head, which must leave its outputs unchanged.
             What such a method trains is saved in peft's format.
     """
 

@@ -1,28 +1,29 @@
 """The model that is tuned: a copy of the backbone without its head, a new head, and a neck between them.
 
-With a skip connection (SCL) the neck brings together φ, the penultimate features, and z, the pooled output of the tuned
-block. ``align="pad"`` without scaling is the paper's parameter-free sum, φ + P z with P zero-padding of the shorter.
+With a skip connection (SCL) the neck combines φ, the penultimate features, and z, the pooled output of the tuned block.
+``align="pad"`` without scaling is the paper's parameter-free sum φ + P z, where P pads the shorter vector with zeros.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Shaped
+from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import SettingsError
+from tightframe.features.capture import CannotCut
 from tightframe.features.taps import Pool, pooled, pooling_of, tapped
 from tightframe.tuning import lora
 from tightframe.tuning.batch_norm import batch_norms
 from tightframe.tuning.methods import Method
-from tightframe.tuning.places import put
-from tightframe.tuning.prefix import Suffix
 from tightframe.tuning.state import Trainable
 
 Align = Literal["pad", "concat", "project"]
@@ -30,7 +31,7 @@ SkipScale = Literal["none", "spread"]
 
 
 class Neck(nn.Module):
-    """What the head sees: features (n, d_i) of one or two places in the model as one vector (n, width).
+    """Combines features (n, d_i) of one or two layers into the vector (n, width) that the head sees.
 
     Args:
         widths: d of φ and, with a skip connection, of z.
@@ -57,7 +58,7 @@ class Neck(nn.Module):
             self.register_buffer("gain", torch.ones(()))
 
     def rescale(self, parts: list[Float[Tensor, "n _"]]) -> None:
-        """Take the gain from φ and z (n, d_i) as they are before tuning; 1 where either does not vary."""
+        """Set the gain from φ and z (n, d_i) before tuning; it stays 1 if either does not vary."""
         if self.skip_scale == "none" or len(parts) < 2:
             return
         spreads = [float(torch.linalg.matrix_norm(part - part.mean(0))) for part in parts]
@@ -65,7 +66,7 @@ class Neck(nn.Module):
             self.gain.fill_(spreads[0] / spreads[1])
 
     def forward(self, parts: list[Float[Tensor, "n _"]]) -> Float[Tensor, "n d"]:
-        """Features of each place, in the order of ``widths``, as one vector."""
+        """The features of each layer, in the order of ``widths``, as one vector."""
         if len(parts) == 1:
             return parts[0]
         features, skipped = parts[0], parts[1] if self.skip_scale == "none" else parts[1] * self.gain
@@ -73,20 +74,21 @@ class Neck(nn.Module):
             return torch.cat([features, skipped], 1)
         if self.project is not None:
             return features + self.project(skipped)
-        return sum_padded([features, skipped], self.width)
+        longer, shorter = sorted((features, skipped), key=lambda part: -part.shape[1])
+        return longer + functional.pad(shorter, (0, self.width - shorter.shape[1]))
 
 
 class TunableModel(Trainable):
     """A backbone under one method: ``features`` (n, d) that the head sees, and logits (n, K) from ``forward``.
 
-    Only what the method owns has gradients, and only modules that it trains whole are in training mode: BatchNorm of
-    frozen blocks keeps its running statistics. The head starts at zero, and what a method adds from a fixed seed,
-    so training is the same whatever was drawn before.
+    Only what the method owns has gradients, and only modules that it trains whole are in training mode: batch norms of
+    frozen blocks keep their running statistics. The head starts at zero, and what a method inserts from a fixed seed,
+    so that training does not depend on random numbers drawn before.
 
     Attributes:
-        base: the copy of the backbone, without its head, with what the method adds.
+        base: a copy of the backbone without its head, with what the method inserts.
         owned: what the method trains of it.
-        warm: whether the head will start from a probe, so that batch norms keep the statistics it was fitted under.
+        warm: whether the head will start from a probe; batch norms then keep the statistics that it was fitted under.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class TunableModel(Trainable):
         self.backbone, self.method, self.block, self.pool, self.warm = backbone, method, block, pool, warm
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
         if backbone.head:
-            put(self.base, backbone.head, nn.Identity())
+            self.base.set_submodule(backbone.head, nn.Identity())
         if method.adapt:
             method.adapt(self.base, backbone)
         self.read = [PENULTIMATE, block] if method.skip and block else [PENULTIMATE]
@@ -115,6 +117,7 @@ class TunableModel(Trainable):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.owned = method.owns(self.base, block)
+        self._suffix: Suffix | None = None
         self._modules_trained = [*self.owned.modules, self.neck, self.head]
         for parameter in (
             *self.owned.parameters,
@@ -124,50 +127,47 @@ class TunableModel(Trainable):
 
     @property
     def trainable_parameters(self) -> int:
-        """Number of parameters trained, the head included."""
+        """Number of trainable parameters, the head included."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     @property
     def all_parameters(self) -> int:
-        """Number of parameters of the whole tuned model, the new head included and the old one gone."""
+        """Number of all parameters, with the new head and without the old one."""
         return sum(p.numel() for p in self.parameters())
 
-    def parts(self, inputs: Float[Tensor, "n ..."], run: Callable[[Tensor], Any] | None = None) -> list[Tensor]:
-        """Pooled features (n, d_i) that the neck is given, from images; or from what ``run`` takes in their place."""
+    def parts(self, inputs: Float[Tensor, "n ..."]) -> list[Tensor]:
+        """The neck's pooled features (n, d_i)."""
         with tapped(self.backbone, self.read, self.pool, module=self.base) as read:
-            output = (run or self.base)(inputs)
-        if run is not None and self.backbone.head is None:  # no module of the base put these features out
+            output = (self._suffix or self.base)(inputs)
+        if self._suffix and self.backbone.head is None:  # no module of the base put these features out
             how = pooling_of(self.backbone, self.pool)
             read[PENULTIMATE] = pooled(output, self.backbone.penultimate, how)
         return [read[name] for name in self.read]
 
-    def features(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """What the head sees."""
+    def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+        """What the head sees, from images; of what ``from_block`` returns, from inputs of the tuned block."""
         return self.neck(self.parts(inputs))
 
-    def from_block(self) -> FromBlock:
-        """The same model, to be run on what goes into its tuned block. Raises ``CannotCut`` where that can't be."""
-        return FromBlock(self)
-
-    def plain_head(self) -> nn.Linear:
-        """The head, where penultimate features are all that it sees: such a model is a plain one.
+    def from_block(self) -> TunableModel:
+        """The same model, with the same modules, run on inputs of its tuned block instead of images.
 
         Raises:
-            SettingsError: the head sees more than the penultimate features.
+            CannotCut: the model can't be cut there.
         """
-        if len(self.read) > 1:
-            raise SettingsError(f"the head of method {self.method.name} sees more than a plain model's head could")
-        return self.head
+        assert self.block is not None
+        part = copy.copy(self)
+        part._suffix = Suffix(self.base, self.block)
+        return part
 
     def plain_base(self) -> nn.Module:
-        """A copy of the base on the CPU, in eval mode, of the backbone's own modules: what was added is merged."""
+        """A copy of the base on the CPU, in eval mode; modules that the method inserted are merged into its own."""
         plain = copy.deepcopy(self.base).cpu().eval().requires_grad_(False)
         if self.method.adapt:
             lora.merge(plain)
         return plain.to(memory_format=torch.contiguous_format)  # which safetensors wants
 
     def train(self, mode: bool = True) -> TunableModel:
-        """Training mode for modules that are trained whole, eval mode for the rest."""
+        """Put modules that are trained whole into training mode, and all others into eval mode."""
         super().train(False)
         for module in self._modules_trained:
             module.train(mode)
@@ -177,7 +177,7 @@ class TunableModel(Trainable):
         return self
 
     def changed_state(self) -> dict[str, Tensor]:
-        """All that training changes: what has gradients, and buffers of modules trained whole, by name."""
+        """All that training changes, by name: parameters with gradients, and buffers of modules trained whole."""
         return dict(self._changed())
 
     def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
@@ -198,36 +198,8 @@ class TunableModel(Trainable):
                     yield f"{prefix}.{name}", buffer
 
 
-class FromBlock(Trainable):
-    """A tunable model on what goes into its tuned block in place of images: same modules, same state."""
-
-    def __init__(self, model: TunableModel):
-        super().__init__()
-        assert model.block is not None
-        self.model, self.head = model, model.head
-        self._suffix = Suffix(model.base, model.block)
-
-    def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
-        """What the head sees."""
-        return self.model.neck(self.model.parts(inputs, self._suffix))
-
-    def train(self, mode: bool = True) -> FromBlock:
-        """As the whole model's."""
-        self.model.train(mode)
-        self.training = mode
-        return self
-
-    def changed_state(self) -> dict[str, Tensor]:
-        """As the whole model's."""
-        return self.model.changed_state()
-
-    def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
-        """As the whole model's."""
-        self.model.load_changed_state(tensors)
-
-
 class HeadOnly(Trainable):
-    """A new head on features already computed: how a linear probe trains without running the model again."""
+    """A new head on features computed before: a linear probe that trains without running the model."""
 
     def __init__(self, head: nn.Linear):
         super().__init__()
@@ -246,9 +218,70 @@ class HeadOnly(Trainable):
         self.load_state_dict(tensors)
 
 
-def sum_padded(parts: list[Tensor], width: int) -> Float[Tensor, "n d"]:
-    """Sum of features (n, d_i), each zero-padded on the right to ``width`` values."""
-    total = functional.pad(parts[0], (0, width - parts[0].shape[1]))
-    for part in parts[1:]:
-        total = total + functional.pad(part, (0, width - part.shape[1]))
-    return total
+class Suffix:
+    """A model from one block on: takes the block's input and returns the model's output.
+
+    It runs the modules of ``base``, whose hooks see what they always see.
+
+    Raises:
+        CannotCut: the model does something between blocks that tracing can't follow, or more than the block's input
+            is needed after it.
+    """
+
+    def __init__(self, base: nn.Module, block: str):
+        self._run = fx.GraphModule(base, _from_block(_traced(base, block), block))
+
+    def __call__(self, inputs: Shaped[Tensor, "n ..."]) -> Any:
+        """The model's output for images from which ``inputs`` of the block were computed."""
+        return self._run(inputs)
+
+
+class _Around(fx.Tracer):
+    """Steps into modules around ``block`` only."""
+
+    def __init__(self, block: str):
+        super().__init__(autowrap_functions=(resample_abs_pos_embed, resample_abs_pos_embed_nhwc))
+        self.block = block
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.block.startswith(module_qualified_name + ".")
+
+
+def _traced(base: nn.Module, block: str) -> fx.Graph:
+    parameters = list(inspect.signature(base.forward).parameters.values())[1:]
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    try:
+        return _Around(block).trace(base, concrete_args=defaults)
+    except Exception as error:  # whatever the model's own code does with values that are not there yet
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CannotCut(f"what the model does around {block} can't be followed ({why})") from error
+
+
+def _from_block(graph: fx.Graph, block: str) -> fx.Graph:
+    """The part of ``graph`` that depends on the block, with the block's input in place of the model's."""
+    calls = [node for node in graph.nodes if node.op == "call_module" and node.target == block]
+    if len(calls) != 1 or not calls[0].args or not isinstance(calls[0].args[0], fx.Node):
+        raise CannotCut(f"{block} is not called once with one input")
+    call, entry = calls[0], calls[0].args[0]
+    after = _dependent(graph, {call})
+    of_images = _dependent(graph, {node for node in graph.nodes if node.op == "placeholder"})
+    needed = set(after)
+    for node in reversed(graph.nodes):
+        if node in needed and node is not entry:
+            needed.update(node.all_input_nodes)
+    if any(node in of_images and node not in after for node in needed - {entry}):
+        raise CannotCut(f"after {block} the model goes back to what came before it")
+    found, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    made[entry] = found.placeholder("inputs")
+    for node in graph.nodes:
+        if node in needed and node is not entry:
+            made[node] = found.node_copy(node, lambda given: made[given])
+    return found
+
+
+def _dependent(graph: fx.Graph, start: set[fx.Node]) -> set[fx.Node]:
+    found = set(start)
+    for node in graph.nodes:
+        if any(given in found for given in node.all_input_nodes):
+            found.add(node)
+    return found

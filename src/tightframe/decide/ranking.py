@@ -1,0 +1,85 @@
+"""A ranking of models: its order, what it says of each, and how well each column ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tightframe.decide.recommendation import Standing, credit, standings
+from tightframe.errors import SettingsError
+from tightframe.metrics.registry import MEASURES
+from tightframe.row import Row
+from tightframe.scores.agreement import agreement
+from tightframe.scores.fisher import ncti
+
+EXPECTED = "expected_accuracy"
+NCTI = "ncti"
+"""The one score that is scaled over the models at hand, and changes with them."""
+COLLAPSE = ("nc1", "cdnv", "vci")
+PARTS = "ncti_parts"
+BASELINES = {
+    "probe_accuracy": True,
+    "lda_accuracy": True,
+    "knn_accuracy": True,
+    "source_accuracy": True,
+    "parameters": True,
+    "macs": True,
+}
+"""What every score has to beat, and whether higher is better."""
+
+
+def orders() -> dict[str, bool]:
+    """Columns that a ranking can go by, and whether higher is better."""
+    measures = {m.name: m.higher_is_better for m in MEASURES.values() if m.kind == "score" or m.name in COLLAPSE}
+    return {EXPECTED: True, **measures, NCTI: True, **BASELINES}
+
+
+def ordered(rows: list[Row], sort_by: str, seed: int = 0) -> list[Row]:
+    """Rows best first, those with an error last, each told what to expect of it and whether it ties with the first."""
+    good = [row for row in rows if "error" not in row]
+    if good:
+        credits = [credit(row["correct"]) for row in good]
+        for row, standing in zip(good, standings(credits, [row["parameters"] for row in good], seed), strict=True):
+            row |= told(standing)
+        pool = [row for row in good if row.get(PARTS) is not None]
+        for row, score in zip(pool, ncti([tuple(row[PARTS]) for row in pool]), strict=True):
+            row[NCTI] = score
+    known = [row for row in good if row.get(sort_by) is not None]
+    known.sort(key=lambda row: row[sort_by], reverse=orders()[sort_by])
+    return known + [row for row in good if row.get(sort_by) is None] + [row for row in rows if "error" in row]
+
+
+def told(standing: Standing) -> Row:
+    """A standing, as rows have it."""
+    return {
+        EXPECTED: standing.expected,
+        "expected_low": standing.low,
+        "expected_high": standing.high,
+        "p_best": standing.p_best,
+        "tied": standing.tied,
+    }
+
+
+def quality(rows: list[Row], known: Mapping[str, float] | None, seed: int = 0) -> list[Row]:
+    """How well each column of ``rows`` ranks the models, best first; ``known`` accuracies, else the probe's on test.
+
+    Rows hold ``score``, ``models`` (how many), and for ``weighted_tau``, ``tau``, ``spearman``, ``pearson`` and
+    ``regret`` the value and its 95 % interval (``…_low``, ``…_high``).
+    """
+    truth = {row["model"]: row.get("test_accuracy") if known is None else known.get(row["model"]) for row in rows}
+    made = []
+    for column, higher in orders().items():
+        pairs = [(row[column], truth[row["model"]]) for row in rows if row.get(column) is not None]
+        pairs = [(score, accuracy) for score, accuracy in pairs if accuracy is not None]
+        if len(pairs) < 3:
+            continue
+        scores, accuracies = np.array(pairs, float).T
+        found = agreement(scores if higher else -scores, accuracies, seed)
+        row: Row = {"score": column, "models": len(pairs)}
+        for name, value in found.items():
+            row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        made.append(row)
+    if not made:
+        raise SettingsError("a ranking is judged on three models or more whose accuracy is known; give more of them")
+    return sorted(made, key=lambda row: np.nan_to_num(row["weighted_tau"], nan=-2.0), reverse=True)

@@ -1,0 +1,110 @@
+"""Linear probes from ``ClassMoments`` alone, cross-validated: ridge regression, discriminant analysis, class means.
+
+Every penalty takes a Cholesky factorization of its own: ten of them are no slower than one eigendecomposition. With
+fewer samples than dimensions all of it happens in the span of the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from tightframe.features.moments import ClassMoments
+from tightframe.metrics.collapse import Head
+from tightframe.metrics.factors import solved, total_covariance
+from tightframe.metrics.folds import Folds
+from tightframe.probes.results import PENALTIES, ProbeResult, held_out, judged
+
+
+def ridge(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list[Head]:
+    """Ridge regression of one-hot targets with an intercept, one head a penalty.
+
+    Each penalty is a multiple of the mean eigenvalue tr Σ_T / d, so results don't change with the features' scale.
+    """
+    center, share = moments.global_mean, moments.counts.double() / moments.samples
+    covariance = total_covariance(moments)
+    cross = (moments.means - center).T * share  # covariance of features and one-hot targets, (d, K)
+    unit = float(covariance.diagonal().mean()) or 1.0
+    weights = [solved(covariance, penalty * unit, cross).T for penalty in penalties]
+    return [Head(weight, share - weight @ center) for weight in weights]
+
+
+def cross_validated_ridge(folds: Folds, penalties: Sequence[float] = PENALTIES) -> ProbeResult:
+    """Ridge probe with its penalty and its held-out accuracy.
+
+    The penalty is chosen by held-out squared error, not by accuracy, so that choosing it hardly flatters the
+    accuracy reported. With fewer samples than dimensions all of it happens in the span of the samples.
+    """
+    narrow, _ = folds.compacted
+    width = narrow.features.shape[1] / folds.features.shape[1]
+    grid = [penalty * width for penalty in penalties]  # a penalty is a multiple of a mean over all d dimensions
+    errors = ridge_errors(narrow, grid)
+    best = int(errors.argmin())
+    chosen = grid[best : best + 1]
+    predicted = held_out(narrow, lambda fold: ridge(narrow.rest(fold), chosen)[0])
+    return judged(folds, predicted, ridge(narrow.total, chosen)[0], penalties[best], float(errors[best]))
+
+
+def ridge_errors(folds: Folds, penalties: Sequence[float] = PENALTIES) -> Float64[Tensor, " l"]:
+    """Cross-validated mean of ‖one-hot − prediction‖² at each penalty, from the moments of the folds alone."""
+    errors = [
+        [_squared_error(head, part) for head in ridge(folds.rest(fold), penalties)]
+        for fold, part in enumerate(folds.parts)
+    ]
+    return torch.tensor(errors, dtype=torch.float64).sum(0) / len(folds.labels)
+
+
+def _squared_error(head: Head, moments: ClassMoments) -> float:
+    """Sum over samples of ‖one-hot − prediction‖²: that of the class means, and the spread around them."""
+    missed = torch.eye(moments.classes).to(head.weight) - head.logits(moments.means)
+    spread = ((head.weight @ moments.scatter) * head.weight).sum()
+    return float((moments.counts * missed.square().sum(1)).sum() + spread)
+
+
+def lda(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list[Head]:
+    """Linear discriminant analysis, one head a penalty.
+
+    Gaussian classes of one covariance Σ_W + penalty · tr(Σ_T)/d · I, prior probabilities as in the sample.
+    """
+    unit = float(moments.total_trace) / (moments.samples * moments.dimension) or 1.0
+    within = moments.scatter / moments.samples
+    return [discriminant(moments, within, penalty * unit) for penalty in penalties]
+
+
+def discriminant(moments: ClassMoments, within: Float64[Tensor, "d d"], ridge: float) -> Head:
+    """The linear discriminant of Gaussian classes with covariance ``within`` + ``ridge`` · I, (d, d)."""
+    center = moments.global_mean  # all is taken around it: far offsets would cancel
+    means = moments.means - center
+    weight = solved(within, ridge, means.T).T
+    prior = (moments.counts.double() / moments.samples).log()  # −∞ for a class without samples
+    return Head(weight, prior - (means * weight).sum(1) / 2 - weight @ center)
+
+
+def nearest_center(moments: ClassMoments) -> Head:
+    """The classifier that picks the nearest mean of a class that has samples, as a linear head."""
+    center = moments.global_mean
+    weight = moments.means - center
+    bias = -weight.square().sum(1) / 2 - weight @ center
+    return Head(weight, torch.where(moments.counts > 0, bias, -torch.inf))
+
+
+def cross_validated_lda(folds: Folds, penalties: Sequence[float] = PENALTIES) -> ProbeResult:
+    """Discriminant analysis with the penalty that classifies most held-out samples right; the larger one of equals."""
+    narrow, _ = folds.compacted
+    width = narrow.features.shape[1] / folds.features.shape[1]
+    grid = [penalty * width for penalty in penalties]
+    heads = [lda(narrow.rest(fold), grid) for fold in range(len(narrow.held))]
+    tried = [held_out(narrow, lambda fold, at=at: heads[fold][at]) for at in range(len(grid))]  # type: ignore[misc]
+    right = [int((predicted == folds.labels).sum()) for predicted in tried]
+    best = max(range(len(grid)), key=lambda at: (right[at], penalties[at]))
+    return judged(folds, tried[best], lda(narrow.total, grid[best : best + 1])[0], penalties[best])
+
+
+def cross_validated_center(folds: Folds) -> ProbeResult:
+    """The nearest class mean, means being taken without the fold that is held out."""
+    narrow, _ = folds.compacted
+    predicted = held_out(narrow, lambda fold: nearest_center(narrow.rest(fold)))
+    return judged(folds, predicted, nearest_center(narrow.total))
