@@ -23,7 +23,8 @@ from tightframe.tuning.batch_norm import normalized
 BIN = Path(sys.executable).parent
 COMMANDS = Path(__file__).with_name("commands.py")
 DATA = ("digits:5-9", "--max-per-class", "9")
-RECIPE = ("--epochs", "3", "--precision", "float32", "--batch-size", "16")
+PLAIN = ("--precision", "float32", "--batch-size", "16")
+RECIPE = (*PLAIN, "--epochs", "3")
 ARCH = ("--arch", "cifar_resnet8", "--projector", "1", "--lr", "0.01")
 
 
@@ -38,7 +39,7 @@ def commands(model, out):
         "uneven": (*tune, "--method", "full", "--lr", "0.01", *parts),
         "compared": in_time,
         # Rounding grows with steps, and most where it turns a unit on or off: with this seed it does not.
-        "pretrained": ("pretrain", *DATA, *ARCH, *RECIPE, "--epochs", "1", "--seed", "4"),
+        "pretrained": ("pretrain", *DATA, *ARCH, *PLAIN, "--epochs", "1", "--seed", "4"),
     }
     return {name: [*arguments, "--out", str(out / name)] for name, arguments in found.items()}
 
