@@ -1,9 +1,10 @@
-"""Two processes that train as one, started as users start them."""
+"""Two processes that train as one, started as users start them: once by each launcher, since each start takes long."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,110 +14,113 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tightframe.cli import main
 from tightframe.errors import SettingsError
 from tightframe.files import write_text
 from tightframe.processes import Team, is_first, together
 from tightframe.tuning.batch_norm import normalized
 
-pytestmark = pytest.mark.slow
-
 BIN = Path(sys.executable).parent
-LAUNCHERS = {
-    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29641", "-m"],
-    "accelerate": ["accelerate", "launch", "--cpu", "--num_processes", "2", "--main_process_port", "29642", "-m"],
-}
+COMMANDS = Path(__file__).with_name("commands.py")
+DATA = ("digits:5-9", "--max-per-class", "9")
+PLAIN = ("--precision", "float32", "--batch-size", "16")
+RECIPE = (*PLAIN, "--epochs", "3")
+ARCH = ("--arch", "cifar_resnet8", "--projector", "1", "--lr", "0.01")
 
 
-def tune(model, out, *options, launcher=None, **environment):
-    return run("tune", out, "--model", model, *options, launcher=launcher, **environment)
+def commands(model, out):
+    """Arguments of each command, by the folder below ``out`` that it writes."""
+    tune = ("tune", *DATA, "--model", model, "--weight-decay", "1e-4")
+    in_time = (*tune, "--compare", "linear,full", "--lr", "0.01", "--epochs", "4000", "--time-limit", "0.01")
+    parts = ("--grad-accum-steps", "4", "--batch-size", "7", "--epochs", "2")
+    found = {
+        "scl": (*tune, "--method", "scl", "--block", "layer3.0", "--lr", "0.01", "0.005", *RECIPE),
+        "average": (*tune, "--method", "full", "--lr", "0.01", "--ema-decay", "0.9", *RECIPE),
+        "uneven": (*tune, "--method", "full", "--lr", "0.01", *parts),
+        "compared": in_time,
+        # Rounding grows with steps, and most where it turns a unit on or off: with this seed it does not.
+        "pretrained": ("pretrain", *DATA, *ARCH, *PLAIN, "--epochs", "1", "--seed", "4"),
+    }
+    return {name: [*arguments, "--out", str(out / name)] for name, arguments in found.items()}
 
 
-def run(job, out, *options, launcher=None, **environment):
-    command = [*LAUNCHERS[launcher], "tightframe"] if launcher else ["python", "-m", "tightframe"]
-    command += [job, "digits:5-9", "--max-per-class", "9", "--out", str(out), *options]
-    command[0] = str(BIN / command[0])
-    given = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)
+def launched(*command):
+    given = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [str(BIN / command[0]), *command[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
-RECIPE = ("--epochs", "3", "--precision", "float32", "--batch-size", "16")
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return str(listening.getsockname()[1])
 
 
-@pytest.mark.parametrize(
-    ("launcher", "options"),
-    [
-        ("torchrun", ("--method", "scl", "--block", "layer3.0", "--lr", "0.01", "0.005", "--weight-decay", "1e-4")),
-        ("accelerate", ("--method", "full", "--lr", "0.01", "--weight-decay", "1e-4", "--ema-decay", "0.9")),
-    ],
-)
-def test_two_give_what_one_gives(names, tmp_path, launcher, options):
-    one = tune(names["wide"], tmp_path / "one", *options, *RECIPE)
-    assert one.returncode == 0, one.stderr
-    two = tune(names["wide"], tmp_path / "two", *options, *RECIPE, launcher=launcher)
-    assert two.returncode == 0, two.stderr
-    assert two.stdout.count("next:") == 1  # the first alone speaks
-    alone, together = (load_file(tmp_path / name / "tuned.safetensors") for name in ("one", "two"))
+@pytest.fixture(scope="module")
+def by_torchrun(names, tmp_path_factory):
+    """What two processes under torchrun print and write."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    given = commands(names["wide"], folder)
+    given["again"] = [*given["compared"], "--resume"]
+    del given["average"]
+    (folder / "commands.json").write_text(json.dumps(list(given.values())))
+    port = ("--master-port", free_port())
+    return launched("torchrun", "--nproc-per-node", "2", *port, str(COMMANDS), str(folder / "commands.json")), folder
+
+
+@pytest.fixture(scope="module")
+def by_accelerate(names, tmp_path_factory):
+    """What two processes under Accelerate print and write."""
+    folder = tmp_path_factory.mktemp("accelerate")
+    options = ("--cpu", "--num_processes", "2", "--main_process_port", free_port())
+    command = commands(names["wide"], folder)["average"]
+    return launched("accelerate", "launch", *options, "-m", "tightframe", *command), folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "name"), [("torchrun", "scl"), ("accelerate", "average")])
+def test_two_give_what_one_gives(request, names, tmp_path, launcher, name):
+    _, folder = request.getfixturevalue(f"by_{launcher}")
+    assert main(commands(names["wide"], tmp_path)[name]) == 0
+    alone, together = (load_file(out / name / "tuned.safetensors") for out in (tmp_path, folder))
     assert alone.keys() == together.keys()
-    for name, tensor in alone.items():
-        torch.testing.assert_close(tensor, together[name], rtol=1e-3, atol=1e-4, msg=name)
-    logs = [(tmp_path / name / "log.jsonl").read_text().count("\n") for name in ("one", "two")]
+    for tensor in alone:
+        torch.testing.assert_close(alone[tensor], together[tensor], rtol=1e-3, atol=1e-4, msg=tensor)
+    logs = [(out / name / "log.jsonl").read_text().count("\n") for out in (tmp_path, folder)]
     assert logs[0] == logs[1]
 
 
-def test_two_pretrain_what_one_does(tmp_path):
-    # rounding grows with steps, and most where it turns a unit on or off: with this seed it does not
-    options = ("--arch", "cifar_resnet8", "--projector", "1", *RECIPE, "--epochs", "1", "--seed", "4")
-    for name, launcher in (("one", None), ("two", "torchrun")):
-        done = run("pretrain", tmp_path / name, *options, "--lr", "0.01", launcher=launcher)
-        assert done.returncode == 0, done.stderr
-    alone, together = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in alone.items():
-        torch.testing.assert_close(tensor, together[name], rtol=1e-4, atol=1e-5, msg=name)
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
-    last = [json.loads(lines[-1]) for lines in logs]
+@pytest.mark.slow
+def test_the_first_alone_speaks(by_torchrun, by_accelerate):
+    assert by_accelerate[0].stdout.count("next:") == 1
+    assert by_torchrun[0].stdout.count("next:") == 3  # one for each command but the two that choose no method
+    assert "FutureWarning" not in by_torchrun[0].stderr
+
+
+@pytest.mark.slow
+def test_two_pretrain_what_one_does(names, by_torchrun, tmp_path):
+    assert main(commands(names["wide"], tmp_path)["pretrained"]) == 0
+    folders = [out / "pretrained" for out in (tmp_path, by_torchrun[1])]
+    alone, together = (load_file(folder / "model.safetensors") for folder in folders)
+    for name in alone:
+        torch.testing.assert_close(alone[name], together[name], rtol=1e-4, atol=1e-5, msg=name)
+    last = [json.loads((folder / "log.jsonl").read_text().splitlines()[-1]) for folder in folders]
     assert last[1]["nc1"] == pytest.approx(last[0]["nc1"], rel=1e-4)
 
 
-def test_two_keep_to_a_time_limit_compare_and_go_on(names, tmp_path):
-    options = (
-        "--compare",
-        "linear,full",
-        "--epochs",
-        "4000",
-        "--lr",
-        "0.01",
-        "--weight-decay",
-        "1e-4",
-        "--time-limit",
-        "0.1",
-    )
-    first = tune(names["wide"], tmp_path / "two", *options, launcher="torchrun")
-    assert first.returncode == 0, first.stderr
-    assert "FutureWarning" not in first.stderr
+@pytest.mark.slow
+def test_two_keep_to_a_time_limit_compare_and_go_on(by_torchrun):
     for method in ("linear", "full"):
-        assert {"tightframe.json", "tuned.safetensors", "history.json"} <= {
-            file.name for file in (tmp_path / "two" / method).iterdir()
-        }
-        assert not (tmp_path / "two" / method / "unfinished").exists()
-    again = tune(names["wide"], tmp_path / "two", *options, "--resume", launcher="torchrun")
-    assert again.returncode == 0, again.stderr
+        folder = by_torchrun[1] / "compared" / method
+        assert {"tightframe.json", "tuned.safetensors", "history.json"} <= {file.name for file in folder.iterdir()}
+        assert not (folder / "unfinished").exists()
 
 
-def test_batch_norms_in_parts_of_a_batch_that_does_not_go_even(names, tmp_path):
-    options = (
-        "--method",
-        "full",
-        "--lr",
-        "0.01",
-        "--weight-decay",
-        "1e-4",
-        "--grad-accum-steps",
-        "4",
-        "--batch-size",
-        "7",
-    )
-    done = tune(names["wide"], tmp_path / "two", *options, "--epochs", "2", launcher="torchrun")
-    assert done.returncode == 0, done.stderr
+@pytest.mark.slow
+def test_batch_norms_in_parts_of_a_batch_that_does_not_go_even(by_torchrun):
+    assert (by_torchrun[1] / "uneven" / "tuned.safetensors").is_file()
 
 
 def test_a_batch_has_to_go_round():
