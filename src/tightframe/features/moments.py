@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tightframe.errors import MeasureError, SavedError
+from tightframe.features.samples import as_tensor, check_samples
 from tightframe.files import write_tensors
 
 Weighting = Literal["class", "sample"]
@@ -302,35 +302,6 @@ def mirrored(total: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
     return total
 
 
-def check_samples(features: Tensor, labels: Tensor, classes: int, dimension: int | None = None) -> None:
-    """Raise ``MeasureError`` unless features (n, d) are finite and labels (n,) are integers 0 … classes − 1."""
-    if features.ndim != 2 or dimension not in (None, features.shape[1]):
-        expected = f"(samples, {'dimension' if dimension is None else dimension})"
-        raise MeasureError(f"features have shape {tuple(features.shape)}; expected {expected}")
-    if labels.shape != features.shape[:1]:
-        raise MeasureError(f"{len(features)} features need as many labels; labels have shape {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise MeasureError(f"labels must be integers from 0 to {classes - 1}, not {labels.dtype}")
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        found = f"{int(labels.min())} to {int(labels.max())}"
-        raise MeasureError(f"labels run from {found}; with {classes} classes they must be 0 to {classes - 1}")
-    if _adds_up(features):
-        return
-    broken = ~torch.isfinite(features).all(1)
-    if broken.any():
-        first = int(broken.nonzero()[0])
-        raise MeasureError(
-            f"{int(broken.sum())} of {len(features)} feature rows hold NaN or infinity (first: row {first}); "
-            "the model overflowed there: try precision float32, or leave those images out"
-        )
-
-
-def _adds_up(features: Tensor) -> bool:
-    """Whether the sum of all features is finite, as no sum with NaN or infinity is: much the fastest look at them."""
-    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-    return bool(torch.isfinite(features.sum(dtype=wide)))
-
-
 def _flaw(counts: Tensor, **wide: Tensor) -> str:
     """Why these tensors can't be moments; empty if they can."""
     if counts.dtype != torch.int64 or any(tensor.dtype != torch.float64 for tensor in wide.values()):
@@ -345,24 +316,3 @@ def _flaw(counts: Tensor, **wide: Tensor) -> str:
     if bool((counts < 0).any()) or bool((wide["variances"] < 0).any()) or bool(wide["fourth"] < 0):
         return "negative counts or variances"
     return ""
-
-
-def as_tensor(values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-    """``values`` (tensor, array or sequence of numbers) as a tensor without gradient, and no copy where that is safe.
-
-    Raises:
-        MeasureError: they are not numbers.
-    """
-    if isinstance(values, Tensor):
-        return torch.as_tensor(values.detach(), dtype=dtype, device=device)
-    values = np.asarray(values)
-    if values.dtype.kind not in "biuf":
-        raise MeasureError(
-            f"{values.dtype} values are no numbers; number class names with np.unique(labels, return_inverse=True)[1]"
-        )
-    usual = np.result_type(values.dtype, np.int64 if values.dtype.kind == "u" and values.itemsize > 1 else values.dtype)
-    kind = np.dtype(np.float64) if usual.kind == "f" and usual.itemsize > 8 else usual.newbyteorder("=")
-    values = values.astype(np.int64 if values.dtype == np.uint64 else kind, copy=False)
-    if not values.flags.writeable or min(values.strides, default=0) < 0:
-        values = values.copy()
-    return torch.as_tensor(values, dtype=dtype, device=device)

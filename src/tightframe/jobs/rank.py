@@ -59,8 +59,8 @@ def rank(
         models: Models by name, each as for ``load_backbone`` (timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED,
             hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones.
         sort_by: Column to sort by: expected_accuracy, probe_accuracy, knn_accuracy, nc1, logme or another score.
-        truth: Also judge every score against known accuracies: a CSV file (model,accuracy), or probe for the ridge probe
-            on the test images.
+        truth: Also judge every score against known accuracies: a CSV file (model,accuracy), or probe for the ridge
+            probe on the test images.
         time_limit: Minutes to spend: models then race, and images go to those that can still win.
         model_options: Further arguments of ``load_backbone`` for models given by name.
         seed: Seed of every random choice.

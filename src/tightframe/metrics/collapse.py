@@ -18,7 +18,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments, Weighting, as_tensor, check_samples
+from tightframe.features.moments import ClassMoments, Weighting
+from tightframe.features.samples import as_tensor, check_samples
 from tightframe.metrics.factors import between_factor, rounding, spectrum
 from tightframe.metrics.registry import measure
 

@@ -12,7 +12,8 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments, as_tensor, check_samples
+from tightframe.features.moments import ClassMoments
+from tightframe.features.samples import as_tensor, check_samples
 
 FOLDS = 5
 

@@ -14,15 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightframe.features.moments import (
-    ClassMoments,
-    Weighting,
-    as_tensor,
-    check_samples,
-    chunks,
-    sums_by_class,
-    work_type,
-)
+from tightframe.features.moments import ClassMoments, Weighting, chunks, sums_by_class, work_type
+from tightframe.features.samples import as_tensor, check_samples
 from tightframe.metrics.collapse import Head, cautions, check_measurable, nc3
 from tightframe.metrics.correction import corrected
 from tightframe.metrics.factors import between_factor

@@ -22,7 +22,8 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from tightframe.errors import MeasureError, TightframeError
-from tightframe.features.moments import FIELDS, ClassMoments, Weighting, as_tensor, check_samples
+from tightframe.features.moments import FIELDS, ClassMoments, Weighting
+from tightframe.features.samples import as_tensor, check_samples
 from tightframe.metrics.collapse import Head, check_measurable
 from tightframe.metrics.registry import measures
 from tightframe.metrics.summary import collapse_metrics

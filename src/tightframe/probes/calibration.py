@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import as_tensor, check_samples
+from tightframe.features.samples import as_tensor, check_samples
 
 BINS = 15
 SUM_TOLERANCE = 1e-3

@@ -23,7 +23,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from tightframe.errors import MeasureError, SettingsError
-from tightframe.features.moments import as_tensor, check_samples
+from tightframe.features.samples import as_tensor, check_samples
 from tightframe.probes.logistic import softmax_regression
 from tightframe.progress import Progress, silent
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import as_tensor, check_samples
+from tightframe.features.samples import as_tensor, check_samples
 from tightframe.probes.logistic import standardize
 from tightframe.probes.results import interval
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import as_tensor, check_samples
+from tightframe.features.samples import as_tensor, check_samples
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.folds import Folds
 from tightframe.probes.calibration import calibration_error

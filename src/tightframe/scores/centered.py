@@ -16,7 +16,8 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import add_gram, as_tensor, check_samples, mirrored
+from tightframe.features.moments import add_gram, mirrored
+from tightframe.features.samples import as_tensor, check_samples
 from tightframe.metrics.factors import EPS
 
 CHUNK_BYTES = 2**25

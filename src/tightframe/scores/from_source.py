@@ -13,7 +13,7 @@ from jaxtyping import Int64, Num
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import as_tensor, check_samples
+from tightframe.features.samples import as_tensor, check_samples
 from tightframe.metrics.registry import measure
 
 CHUNK = 4096

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments, as_tensor
+from tightframe.features.moments import ClassMoments
+from tightframe.features.samples import as_tensor
 from tightframe.metrics import collapse  # noqa: F401 - importing it is what registers its measures
 from tightframe.metrics.collapse import Head, check_measurable
 from tightframe.metrics.registry import MEASURES

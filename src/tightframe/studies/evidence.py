@@ -302,9 +302,8 @@ def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[Non
 def _number(row: Row, column: str) -> float | None:
     """The finite number in a column, negated if the column is written with a minus."""
     value = row.get(column.removeprefix("-"))
-    if value is None or not math.isfinite(value):
-        return None
-    return -float(value) if column.startswith("-") else float(value)
+    number = math.nan if value is None else float(value)
+    return (-number if column.startswith("-") else number) if math.isfinite(number) else None
 
 
 def _numbers(rows: Iterable[Row], columns: Sequence[str], labels: Sequence[str]) -> list[Row]:
