@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -59,17 +59,15 @@ def _function(path: Path, name: str) -> Callable[..., Any]:
 
 
 def _imported(path: Path) -> Any:
-    """The file as a module: run once, and again when it was edited."""
-    content = hashlib.sha256(str(path.resolve()).encode() + b"|" + path.read_bytes()).hexdigest()
-    unique = f"tightframe_builder_{content[:12]}"
+    """The file as a module: run once, and again when it was edited. Bytecode kept beside it could be older than it."""
+    source = path.read_bytes()
+    unique = f"tightframe_builder_{hashlib.sha256(str(path.resolve()).encode() + b'|' + source).hexdigest()[:12]}"
     if unique not in sys.modules:
-        spec = importlib.util.spec_from_file_location(unique, path)
-        assert spec is not None, "a .py file always has a loader"
-        assert spec.loader is not None
-        sys.modules[unique] = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look it up
+        module = sys.modules[unique] = ModuleType(unique)  # before it runs: dataclasses look it up
+        module.__file__ = str(path)
         try:
             with explained(f"{path} can't be imported"):
-                spec.loader.exec_module(sys.modules[unique])
+                exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
         except ModelError:
             del sys.modules[unique]
             raise
