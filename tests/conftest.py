@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 torch.set_num_threads(1)  # models here are tiny; threads would only wait for each other
 
@@ -53,6 +55,15 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def names(model_folders: dict[str, Path]) -> dict[str, str]:
     """Their names, as ``load_backbone`` and ``--model`` take them."""
     return {name: f"local-dir:{folder}" for name, folder in model_folders.items()}
+
+
+@pytest.fixture
+def steps() -> Iterator[list[int]]:
+    """A list that grows by one whenever an optimizer makes a step: empty where nothing was trained."""
+    made: list[int] = []
+    handle = register_optimizer_step_post_hook(lambda *_: made.append(1))
+    yield made
+    handle.remove()
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,5 @@
+"""What tests of the jobs share: images that are gone, and stops like Ctrl-C."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -42,3 +44,21 @@ def stopping_at():
         return progress
 
     return make
+
+
+@pytest.fixture
+def often_stopped(stopping_at):
+    """Calls ``run(progress)`` again and again, stopped two steps later each time, until it comes to its end.
+
+    What it gave then, and how often it was stopped.
+    """
+
+    def going_on(run):
+        stops = 0
+        while True:
+            try:
+                return run(stopping_at(1 + 2 * stops)), stops
+            except KeyboardInterrupt:
+                stops += 1
+
+    return going_on

@@ -190,22 +190,22 @@ def test_images_that_can_not_be_read_end_it(data, small, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [1, 8, 20])
-def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, small, finished, tmp_path, stopping_at, moment):
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        compare(data, small, NAMES, config=PLAN, out=folder, workspace=Workspace(progress=stopping_at(moment)))
-    compared = compare(data, small, NAMES, config=PLAN, out=folder, resume=True)
+def test_stopped_again_and_again_it_goes_on_to_the_same_result(data, small, finished, tmp_path, often_stopped):
+    def run(progress):
+        workspace = Workspace(progress=progress)
+        return compare(data, small, NAMES, config=PLAN, out=tmp_path, resume=True, workspace=workspace)
+
+    compared, stops = often_stopped(run)
+    assert stops > 5
     assert untimed(compared.rows) == untimed(finished[0].rows)
     assert compared.result.notes == finished[0].result.notes
-    assert not list(folder.rglob("*unfinished*"))
+    assert not list(tmp_path.rglob("*unfinished*"))
 
 
-def test_resumed_when_finished_it_trains_nothing(data, small, finished, monkeypatch):
-    monkeypatch.setattr("tightframe.decide.training.fit", None)
-    monkeypatch.setattr("tightframe.jobs.compare.chosen_block", lambda *_: pytest.fail("chosen again"))
+def test_resumed_when_finished_it_trains_nothing(data, small, finished, steps):
     compared, folder = finished
     again = compare(data, small, NAMES, config=PLAN, out=folder, resume=True)
+    assert steps == []
     assert again.rows == compared.rows  # times included
     assert again.best == compared.best
 

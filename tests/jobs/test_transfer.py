@@ -120,45 +120,44 @@ def test_the_layer_rule_is_the_one_stated(data, finished):
     assert expected.name == next(row["layer"] for row in finished.layers if row["chosen"])
 
 
-def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finished, monkeypatch):
+def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finished, steps):
     before = outcome(finished.folder)
-    monkeypatch.setattr("tightframe.decide.training.fit", None)
     again = transfer(data, list(names.values()), out=finished.folder, config=PLAN)
+    assert steps == []
     assert outcome(finished.folder) == before
     assert again.methods == finished.methods  # times included: they are those of the first run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [1, 6, 14, 22])
-def test_interrupted_anywhere_it_goes_on_to_the_same_result(data, names, finished, tmp_path, stopping_at, moment):
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        transfer(data, list(names.values()), out=folder, config=PLAN, workspace=Workspace(progress=stopping_at(moment)))
-    transfer(data, list(names.values()), out=folder, config=PLAN)
-    assert outcome(folder) == outcome(finished.folder)
-    assert not list(folder.rglob("*unfinished*"))
+def test_stopped_again_and_again_it_goes_on_to_the_same_result(data, names, finished, tmp_path, often_stopped):
+    def run(progress):
+        return transfer(data, list(names.values()), out=tmp_path, config=PLAN, workspace=Workspace(progress=progress))
+
+    _, stops = often_stopped(run)
+    assert stops > 5
+    assert outcome(tmp_path) == outcome(finished.folder)
+    assert not list(tmp_path.rglob("*unfinished*"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system can't kill a process outright")
-def test_killed_outright_it_goes_on_to_the_same_result(names, tmp_path):
-    def command(folder):
-        images = ["digits:5-9", "--max-per-class", "6", "--test-share", "0.2", "--models", *names.values()]
-        training = ["--epochs", "3", "--lr", "0.05", "--weight-decay", "1e-4", "--out", str(folder)]
-        return [sys.executable, "-m", "tightframe", "transfer", *images, *training]
-
+def test_killed_twice_it_goes_on_to_the_same_result(data, names, finished, tmp_path):
+    folder = tmp_path / "run"
+    images = ["digits:5-9", "--max-per-class", "6", "--test-share", "0.2", "--models", *names.values()]
+    training = ["--epochs", "3", "--search-epochs", "1", "--lr", "0.05", "0.01", "--weight-decay", "1e-4"]
+    command = [sys.executable, "-m", "tightframe", "transfer", *images, *training, "--out", str(folder)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    subprocess.run(command(tmp_path / "whole"), check=True, **quiet)
-    killed = subprocess.Popen(command(tmp_path / "killed"), **quiet)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("*/unfinished/*.safetensors")) and time.monotonic() < deadline:
-        assert killed.poll() is None, "it finished before it could be killed"
-        time.sleep(0.001)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed" / "result.json").exists()
-    subprocess.run(command(tmp_path / "killed"), check=True, **quiet)
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    for begun in ("stages/*.json", "*/unfinished/*.safetensors"):
+        killed = subprocess.Popen(command, **quiet)
+        deadline = time.monotonic() + 120
+        while not list(folder.glob(begun)) and time.monotonic() < deadline:
+            assert killed.poll() is None, "it finished before it could be killed"
+            time.sleep(0.001)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    assert not (folder / "result.json").exists()
+    transfer(data, list(names.values()), out=folder, config=PLAN)
+    assert outcome(folder) == outcome(finished.folder)
 
 
 def test_a_folder_is_one_runs_own(data, names, finished, tmp_path):

@@ -36,21 +36,21 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_folder_that_can_not_be_made_is_said_before_training(data, narrow, tmp_path, monkeypatch):
-    monkeypatch.setattr("tightframe.decide.training.fit", None)
+def test_a_folder_that_can_not_be_made_is_said_before_training(data, narrow, tmp_path, steps):
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="another --out"):
         tune(data, narrow, method="linear", config=PLAN, out=tmp_path / "file" / "out")
+    assert steps == []
 
 
-def test_a_folder_that_takes_no_files_is_said_before_training(data, narrow, tmp_path, monkeypatch):
+def test_a_folder_that_takes_no_files_is_said_before_training(data, narrow, tmp_path, steps, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tightframe.decide.training.fit", None)
     monkeypatch.setattr("tightframe.features.stages.write_text", refuse)
     with pytest.raises(SettingsError, match=r"out can't be written to \(Permission denied\)"):
         tune(data, narrow, method="linear", config=PLAN, out=tmp_path / "out")
+    assert steps == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
