@@ -1,9 +1,10 @@
-"""What all tests share: small models, a browser, and the real models and images that may lie beside."""
+"""What all tests share: a small world of images and models, a browser, and the real ones that may lie beside."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub
@@ -15,7 +16,11 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from tightframe import Backbone, ImageSplits, TrainConfig, Tuned, load_backbone, load_images, tune
+from tightframe.tuning.methods import METHODS
+
 torch.set_num_threads(1)  # models here are tiny; threads would only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +60,40 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def names(model_folders: dict[str, Path]) -> dict[str, str]:
     """Their names, as ``load_backbone`` and ``--model`` take them."""
     return {name: f"local-dir:{folder}" for name, folder in model_folders.items()}
+
+
+@pytest.fixture(scope="session")
+def data() -> ImageSplits:
+    """Five digits, six images a class to train on: enough for whatever is not about how well it works."""
+    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
+
+
+@pytest.fixture(scope="session")
+def wide(names: dict[str, str]) -> Backbone:
+    """A residual model of four blocks, penultimate features of 16 values."""
+    return load_backbone(names["wide"])
+
+
+@pytest.fixture(scope="session")
+def narrow(names: dict[str, str]) -> Backbone:
+    """A residual model half as wide."""
+    return load_backbone(names["narrow"])
+
+
+@pytest.fixture(scope="session")
+def tuned_by(
+    data: ImageSplits, wide: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Tuned, Path]]:
+    """``wide`` tuned by the method named, and the folder that it is saved in: for tests that change neither."""
+    folder = tmp_path_factory.mktemp("tuned")
+    config = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
+
+    @cache
+    def tuned(method: str) -> tuple[Tuned, Path]:
+        block = "layer3.0" if METHODS[method].needs_block else "auto"
+        return tune(data, wide, method=method, block=block, config=config, out=folder / method), folder / method
+
+    return tuned
 
 
 @pytest.fixture

@@ -12,46 +12,9 @@ import sys
 import pytest
 from PIL import Image
 
-from tightframe import load_images
-from tightframe.cli import JOBS, commands, main, terminal
+from tightframe.cli import JOBS, commands
 
 SHORT = ("--epochs", "2", "--lr", "0.05", "--weight-decay", "0.0001")
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command as typed; gives its status, what it printed, and what it said on standard error."""
-    monkeypatch.setattr(terminal.out, "width", 80)
-    monkeypatch.setattr(terminal.err, "width", 80)
-
-    def run(*arguments):
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            status = stopped.code
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """Digits as a person would have them: PNG files in class folders."""
-    root = tmp_path_factory.mktemp("images") / "my digits"
-    data = load_images("digits:5-9", max_per_class=8).train
-    for index, label in enumerate(data.labels):
-        folder = root / f"digit {data.classes[label]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        data[index].save(folder / f"{index}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def tuned(images, names, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tuned") / "net"
-    assert main(["tune", str(images), "--model", names["wide"], "--out", str(folder), *SHORT]) == 0
-    return folder
 
 
 def test_measure_shows_a_row_a_layer_and_says_what_next(run, images, names, tmp_path):
@@ -139,7 +102,7 @@ def test_predictions_as_json(run, images, tuned, tmp_path):
 
 
 def test_tune_into_a_folder_in_use_is_refused_and_resume_loads_it(run, images, names, tuned):
-    command = ("tune", images, "--model", names["wide"], "--out", tuned, *SHORT)
+    command = ("tune", images, "--model", names["wide"], "--out", tuned, "--block", "layer3.0", *SHORT)
     status, _, err = run(*command)
     assert status == 1
     assert "--resume" in err
@@ -367,7 +330,8 @@ def test_a_folder_of_several_tuned_models_names_them(run, tuned):
 
 
 def test_a_one_byte_terminal_shows_everything_in_characters_that_it_has(images, names):
-    command = [sys.executable, "-m", "tightframe", "measure", str(images), "--model", names["wide"]]
+    model = ("--model", names["narrow"], "--layers", "layer4.0")
+    command = [sys.executable, "-m", "tightframe", "measure", str(images), *model]
     settings = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, env=settings, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode("ascii")

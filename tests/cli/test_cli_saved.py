@@ -6,45 +6,7 @@ import json
 import re
 
 import huggingface_hub
-import pytest
 import timm
-
-from tightframe import load_images
-from tightframe.cli import main, terminal
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    monkeypatch.setattr(terminal.out, "width", 80)
-    monkeypatch.setattr(terminal.err, "width", 80)
-
-    def run(*arguments):
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            status = stopped.code
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images") / "digits here"
-    data = load_images("digits:5-9", max_per_class=8).train
-    for index, label in enumerate(data.labels):
-        (root / f"digit {data.classes[label]}").mkdir(parents=True, exist_ok=True)
-        data[index].save(root / f"digit {data.classes[label]}" / f"{index}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def tuned(images, names, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tuned") / "net"
-    short = ("--epochs", "2", "--lr", "0.05", "--weight-decay", "0.0001", "--block", "layer3.0")
-    assert main(["tune", str(images), "--model", names["wide"], "--out", str(folder), *short]) == 0
-    return folder
 
 
 def test_evaluate_judges_what_tune_held_out(run, tuned, images, tmp_path):

@@ -10,22 +10,15 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 
-from tightframe import TrainConfig, evaluate, load_backbone, load_images, tune
+from tightframe import evaluate, load_images
 from tightframe.errors import DataError
 from tightframe.probes.calibration import calibration_error
 from tightframe.probes.results import interval
 
-PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
-
 
 @pytest.fixture(scope="module")
-def data():
-    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
-
-
-@pytest.fixture(scope="module")
-def tuned(data, names):
-    return tune(data, load_backbone(names["wide"]), method="linear", config=PLAN)
+def tuned(tuned_by):
+    return tuned_by("linear")[0]
 
 
 @pytest.fixture(scope="module")

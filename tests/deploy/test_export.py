@@ -12,27 +12,24 @@ import pytest
 import torch
 from torch import nn
 
-from tightframe import TrainConfig, export_onnx, load_backbone, load_images, load_tuned, tune
+from tightframe import export_onnx, load_tuned
 from tightframe.deploy import export
 from tightframe.deploy.export import ExportFailed
 from tightframe.errors import PackageMissing, SettingsError
 
-PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
-
-@pytest.fixture(scope="module")
-def data():
-    return load_images("digits:5-9", max_per_class=6, test_share=0.1)
-
-
-@pytest.fixture(scope="module")
-def tuned(data, names, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    tune(data, load_backbone(names["wide"]), method="scl", block="layer3.0", config=PLAN, out=folder)
-    tuned = load_tuned(folder)
+def telling_apart(tuned, images):
+    """``tuned`` with a head that tells ``images`` apart: probabilities all alike would agree whatever the file says."""
+    head, (logits, _) = tuned.model.head, tuned.logits_and_features(images)
     with torch.no_grad():
-        tuned.model.head.weight.mul_(6000)  # probabilities all alike would agree whatever the file says
+        head.weight.div_(logits.std(0)[:, None])
+        head.bias.sub_(logits.mean(0)).div_(logits.std(0))
     return tuned
+
+
+@pytest.fixture(scope="module")
+def tuned(tuned_by, data):
+    return telling_apart(load_tuned(tuned_by("scl")[1]), data.test)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +58,13 @@ def test_it_says_the_same_for_any_number_of_images(tuned, data, exported):
     assert wanted.std(0).max() > 0.03, "images must be told apart, or the test shows nothing"
 
 
-def test_lora_is_exported(data, names, tmp_path):
-    tuned = tune(data, load_backbone(names["wide"]), method="lora", config=PLAN)
+def test_lora_is_exported(data, tuned_by, tmp_path):
+    tuned = load_tuned(tuned_by("lora")[1])
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in (*tuned.model.owned.parameters, tuned.model.head.weight):
             parameter.normal_(std=0.3, generator=generator)
-        tuned.model.head.weight.div_(tuned.logits_and_features(data.test)[0].std(0).max() / 3)
+    telling_apart(tuned, data.test)
     (row,) = export_onnx(tuned, tmp_path / "net.onnx", data).rows
     assert row["same"] == 1
     assert tuned.probabilities(data.test).std(0).max() > 0.03, "images must be told apart, or the test shows nothing"
@@ -113,7 +110,8 @@ def test_one_that_says_something_else_is_not_written(tuned, exported, tmp_path, 
     export_onnx(tuned, tmp_path / "same.onnx")
     assert (tmp_path / "same.onnx").is_file()
     bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias"))
-    bias.CopyFrom(onnx.numpy_helper.from_array(np.arange(5, dtype=np.float32), bias.name))
+    moved = onnx.numpy_helper.to_array(bias) + np.arange(5, dtype=np.float32) / 5
+    bias.CopyFrom(onnx.numpy_helper.from_array(moved, bias.name))
     with pytest.raises(ExportFailed, match=r"differ from PyTorch's by up to 0\.\d+, more than 0\.0001"):
         export_onnx(tuned, tmp_path / "other.onnx")
     assert not (tmp_path / "other.onnx").exists()

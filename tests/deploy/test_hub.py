@@ -12,7 +12,7 @@ import peft  # noqa: F401 - it imports from the hub, which tests replace
 import pytest
 import yaml
 
-from tightframe import TrainConfig, load_backbone, load_images, load_tuned, push_to_hub, tune
+from tightframe import TrainConfig, load_tuned, push_to_hub
 from tightframe.deploy.hub import Hub, PushFailed, _sendable, card
 from tightframe.errors import SavedError, SettingsError
 from tightframe.tuning import checkpoint
@@ -54,11 +54,8 @@ def no_model(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def saved(names, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "net"
-    data = load_images("digits:5-9", max_per_class=4, test_share=0.2)
-    tune(data, load_backbone(names["wide"]), method="scl", block="layer3.0", config=PLAN, out=folder)
-    return folder
+def saved(tuned_by):
+    return tuned_by("scl")[1]
 
 
 @pytest.fixture
@@ -88,9 +85,9 @@ def test_no_folder_of_this_machine_is_told(form, tmp_path):
     assert _sendable("hf/google/vit") == "hf/google/vit"
 
 
-def test_of_lora_the_files_of_peft_are_sent(names, model_folders, tmp_path):
-    data = load_images("digits:5-9", max_per_class=4, test_share=0.2)
-    tuned = tune(data, load_backbone(names["wide"]), method="lora", config=PLAN, out=tmp_path / "net")
+def test_of_lora_the_files_of_peft_are_sent(data, tuned_by, names, model_folders, tmp_path):
+    tuned, folder = tuned_by("lora")
+    shutil.copytree(folder, tmp_path / "net")
     shelf = Shelf()
     (row,) = push_to_hub(tmp_path / "net", REPO, api=shelf).rows
     trained = {"adapter_config.json", "adapter_model.safetensors"}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tightframe import TrainConfig, load_backbone, load_images, merge, tune
+from tightframe import TrainConfig, load_backbone, merge, tune
 from tightframe.deploy.merge import NotPlain, difference, plain_model
 from tightframe.errors import SettingsError, TightframeError
 from tightframe.features.taps import submodule
@@ -39,14 +39,9 @@ def squeezed():
 """
 
 
-@pytest.fixture(scope="module")
-def data():
-    return load_images("digits:5-9", max_per_class=4, test_share=0.2)
-
-
-@pytest.fixture(scope="module", params=["linear", "layer", "full", "lora"])
-def tuned(request, data, names):
-    return tune(data, load_backbone(names["wide"]), method=request.param, config=PLAN)
+@pytest.fixture(params=["linear", "layer", "full", "lora"])
+def tuned(request, tuned_by):
+    return tuned_by(request.param)[0]
 
 
 def inputs_of(tuned, n=5):
@@ -87,8 +82,7 @@ def test_the_config_has_class_names_and_no_path(tuned, data, model_folders, tmp_
     assert timm.create_model(f"local-dir:{tmp_path / 'plain'}").pretrained_cfg["label_names"] == list(data.classes)
 
 
-def test_merging_leaves_the_tuned_model_as_it_is(data, names, tmp_path):
-    tuned = tune(data, load_backbone(names["wide"]), method="linear", config=PLAN)
+def test_merging_leaves_the_tuned_model_as_it_is(tuned, tmp_path):
     before = logits(tuned, inputs_of(tuned))
     merge(tuned, tmp_path / "plain")
     assert torch.equal(logits(tuned, inputs_of(tuned)), before)
@@ -101,9 +95,9 @@ def test_what_was_merged_can_be_tuned_again(tuned, data, tmp_path):
     assert again.backbone.name == "plain"
 
 
-def test_a_skip_connection_is_refused_with_what_to_do(data, names, tmp_path):
-    tuned = tune(data, load_backbone(names["wide"]), method="scl", block="layer2.0", config=PLAN)
-    with pytest.raises(NotPlain, match=r"skip connection from layer2\.0 .* `tightframe export DIR --onnx"):
+def test_a_skip_connection_is_refused_with_what_to_do(tuned_by, tmp_path):
+    tuned, _ = tuned_by("scl")
+    with pytest.raises(NotPlain, match=r"skip connection from layer3\.0 .* `tightframe export DIR --onnx"):
         merge(tuned, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
 

@@ -12,30 +12,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tightframe import TrainConfig, load_backbone, load_images, load_tuned, tune
+from tightframe import TrainConfig, load_backbone, load_tuned
 from tightframe.errors import BadImage, DataError, SavedError, TightframeError
 
 PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
 
-@pytest.fixture(scope="module")
-def data():
-    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
-
-
-@pytest.fixture(scope="module", params=["linear", "layer", "scl", "full"])
-def saved(request, data, names, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / request.param
-    return tune(data, load_backbone(names["wide"]), method=request.param, config=PLAN, out=folder), folder
+@pytest.fixture(params=["linear", "layer", "scl", "full"])
+def saved(request, tuned_by):
+    return tuned_by(request.param)
 
 
 @pytest.fixture
-def folder(data, names, tmp_path_factory, tmp_path):
-    """A fresh copy of a saved folder, to be spoilt."""
-    whole = tmp_path_factory.getbasetemp() / "whole"
-    if not whole.exists():
-        tune(data, load_backbone(names["wide"]), config=PLAN, out=whole)
-    return shutil.copytree(whole, tmp_path / "copy")
+def folder(tuned_by, tmp_path):
+    """A copy of a saved folder, to be spoilt."""
+    return shutil.copytree(tuned_by("scl")[1], tmp_path / "copy")
 
 
 def rewrite(folder, **entries):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tightframe import load_backbone, load_images
+from tightframe import load_images
 from tightframe.decide import block as racing
 from tightframe.decide.block import candidates, chosen_block, readings
 from tightframe.decide.layers import Reading, recommend_layer
@@ -23,11 +23,6 @@ DEPTH = [Reading(f"b{depth}", spread, 10) for depth, spread in enumerate([1, 9, 
 @pytest.fixture(scope="module")
 def data():
     return load_images("digits:5-9", max_per_class=10, test_share=0.3)
-
-
-@pytest.fixture(scope="module")
-def wide(names):
-    return load_backbone(names["wide"])
 
 
 def choose(data, backbone, config=PLAN, method="scl"):

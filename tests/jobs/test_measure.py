@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tightframe import collapse_metrics, load_backbone, load_images, measure
@@ -17,13 +18,29 @@ def data():
     return load_images("digits:5-9", max_per_class=12, test_share=0.5)
 
 
-def test_a_row_for_every_block_and_the_penultimate_features(data, names):
-    backbone = load_backbone(names["wide"])
-    rows = measure(data, backbone).rows
+@pytest.fixture(scope="module")
+def measured(data, wide):
+    return measure(data, wide)
+
+
+@pytest.fixture(scope="module")
+def uneven(data):
+    """Half as many images of the first class as of the others."""
+    firsts, others = (np.flatnonzero((data.train.labels == 0) == first) for first in (True, False))
+    return data.train.subset(np.concatenate([firsts[::2], others]))
+
+
+@pytest.fixture(scope="module")
+def by_sample(uneven, narrow):
+    return measure(uneven, narrow, weighting="sample")
+
+
+def test_a_row_for_every_block_and_the_penultimate_features(data, wide, measured):
+    rows = measured.rows
     assert [row["layer"] for row in rows] == ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "penultimate"]
     assert [row["dimension"] for row in rows] == [8, 8, 16, 16, 16]
     assert [row["position"] for row in rows] == [1, 2, 3, 4, 5]
-    features = Workspace().features(backbone, data.train)
+    features = Workspace().features(wide, data.train)
     for row in rows:
         expected = collapse_metrics(features.moments(row["layer"]))
         assert {name: row[name] for name in expected} == pytest.approx(dict(expected))
@@ -38,24 +55,18 @@ def test_the_model_runs_over_the_training_images_once(data, names):
     assert sum(seen) == len(data.train)
 
 
-def test_one_split_is_enough(data, names):
-    backbone = load_backbone(names["wide"])
-    assert measure(data.train, backbone).rows == measure(data, backbone).rows
+def test_one_split_is_enough(data, wide, measured):
+    assert measure(data.train, wide).rows == measured.rows
 
 
-def test_the_weighting_is_passed_on_and_told(data, names):
-    uneven = load_images("digits:5-9")
-    backbone = load_backbone(names["narrow"])
-    by_class, by_sample = measure(uneven, backbone), measure(uneven, backbone, weighting="sample")
-    assert by_class.rows[-1]["nc1"] != by_sample.rows[-1]["nc1"]
+def test_the_weighting_is_passed_on_and_told(uneven, narrow, by_sample):
+    assert measure(uneven, narrow).rows[-1]["nc1"] != by_sample.rows[-1]["nc1"]
     assert by_sample.settings["weighting"] == "sample"
 
 
-def test_notes_read_the_numbers(data, names):
-    rows = measure(data, load_backbone(names["wide"])).rows
-    lowest = min(rows, key=lambda row: row["nc1"])
-    notes = measure(data, load_backbone(names["wide"])).notes
-    assert lowest["layer"] in notes[0] or "where the head sees them" in notes[0]
+def test_notes_read_the_numbers(measured):
+    lowest = min(measured.rows, key=lambda row: row["nc1"])
+    assert lowest["layer"] in measured.notes[0] or "where the head sees them" in measured.notes[0]
 
 
 def test_one_image_a_class_can_not_be_measured(names):
@@ -63,9 +74,8 @@ def test_one_image_a_class_can_not_be_measured(names):
         measure(load_images("digits:5-9", max_per_class=1), load_backbone(names["wide"]))
 
 
-def test_metrics_come_with_intervals_and_corrections_with_bounds(data, names):
-    backbone = load_backbone(names["wide"])
-    rows, features = measure(data, backbone, seed=3).rows, Workspace().features(backbone, data.train)
+def test_metrics_come_with_intervals_and_corrections_with_bounds(data, wide):
+    rows, features = measure(data, wide, seed=3).rows, Workspace().features(wide, data.train)
     for row in rows:
         folds = Folds.of(features[row["layer"]], features.labels, 5, seed=3)
         for name, interval in collapse_intervals(folds, seed=3).items():
@@ -79,9 +89,8 @@ def test_metrics_come_with_intervals_and_corrections_with_bounds(data, names):
     assert (rows[-1]["cdnv_corrected_low"], rows[-1]["cdnv_corrected_high"]) == pytest.approx(around[1:])
 
 
-def test_intervals_follow_the_weighting(data, names):
-    uneven = load_images("digits:5-9")
-    row = measure(uneven, load_backbone(names["narrow"]), weighting="sample").rows[-1]
+def test_intervals_follow_the_weighting(by_sample):
+    row = by_sample.rows[-1]
     for name in ("nc1", "vci", "nc2_etf", "numerical_rank"):
         assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
 

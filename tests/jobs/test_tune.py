@@ -25,11 +25,6 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def wide(names):
-    return load_backbone(names["wide"])
-
-
-@pytest.fixture(scope="module")
 def finished(data, wide, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "scl"
     return tune(data, wide, config=PLAN, out=folder), folder

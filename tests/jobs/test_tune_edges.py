@@ -9,23 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe import TrainConfig, load_backbone, load_images, load_tuned, tune
+from tightframe import TrainConfig, load_backbone, load_tuned, tune
 from tightframe.errors import ModelError, SavedError, SettingsError
 from tightframe.features.workspace import Workspace
 from tightframe.tuning.loop import Diverged
 
 PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 ONE_STEP = dataclasses.replace(PLAN, epochs=1, search_epochs=1, batch_size=64)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
-
-
-@pytest.fixture(scope="module")
-def narrow(names):
-    return load_backbone(names["narrow"])
 
 
 def weights(tuned):

@@ -45,7 +45,7 @@ def commands(model, out):
 
 
 def launched(*command):
-    given = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    given = os.environ | {"ACCELERATE_USE_CPU": "true"}
     command = [str(BIN / command[0]), *command[1:]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)
     assert done.returncode == 0, done.stderr
