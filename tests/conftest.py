@@ -1,26 +1,48 @@
 """What all tests share: a small world of images and models, a browser, and the real ones that may lie beside."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
+import jaxtyping
 import pytest
 import timm
 import torch
+from beartype import beartype
+from jaxtyping import jaxtyped
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tightframe import Backbone, ImageSplits, TrainConfig, Tuned, load_backbone, load_images, tune
-from tightframe.tuning.methods import METHODS
+import tightframe as tf
+
+if TYPE_CHECKING:
+    from tightframe import Backbone, ImageSplits, Tuned
 
 torch.set_num_threads(1)  # models here are tiny; threads would only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
+
+
+def checked(function: Any = None, *, typechecker: Any) -> Any:
+    """``jaxtyped`` where an annotation names a shape; elsewhere beartype alone, which is many times faster a call."""
+    if function is None:
+        return partial(checked, typechecker=typechecker)
+    annotations = map(str, getattr(function, "__annotations__", {}).values())
+    if isinstance(function, FunctionType) and not any("'" in text or '"' in text for text in annotations):
+        return beartype(function)
+    return jaxtyped(function, typechecker=typechecker)
+
+
+jaxtyping.jaxtyped = checked  # before anything of tightframe is imported: the decorator that the import hook puts in
 
 
 @pytest.fixture(scope="session")
@@ -65,19 +87,19 @@ def names(model_folders: dict[str, Path]) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def data() -> ImageSplits:
     """Five digits, six images a class to train on: enough for whatever is not about how well it works."""
-    return load_images("digits:5-9", max_per_class=6, test_share=0.2)
+    return tf.load_images("digits:5-9", max_per_class=6, test_share=0.2)
 
 
 @pytest.fixture(scope="session")
 def wide(names: dict[str, str]) -> Backbone:
     """A residual model of four blocks, penultimate features of 16 values."""
-    return load_backbone(names["wide"])
+    return tf.load_backbone(names["wide"])
 
 
 @pytest.fixture(scope="session")
 def narrow(names: dict[str, str]) -> Backbone:
     """A residual model half as wide."""
-    return load_backbone(names["narrow"])
+    return tf.load_backbone(names["narrow"])
 
 
 @pytest.fixture(scope="session")
@@ -85,13 +107,15 @@ def tuned_by(
     data: ImageSplits, wide: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Tuned, Path]]:
     """``wide`` tuned by the method named, and the folder that it is saved in: for tests that change neither."""
+    from tightframe.tuning.methods import METHODS
+
     folder = tmp_path_factory.mktemp("tuned")
-    config = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
+    config = tf.TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,))
 
     @cache
     def tuned(method: str) -> tuple[Tuned, Path]:
         block = "layer3.0" if METHODS[method].needs_block else "auto"
-        return tune(data, wide, method=method, block=block, config=config, out=folder / method), folder / method
+        return tf.tune(data, wide, method=method, block=block, config=config, out=folder / method), folder / method
 
     return tuned
 

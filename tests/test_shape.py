@@ -6,7 +6,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import jaxtyping
+import numpy as np
 import pytest
+import torch
+from beartype.roar import BeartypeCallHintParamViolation
 
 ROOT = Path(__file__).parents[1]
 MODULES_PER_PACKAGE = 12
@@ -86,3 +90,13 @@ def test_the_report_names_every_figure(size, package):
     text = "\n".join(size.report(package))
     for figure in ("| toy.deep | 2 | 6 |", "| **total** | 4 | **14** |", "median", "p90", "toy.a ↔ toy.b"):
         assert figure in text
+
+
+def test_annotations_are_checked_while_tests_run():
+    from tightframe.metrics.folds import fold_of
+    from tightframe.probes.logistic import standardize
+
+    with pytest.raises(jaxtyping.TypeCheckError):
+        standardize(torch.zeros(3))
+    with pytest.raises(BeartypeCallHintParamViolation):
+        fold_of(np.zeros(4, dtype=np.int64), "2", 0)
