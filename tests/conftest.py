@@ -16,8 +16,8 @@ import jaxtyping
 import pytest
 import timm
 import torch
-from beartype import beartype
-from jaxtyping import jaxtyped
+from beartype import BeartypeConf, beartype
+from jaxtyping import TypeCheckError, jaxtyped
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
@@ -32,14 +32,23 @@ torch.set_num_threads(1)  # models here are tiny; threads would only wait for ea
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
 
 
+typed = beartype(conf=BeartypeConf(violation_type=TypeCheckError))
+
+
 def checked(function: Any = None, *, typechecker: Any) -> Any:
-    """``jaxtyped`` where an annotation names a shape; elsewhere beartype alone, which is many times faster a call."""
+    """``jaxtyped`` where an annotation names a shape; elsewhere beartype alone, which is many times faster a call.
+
+    The command line imports the names in its annotations for type checkers only, which ``jaxtyped`` alone forgives.
+    """
     if function is None:
         return partial(checked, typechecker=typechecker)
-    annotations = map(str, getattr(function, "__annotations__", {}).values())
-    if isinstance(function, FunctionType) and not any("'" in text or '"' in text for text in annotations):
-        return beartype(function)
-    return jaxtyped(function, typechecker=typechecker)
+    annotations = dict(getattr(function, "__annotations__", {}))
+    shapes = any("'" in text or '"' in text for text in map(str, annotations.values()))
+    if shapes or not isinstance(function, FunctionType) or function.__module__.startswith("tightframe.cli"):
+        return jaxtyped(function, typechecker=typechecker)
+    made = typed(function)
+    function.__annotations__, made.__annotations__ = annotations, dict(annotations)  # which beartype had rewritten
+    return made
 
 
 jaxtyping.jaxtyped = checked  # before anything of tightframe is imported: the decorator that the import hook puts in
