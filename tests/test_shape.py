@@ -33,6 +33,7 @@ def crowded(size, modules):
     return {name: count for name, count in size.modules_per_package(modules).items() if count > MODULES_PER_PACKAGE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "exceptions",
     [

@@ -57,6 +57,7 @@ def test_fewshot_shows_a_row_for_each_classifier_and_number_of_shots(run, images
     assert "--shots" in err
 
 
+@pytest.mark.slow
 def test_pretrain_shows_epochs_and_leaves_a_model(run, images, tmp_path):
     short = ("--epochs", "12", "--batch-size", "16", "--projector", "1")
     command = ("pretrain", images, "--arch", "cifar_resnet8", "--out", tmp_path / "net", *short)
@@ -69,6 +70,7 @@ def test_pretrain_shows_epochs_and_leaves_a_model(run, images, tmp_path):
     assert run("measure", images, "--model", f"local-dir:{tmp_path / 'net'}")[0] == 0
 
 
+@pytest.mark.slow
 def test_study_lists_runs_and_says_what_came_of_it(run, names, tmp_path):
     status, out, _ = run("study", "list")
     assert status == 0
@@ -136,6 +138,7 @@ def test_methods_to_compare_are_checked_before_anything_is_loaded(run):
     assert "not both" in err
 
 
+@pytest.mark.slow
 def test_transfer_on_folders(run, images, names, tmp_path):
     command = ("transfer", images, "--models", *names.values(), "--out", tmp_path / "run", *SHORT)
     status, out, err = run(*command, "--methods", "linear", "scl")
@@ -152,6 +155,7 @@ def test_transfer_of_other_images_needs_models(run, images):
     assert "--models" in err
 
 
+@pytest.mark.slow
 def test_bad_files_stop_it_by_name_or_are_skipped_and_counted(run, images, names, tmp_path):
     import shutil
 
@@ -209,6 +213,7 @@ def test_a_list_in_which_nothing_can_be_ranked_fails(run, images):
     assert "none of the models" in err
 
 
+@pytest.mark.slow
 def test_json_into_a_link_or_a_pipe_leaves_it_what_it_is(run, images, names, tmp_path):
     (tmp_path / "rows.json").touch()
     (tmp_path / "link.json").symlink_to(tmp_path / "rows.json")
@@ -317,6 +322,7 @@ def test_wrong_usage_is_one_line_that_says_what_was_meant(run, arguments, says):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_json_on_standard_output_is_nothing_but_json(run, images, names):
     status, out, _ = run("measure", images, "--model", names["narrow"], "--json", "-")
     assert status == 0
@@ -329,6 +335,7 @@ def test_a_folder_of_several_tuned_models_names_them(run, tuned):
     assert str(tuned) in err.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_one_byte_terminal_shows_everything_in_characters_that_it_has(images, names):
     model = ("--model", names["narrow"], "--layers", "layer4.0")
     command = [sys.executable, "-m", "tightframe", "measure", str(images), *model]

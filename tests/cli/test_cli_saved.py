@@ -6,6 +6,7 @@ import json
 import re
 
 import huggingface_hub
+import pytest
 import timm
 
 
@@ -46,6 +47,7 @@ def test_merge_refuses_a_skip_connection_and_takes_others(run, tuned, images, na
     assert module.pretrained_cfg["label_names"] == [f"digit {digit}" for digit in range(5, 10)]
 
 
+@pytest.mark.slow
 def test_export_writes_a_file_and_says_how_well_it_agrees(run, tuned, images, tmp_path):
     arguments = ("export", tuned, "--onnx", tmp_path / "net.onnx", "--data", images)
     status, out, _ = run(*arguments, "--json", tmp_path / "found.json")

@@ -15,6 +15,7 @@ def test_credit_is_the_weighted_share_of_probes_that_were_right() -> None:
     np.testing.assert_allclose(found, [1, WEIGHTS["ridge"] / total, WEIGHTS["lda"] / total, 0])
 
 
+@pytest.mark.slow
 def test_the_better_model_stands_first_and_the_more_images_the_surer() -> None:
     chances = []
     for images in (40, 400, 4000):

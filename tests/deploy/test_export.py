@@ -58,6 +58,7 @@ def test_it_says_the_same_for_any_number_of_images(tuned, data, exported):
     assert wanted.std(0).max() > 0.03, "images must be told apart, or the test shows nothing"
 
 
+@pytest.mark.slow
 def test_lora_is_exported(data, tuned_by, tmp_path):
     tuned = load_tuned(tuned_by("lora")[1])
     generator = torch.Generator().manual_seed(0)
@@ -96,6 +97,7 @@ def test_metadata_say_how_to_feed_it_and_name_no_file_of_this_machine(tuned, dat
         assert place.encode() not in content
 
 
+@pytest.mark.slow
 def test_floats_from_0_to_1_and_made_up_images(tuned, data, exported, tmp_path):
     found = export_onnx(tuned, tmp_path / "float.onnx", pixels="float32")
     assert "made-up" in found.notes[0]
@@ -119,6 +121,7 @@ def test_one_that_says_something_else_is_not_written(tuned, exported, tmp_path, 
     assert (tmp_path / "allowed.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_what_the_exporter_can_not_follow_is_said_in_words(tuned, tmp_path, monkeypatch):
     class Odd(nn.Module):
         def train(self, mode=True):

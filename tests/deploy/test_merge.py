@@ -102,6 +102,7 @@ def test_a_skip_connection_is_refused_with_what_to_do(tuned_by, tmp_path):
     assert not (tmp_path / "plain").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto", "cifar_resnet8"])
 def test_other_architectures_with_a_size_of_their_own(data, name, method, tmp_path):

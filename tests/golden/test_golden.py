@@ -60,6 +60,7 @@ def test_every_section_is_recorded():
     assert set(RECORD["sections"]) == set(golden.SECTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden.SECTIONS)
 def test_golden(name: str, same_machine: bool):
     if golden.needs_shared(name) and golden.shared_folder() is None:

@@ -64,6 +64,7 @@ def test_a_row_a_method_and_a_saved_folder_each(data, finished):
         assert (logits.argmax(1).numpy() == data.test.labels).mean() == row["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_each_is_what_tune_alone_makes_of_the_same_block(data, small, finished):
     compared, _ = finished
     for row in untimed(compared.rows):
@@ -93,6 +94,7 @@ def test_the_method_to_use_is_named_and_comes_next(finished):
     assert compared.result.next_steps == [compared.tuned[compared.best].predict_command(folder / compared.best)]
 
 
+@pytest.mark.slow
 def test_test_images_choose_nothing(data, small, finished, tmp_path):
     compared, _ = finished
     again = compare(dataclasses.replace(data, test=None), small, NAMES, config=PLAN, out=tmp_path / "run")

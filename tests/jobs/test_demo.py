@@ -19,6 +19,7 @@ def models(tmp_path_factory):
         yield folder, demo.candidates(folder)
 
 
+@pytest.mark.slow
 def test_pretraining_on_some_digits_helps_on_the_others(models):
     _, candidates = models
     result = rank(demo.downstream(), candidates)

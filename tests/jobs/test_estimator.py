@@ -147,6 +147,7 @@ def test_paths_are_the_same_as_arrays(fitted, names, paths, arrays, words):
     np.testing.assert_array_equal(again.predict(np.array(list(map(str, paths)))), fitted.predict(arrays))
 
 
+@pytest.mark.slow
 def test_cross_validation_and_grid_search(paths, words, arrays):
     estimator = TransferClassifier(SMALL, "full", epochs=6, lr=(0.2,), weight_decay=(0.0,), batch_size=8)
     scores = cross_val_score(estimator, paths, words, cv=3)
@@ -187,6 +188,7 @@ def test_an_unpickled_one_takes_its_own_base_model_only(fitted, arrays, words, n
     assert again.set_params(backbone=names["wide"]).predict(arrays).shape == (len(arrays),)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_another_does_not(fitted, arrays, words):
     shares = clone(fitted).fit(arrays, words).predict_proba(arrays)
     np.testing.assert_array_equal(shares, fitted.predict_proba(arrays))

@@ -46,6 +46,7 @@ def test_rows_are_what_episodes_come_to(found, pool):
     assert next(rows, None) is None
 
 
+@pytest.mark.slow
 def test_collapse_is_that_of_all_images(found, data, backbone, pool):
     alone = measure(data.train, backbone).rows[-1]
     assert found.rows[0]["nc1"] != alone["nc1"]
@@ -98,6 +99,7 @@ def test_settings_are_checked_before_any_image_is_read(data, backbone):
         fewshot(data, backbone, **SMALL | {"ways": 1}, workspace=Workspace(progress=no_images))
 
 
+@pytest.mark.slow
 def test_features_that_measure_kept_are_used_and_progress_is_told(data, backbone, tmp_path, found):
     told = []
     measure(data.train, backbone, workspace=Workspace(tmp_path))

@@ -30,6 +30,7 @@ def found(data, backbone):
     return layers(data, backbone)
 
 
+@pytest.mark.slow
 def test_every_layer_has_every_probe(found, backbone):
     assert [row["layer"] for row in found.rows] == [*(layer.name for layer in backbone.layers), "penultimate"]
     for row in found.rows:

@@ -35,6 +35,7 @@ def by_sample(uneven, narrow):
     return measure(uneven, narrow, weighting="sample")
 
 
+@pytest.mark.slow
 def test_a_row_for_every_block_and_the_penultimate_features(data, wide, measured):
     rows = measured.rows
     assert [row["layer"] for row in rows] == ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "penultimate"]
@@ -47,6 +48,7 @@ def test_a_row_for_every_block_and_the_penultimate_features(data, wide, measured
         assert row["probe_low"] <= row["probe_accuracy"] <= row["probe_high"]
 
 
+@pytest.mark.slow
 def test_the_model_runs_over_the_training_images_once(data, names):
     backbone = load_backbone(names["wide"])
     seen = []
@@ -55,10 +57,12 @@ def test_the_model_runs_over_the_training_images_once(data, names):
     assert sum(seen) == len(data.train)
 
 
+@pytest.mark.slow
 def test_one_split_is_enough(data, wide, measured):
     assert measure(data.train, wide).rows == measured.rows
 
 
+@pytest.mark.slow
 def test_the_weighting_is_passed_on_and_told(uneven, narrow, by_sample):
     assert measure(uneven, narrow).rows[-1]["nc1"] != by_sample.rows[-1]["nc1"]
     assert by_sample.settings["weighting"] == "sample"

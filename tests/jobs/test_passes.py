@@ -101,6 +101,7 @@ def test_what_was_computed_for_the_ranking_serves_the_other_jobs(data, listened,
     assert passed["wide"] == 2 * len(data.train)
 
 
+@pytest.mark.slow
 def test_a_folder_serves_other_processes_too(data, listened, tmp_path):
     make, passed = listened
     blind = replace(data, test=None)

@@ -37,6 +37,7 @@ def trained(data, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_it_learns_and_what_it_leaves_is_a_model(trained, data):
     folder, found = trained
     assert found.rows[-1]["train_accuracy"] > found.rows[0]["train_accuracy"] + 0.2
@@ -81,6 +82,7 @@ def test_collapse_is_that_of_all_dimensions(trained):
     assert _collapse(features[:8], labels[:8], head) == {"nc1": None, "nc2": None, "nc3": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross-entropy", "supcon"])
 def test_what_was_stopped_goes_on_to_the_same_weights(data, tmp_path, stopping_at, monkeypatch, loss):
     monkeypatch.setattr("tightframe.tuning.state.SAVE_SECONDS", 0.0)
@@ -140,6 +142,7 @@ def test_what_can_not_be_done_is_said_before_anything_is(data, tmp_path, change,
     assert not (tmp_path / "net" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_leaves_the_folder_free(data, tmp_path):
     with pytest.raises(SettingsError):
         pretrain(data, tmp_path / "net", HOW, workspace=Workspace(device="abacus"))

@@ -96,6 +96,7 @@ def test_features_are_put_back_into_the_order_of_the_images(track, data):
     np.testing.assert_array_equal(features.labels, data.train.labels)
 
 
+@pytest.mark.slow
 def test_a_race_of_models_ends_in_rows_like_those_of_a_ranking(data, names, tmp_path):
     builder = tmp_path / "mine.py"
     builder.write_text("def broken():\n    raise RuntimeError('no such disk')\n")
@@ -113,6 +114,7 @@ def test_a_race_of_models_ends_in_rows_like_those_of_a_ranking(data, names, tmp_
     assert "test_accuracy" not in result.rows[0]
 
 
+@pytest.mark.slow
 def test_the_winner_is_that_of_the_whole_ranking_and_each_image_runs_once(data, names):
     wide = load_backbone(names["wide"])
     seen = []

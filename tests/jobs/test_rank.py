@@ -84,6 +84,7 @@ def test_settings_that_make_no_sense(data, models, by, says):
         rank(data, models, sort_by=by)
 
 
+@pytest.mark.slow
 def test_the_test_images_decide_nothing(data, names):
     def told(result):
         return [{k: v for k, v in row.items() if k not in ("seconds", "test_accuracy")} for row in result.rows]
@@ -146,6 +147,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_quality_of_every_column_against_what_is_known():
     by_probe = {row["score"]: row for row in quality(ROWS, None)}
     assert by_probe["nc1"]["tau"] == by_probe["expected_accuracy"]["tau"] == pytest.approx(4 / 6)

@@ -46,6 +46,7 @@ def test_a_probe_tries_the_whole_grid_at_once_and_the_rest_one_choice_after_the_
     assert len({trial for trial in phases(block) if trial[0] == "search"}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "layer"), [("linear", "auto"), ("scl", "1"), ("full", "auto")])
 @pytest.mark.parametrize("augment", ["flip", "randaugment"])
 def test_views_change_training_and_are_the_same_again(data, small, method, layer, augment):
@@ -81,6 +82,7 @@ def test_with_patience_images_are_held_out_to_the_end(data, small):
     assert len(kept) + len(held_out) == len(data.train)
 
 
+@pytest.mark.slow
 def test_little_time_tries_fewer_rates_and_trains_less_but_gives_a_model(data, small, tmp_path):
     plan = replace(PLAN, epochs=5000, search_epochs=200, lr=(0.05, 0.02, 0.01), time_limit=0.05)
     tuned = tune(data, small, block="1", config=plan, out=tmp_path / "a")
@@ -90,6 +92,7 @@ def test_little_time_tries_fewer_rates_and_trains_less_but_gives_a_model(data, s
     assert len([row for row in tuned.history if row["phase"] == "final"]) == tuned.metrics["epochs"]
 
 
+@pytest.mark.slow
 def test_without_a_search_an_epoch_tells_how_many_there_is_time_for(data, small):
     plan = replace(PLAN, epochs=5000, lr=(0.01,), weight_decay=(1e-4,), time_limit=0.03)
     tuned = tune(data, small, block="1", config=plan)
@@ -188,6 +191,7 @@ def test_overfitting_is_named_and_only_where_it_is_sure():
     assert overfitting(rows(1.0, [None], [None]), 5, "") == []
 
 
+@pytest.mark.slow
 def test_a_model_that_learns_by_heart_is_told_of(data, small):
     labels = np.random.default_rng(0).permutation(data.train.labels)  # nothing to learn but by heart
     shuffled = replace(data, train=replace(data.train, labels=labels))

@@ -114,6 +114,7 @@ def test_the_layer_rule_is_the_one_stated(data, finished):
     assert expected.name == next(row["layer"] for row in finished.layers if row["chosen"])
 
 
+@pytest.mark.slow
 def test_running_it_again_trains_nothing_and_gives_the_same(data, names, finished, steps):
     before = outcome(finished.folder)
     again = transfer(data, list(names.values()), out=finished.folder, config=PLAN)
@@ -170,6 +171,7 @@ def test_no_model_that_can_be_used(data, tmp_path):
         transfer(data, ["timm/nope", "local-dir:nowhere"], out=tmp_path / "run", config=PLAN)
 
 
+@pytest.mark.slow
 def test_without_test_images_there_is_a_report_all_the_same(names, tmp_path):
     data = load_images("digits:5-9", max_per_class=6, test_share=0.0)
     run = transfer(data, [names["narrow"]], out=tmp_path / "run", config=PLAN, methods=["linear"])
@@ -178,6 +180,7 @@ def test_without_test_images_there_is_a_report_all_the_same(names, tmp_path):
     assert "Where it errs" not in (run.folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_named_layer_and_chosen_methods(data, names, tmp_path):
     run = transfer(
         data, [names["wide"]], out=tmp_path / "run", config=PLAN, methods=["layer", "layer"], block="layer2.0"
@@ -187,6 +190,7 @@ def test_a_named_layer_and_chosen_methods(data, names, tmp_path):
     np.testing.assert_array_equal([row["chosen"] for row in run.layers], [False, True, False, False, False])
 
 
+@pytest.mark.slow
 def test_of_two_models_of_one_name_the_winner_is_tuned(data, names, tmp_path):
     first, second = (dataclasses.replace(load_backbone(names[name]), name="net") for name in ("wide", "narrow"))
     for models in ([first, second], [second, first]):
@@ -195,6 +199,7 @@ def test_of_two_models_of_one_name_the_winner_is_tuned(data, names, tmp_path):
         assert run.tuned.backbone.parameters == run.ranking.rows[0]["parameters"]
 
 
+@pytest.mark.slow
 def test_without_a_method_that_needs_one_no_layer_is_chosen(data, tmp_path):
     (tmp_path / "net.py").write_text(
         "import torch\nclass Mean(torch.nn.Module):\n"

@@ -303,6 +303,7 @@ CHANGES: dict[str, Callable[[np.ndarray], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @EACH_PROBE
 def test_probes_are_unmoved_by_what_says_nothing(probe: str, change: str) -> None:
@@ -416,6 +417,7 @@ def test_rounding_is_no_spread_to_count_directions_of(rows: np.ndarray) -> None:
     assert collapse_metrics(ClassMoments.from_features(rows[labels], labels, 3))["numerical_rank"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_memory_mapped_features_are_features(kind: type, mode: str, tmp_path: Path) -> None:

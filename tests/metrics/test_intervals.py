@@ -185,6 +185,7 @@ def assert_defined(folds: Folds) -> None:
         assert one.low <= one.value <= one.high or (np.isnan(one.value) and one.low <= one.high), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(1, 1, 1, 2), (1, 2, 2), (2, 2), (1, 9, 6), (3,) * 12, (2,) * 16], ids=str)
 @pytest.mark.parametrize("dimension", [1, 3, 33])
 def test_hard_samples_have_defined_intervals(counts: tuple[int, ...], dimension: int) -> None:
@@ -215,6 +216,7 @@ def test_hard_features_have_defined_intervals(kind: str) -> None:
     assert_defined(Folds.of(*hard(kind), 3))
 
 
+@pytest.mark.slow
 def test_values_that_never_count_do_not_widen_vci() -> None:
     features, labels = hard("plain")
     widened = np.concatenate([features, np.full((60, 5), 2.0)], 1)

@@ -77,6 +77,7 @@ def as_head(linear: nn.Linear) -> Head:
 # What it computes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["class", "sample"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_any_split_into_batches_gives_the_values_of_all(split, weighting):
@@ -593,6 +594,7 @@ def test_processes_agree_on_the_values_of_all(tmp_path: Path):
 # Without torchmetrics
 
 
+@pytest.mark.slow
 def test_without_torchmetrics_the_error_says_what_to_install():
     script = textwrap.dedent("""
         import sys

@@ -180,6 +180,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_blocks_and_head_of_known_families(name: str) -> None:
     family = FAMILIES[name]

@@ -162,6 +162,7 @@ def test_the_origin_makes_it_again_from_anywhere(saved: Path, monkeypatch: pytes
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tower", "whole"), [("vit", False), ("timm", False), ("resnet", False)])
 def test_it_is_measured_tuned_saved_and_loaded(tower: str, whole: bool, tmp_path: Path) -> None:
     data = load_images("digits:5-9", max_per_class=6, test_share=0.2)

@@ -273,6 +273,7 @@ def test_the_origin_makes_it_again_from_anywhere(saved: Path, monkeypatch: pytes
     assert (again.fingerprint, again.name, again.origin) == (made.fingerprint, "mine", made.origin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "whole"),
     [("vit classifier", True), ("convnext classifier", False), ("resnet", False), ("clip", False)],

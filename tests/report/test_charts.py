@@ -72,6 +72,7 @@ def test_names_are_data_never_fields_or_expressions(drawing, nasty):
     assert not any(name in str(part) for part in code for name in nasty)
 
 
+@pytest.mark.slow
 def test_every_chart_is_drawn_named_and_strict_json(drawing):
     draw, rows = drawing
     chart = draw(rows)
@@ -138,6 +139,7 @@ def test_models_of_the_same_name_stay_apart(models):
     assert names == {"a.b[0]", "a.b[0] #2", "datum.x"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, -1.0, None])
 def test_a_log_axis_leaves_out_what_it_cannot_show(models, layers, bad):
     rows = [row | {"nc1": bad} if index == 0 else row for index, row in enumerate(models)]
@@ -165,6 +167,7 @@ def test_collapse_uses_the_test_set_only_if_every_model_has_one(models):
     assert len(rows_of(chart)) == len(models)
 
 
+@pytest.mark.slow
 def test_layers_are_in_order_of_depth_with_the_chosen_one_marked(layers):
     spec = layer_chart(list(reversed(layers))).to_dict()
     domains = [y["scale"]["domain"] for y in found(spec, "y") if "scale" in y]
@@ -193,6 +196,7 @@ def test_curves_of_training_and_validation_differ_by_dashes_with_a_legend(epochs
     assert dashes["scale"]["range"] == [[1, 0], [4, 4]]
 
 
+@pytest.mark.slow
 def test_the_ticks_of_few_epochs_are_whole_numbers(epochs):
     for last in (1, 2, 3, 5):
         svg = drawn(curve_chart([row for row in epochs if row["epoch"] <= last]))

@@ -65,6 +65,7 @@ def found(names, tmp_path_factory):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", sorted(set(TABLES) - {"scores", "evidence", "studies"}))
 def test_real_rows_have_exactly_the_declared_keys(found, table):
     rows = [row for row in found[table] if "error" not in row]

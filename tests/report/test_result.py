@@ -47,6 +47,7 @@ def test_a_job_without_a_table_shows_the_keys_that_have_a_field():
     assert "strange" not in shown
 
 
+@pytest.mark.slow
 def test_printing_never_fails_whatever_the_encoding():
     program = (
         "from tightframe.report.result import Result\n"

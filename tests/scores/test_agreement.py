@@ -59,6 +59,7 @@ def test_regret_of_shared_first_place_is_their_mean() -> None:
     assert regret(np.array([2.0, 2.0, 1.0]), np.array([0.5, 0.9, 0.7])) == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_value_narrow_with_models_and_repeat() -> None:
     generator = np.random.default_rng(0)
     widths = []

@@ -166,6 +166,7 @@ def test_a_layer_that_is_the_last_features_counts_once(ran):
     assert [row["layer"] for row in distinct(rows)] == layers[:-1]
 
 
+@pytest.mark.slow
 def test_built_in_models_are_made_inside_the_folder(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "PRETRAINING", replace(demo.PRETRAINING, epochs=1))
     found = run_study(plain("few-shot"), tmp_path / "out", **SHORT)
@@ -183,6 +184,7 @@ def images(folder, count):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_dataset_that_fails_takes_no_other_with_it(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "DRAWS", 20)
     broken = images(tmp_path / "broken", 4)

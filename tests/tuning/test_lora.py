@@ -97,6 +97,7 @@ def test_in_a_transformer_it_goes_beside_linear_maps(transformer):
     assert len(found) == 4 * len(transformer.module.blocks)
 
 
+@pytest.mark.slow
 def test_in_other_models_it_goes_beside_convolutions_that_are_not_grouped():
     backbone = of_timm("mobilenetv3_small_050")
     convolutions = {n: m for n, m in backbone.module.named_modules() if isinstance(m, nn.Conv2d)}
