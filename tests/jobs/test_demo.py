@@ -28,6 +28,7 @@ def test_pretraining_on_some_digits_helps_on_the_others(models):
     assert result.rows[0]["nc1"] < result.rows[-1]["nc1"]
 
 
+@pytest.mark.slow
 def test_they_are_made_once_and_are_plain_models(models):
     folder, (first, *_) = models
     weights = (folder / "digits_resnet" / "model.safetensors").stat().st_mtime_ns

@@ -57,12 +57,14 @@ def test_it_learns_and_what_it_leaves_is_a_model(trained, data):
         assert found.rows[-1][name] == pytest.approx(known[measure], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_others_may_read_what_it_leaves(trained):
     folder, _ = trained
     modes = {path.stat().st_mode for path in folder.iterdir() if path.is_file()}
     assert len(modes) == 1
 
 
+@pytest.mark.slow
 def test_images_are_standardised_by_the_training_images(trained, data):
     folder, _ = trained
     wants = load_backbone(f"local-dir:{folder}").preprocessing
@@ -71,6 +73,7 @@ def test_images_are_standardised_by_the_training_images(trained, data):
     assert wants.std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_collapse_is_that_of_all_dimensions(trained):
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(5), 8)

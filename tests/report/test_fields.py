@@ -75,6 +75,7 @@ def test_real_rows_have_exactly_the_declared_keys(found, table):
     assert always - RARE.get(table, set()) <= held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", sorted(set(TABLES) - {"scores", "evidence", "studies"}))
 def test_real_values_are_of_the_kind_that_their_format_says(found, table):
     for row in found[table]:
