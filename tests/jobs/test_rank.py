@@ -41,6 +41,7 @@ def test_rows_hold_what_each_score_says_of_the_features(data, names):
     assert row["parameters"] == sum(p.numel() for p in backbone.module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [EXPECTED, "probe_accuracy", "nc1", "logme", "leep", "parameters"])
 def test_best_first_by_any_score(data, names, by):
     values = [row[by] for row in rank(data, list(names.values()), sort_by=by).rows]

@@ -27,6 +27,8 @@ CHARTS = "[...document.querySelectorAll('.plot svg.marks')].map(svg => svg.viewB
 COUNTS = f"[...document.querySelectorAll('.plot')].map(plot => {MARKS}.length)"
 DRAWN = "[...document.querySelectorAll('.plot')].every(plot => plot.dataset.drawn || plot.querySelector('.failed'))"
 
+pytestmark = pytest.mark.slow
+
 
 @contextlib.contextmanager
 def opened(browser, path, width=1200):
@@ -86,7 +88,6 @@ def assert_quiet(page, path):
     assert page.seen == {"requests": [path.as_uri()], "said": [], "dialogs": []}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 420])
 def test_every_chart_is_drawn_in_silence_and_fits(browser, full, width):
     with opened(browser, full, width) as page:
@@ -156,7 +157,6 @@ def test_a_chart_can_be_saved(browser, full, kind):
         assert download.value.suggested_filename == f"chart-1.{kind}"
 
 
-@pytest.mark.slow
 def test_degenerate_rows_are_drawn_too(browser, tmp_path, models, layers, epochs, methods):
     hundred = [f"class [{index}] with a rather long name" for index in range(100)]
     matrix = [{"true": a, "predicted": b, "count": int(a == b)} for a in hundred for b in hundred]
@@ -181,7 +181,6 @@ def test_degenerate_rows_are_drawn_too(browser, tmp_path, models, layers, epochs
         assert page.evaluate("document.documentElement.scrollWidth") <= 420
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("table", ["rank", "measure", "transfer"])
 def test_no_column_hides_behind_a_scrollbar_on_a_laptop(browser, tmp_path, table):
     named = {"model": "vit_small_patch16_dinov3", "layer": "features.stages.3.blocks.11", "method": "layer"}

@@ -119,6 +119,7 @@ EVERYTHING = replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [RECIPE, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 6, 11])
 def test_stopped_at_any_step_it_goes_on_to_the_same_result(wide, split, tmp_path, stop, recipe, monkeypatch):

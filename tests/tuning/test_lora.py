@@ -82,6 +82,7 @@ def saved(resnet, tmp_path):
     return tuned, tmp_path / "net"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_it_starts_as_the_model_that_it_goes_into(name):
     backbone = of_timm(name)
