@@ -145,9 +145,10 @@ def test_layers_that_work_in_place_do_not_change_what_was_read_before_them(layer
     module = nn.Sequential(nn.Linear(5, 8), nn.Unflatten(1, (2, 4)), nn.ReLU(inplace=True))
     given = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
     net = backbone(module, [layer], token_pool="cls")
-    with torch.inference_mode(), tapped(net, [layer.name]) as read:
-        module(given)
-        expected = module[0](given)
+    with torch.inference_mode():
+        with tapped(net, [layer.name]) as read:
+            module(given)
+        expected = module[0](given)  # outside: it would be read, too
     torch.testing.assert_close(read[layer.name], expected[:, : layer.dimension])
     assert (read[layer.name] < 0).any()
 
