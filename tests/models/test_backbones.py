@@ -419,7 +419,7 @@ def test_a_builders_model_is_made_ready_to_measure(mine: Path) -> None:
 
 FAILURES = {
     "described_": r"mine\.py has no function described_; nearest: described",
-    "Plans": r"no function Plans; nearest: Plain",
+    "Plans": r"no function Plans; nearest: plain",
     "sys": "no function sys",
     "number": "returned a int; it must return a torch.nn.Module",
     "fails": "failed: LookupError: no weights here",
