@@ -162,6 +162,34 @@ FAULTS = (
         "features/test_extract.py::test_a_manifest_reads_nothing_outside_its_folder",
     ),
     Fault(
+        "a whole entry is replaced while others read it",
+        "features/store.py",
+        "if _manifest(entry, self._keys[layer]) is None:",
+        "if True:",
+        "features/test_extract.py::test_an_entry_that_is_whole_is_never_replaced",
+    ),
+    Fault(
+        "block inputs kept for other images are handed out",
+        "features/workspace.py",
+        "key = (*(backbone.fingerprint, images.fingerprint,",
+        "key = (*(backbone.fingerprint, images.name,",
+        "features/test_workspace.py::test_block_inputs_are_those_of_the_images_and_the_backbone_asked_for",
+    ),
+    Fault(
+        "features that are kept are computed again",
+        "features/workspace.py",
+        "missing = [name for name, kept in found.items() if kept is None]",
+        "missing = list(found)",
+        "features/test_workspace.py::test_a_pass_computes_no_features_that_are_kept",
+    ),
+    Fault(
+        "the pass for block inputs leaves features to a second pass",
+        "features/workspace.py",
+        "missing = [name for name, key_ in keys.items() if self._store.find(key_) is None]",
+        "missing = [name for name in keys if name not in keys]",
+        "jobs/test_passes.py::test_the_block_is_chosen_in_one_pass_for_all_methods",
+    ),
+    Fault(
         "the model from a block on skips the block",
         "tuning/surgery.py",
         "call, entry = calls[0], calls[0].args[0]",
@@ -225,6 +253,13 @@ FAULTS = (
         "jobs/test_training.py::test_a_warm_start_has_not_seen_the_images_that_judge_it",
     ),
     Fault(
+        "the race of blocks is judged on images that were trained on",
+        "decide/block.py",
+        "last = fit(part, kept[block], split, short, **where)[-1]",
+        "last = fit(part, kept[block], replace(split, validation=split.training), short, **where)[-1]",
+        "jobs/test_block.py::test_candidates_are_judged_on_images_that_neither_block_nor_head_was_trained_on",
+    ),
+    Fault(
         "a saved folder may run a Python file",
         "deploy/tuned.py",
         "if model is None and BUILDER.fullmatch(named):",
@@ -265,6 +300,13 @@ FAULTS = (
         "logits = self.model(self.preprocessing.normalize(self.factor * pixels))",
         "logits = self.model(self.factor * pixels / 255)",
         "deploy/test_export.py::test_it_says_the_same_for_any_number_of_images",
+    ),
+    Fault(
+        "what is typed for a parameter whose default is nothing is not handed on",
+        "cli/options.py",
+        "if value is not None or known[name].default is None:",
+        "if value is not None and known[name].default is not None:",
+        "cli/test_options.py::test_what_is_typed_reaches_the_function_and_the_rest_keeps_its_default",
     ),
     Fault(
         "text of users becomes markup of the page",

@@ -274,6 +274,22 @@ def test_a_manifest_reads_nothing_outside_its_folder(
         assert_same(made(net, data, store=store), rows)
 
 
+def test_an_entry_that_is_whole_is_never_replaced(store: FeatureStore) -> None:
+    """Two passes at once: who reads what the first has put in place reads it to the end."""
+    key, rows = {"layer": "first"}, np.arange(6, dtype=np.float32).reshape(3, 2)
+    with store.writer({"first": key}) as late:
+        late.add({"first": rows})
+        with store.writer({"first": key}) as early:
+            early.add({"first": rows})
+            early.finish(1.0)
+        (entry,) = entries(store)
+        before = {path.name: path.stat().st_ino for path in entry.iterdir()}
+        np.testing.assert_array_equal(late.finish(2.0)["first"].read(), rows)
+    assert entries(store) == [entry]
+    assert {path.name: path.stat().st_ino for path in entry.iterdir()} == before
+    assert store.find(key).seconds == 1.0
+
+
 class Interrupted(Exception):
     pass
 

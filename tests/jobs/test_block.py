@@ -67,6 +67,29 @@ def test_a_block_that_helps_wins(data, wide, method, monkeypatch):
     assert [np.isfinite(row["validation_loss"]) for row in rows] == [False, True, False]
 
 
+@pytest.mark.parametrize("start", ["zeros", "probe"])
+def test_candidates_are_judged_on_images_that_neither_block_nor_head_was_trained_on(data, wide, start, monkeypatch):
+    fitted, made, splits, probed = racing.fit, racing.start_of, [], []
+
+    def fit(model, inputs, split, recipe, **options):
+        splits.append((set(split.training), set(split.validation)))
+        return fitted(model, inputs, split, recipe, **options)
+
+    def start_of(*given):
+        begin = made(*given)
+        return begin and (lambda training: probed.append(set(training)) or begin(training))
+
+    monkeypatch.setattr(racing, "candidates", lambda *_: ["layer3.0", "layer4.0"])
+    monkeypatch.setattr(racing, "fit", fit)
+    monkeypatch.setattr(racing, "start_of", start_of)
+    choose(data, wide, replace(PLAN, head_init=start))
+    (training, validation), other = splits
+    assert other == (training, validation), "the same images for both"
+    assert not training & validation
+    assert training | validation == set(range(len(data.train)))
+    assert probed == ([training, training] if start == "probe" else [])
+
+
 @pytest.mark.parametrize("why", ["cut", "budget", "images", "diverged"])
 def test_without_a_race_the_most_collapsed_small_block_is_taken(data, wide, why, monkeypatch):
     features = Workspace().features(wide, data.train)

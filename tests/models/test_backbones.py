@@ -556,6 +556,21 @@ def test_all_real_models_load(zoo: str, shared: Path) -> None:
     assert len(prints) == len(names)
 
 
+def test_another_structure_with_the_same_weights_has_another_fingerprint(tmp_path: Path) -> None:
+    """Built by the same file, so that nothing but the structure tells them apart."""
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\ndef make(activation):\n    torch.manual_seed(0)\n"
+        "    act, pool = getattr(torch.nn, activation)(), torch.nn.AdaptiveAvgPool2d(1)\n"
+        "    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), act, pool, torch.nn.Flatten())\n"
+        "    net.pretrained_cfg = dict(input_size=(3, 8, 8), mean=(.5,) * 3, std=(.5,) * 3, crop_pct=1.0)\n"
+        "    return net\n"
+    )
+    relu, again, gelu = (load_backbone(f"{file}:make:{activation}") for activation in ("ReLU", "ReLU", "GELU"))
+    assert (relu.weights, relu.source, relu.head) == (gelu.weights, gelu.source, gelu.head)
+    assert relu.fingerprint == again.fingerprint != gelu.fingerprint
+
+
 def test_what_computes_something_else_with_the_same_weights_has_another_fingerprint(tmp_path: Path) -> None:
     file = tmp_path / "net.py"
     code = (
