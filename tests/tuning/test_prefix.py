@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tightframe import load_backbone, load_images
-from tightframe.features.capture import CannotCut
+from tightframe.features.capture import CannotCut, Capture
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.workspace import Workspace
@@ -101,6 +101,21 @@ def test_values_too_large_for_float16_are_kept_as_bfloat16(wide, data):
     found, _ = kept(["layer2.0"], large, data)
     assert found["layer2.0"].values.dtype == torch.bfloat16
     assert torch.isfinite(found["layer2.0"].values.float()).all()
+
+
+def test_values_that_grow_too_large_for_float16_later_are_kept_as_bfloat16():
+    module, batches = (
+        nn.Sequential(nn.Identity(), nn.Identity()),
+        [torch.full((2, 3), size) for size in (1.0, 1e5, 2.0)],
+    )
+    capture = Capture(module, ["1"], 6, 1, 1.0)
+    with capture.listening():
+        for place, batch in enumerate(batches):
+            module(batch)
+            capture.add(0, [2 * place, 2 * place + 1], None)
+    found = capture.finish()["1"].values
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), torch.cat(batches), rtol=1e-2, atol=0)
 
 
 def test_a_budget_that_does_not_do_is_said_with_what_would(wide, data):

@@ -68,7 +68,11 @@ class Capture:
         rows = torch.tensor([view * self._count + index for index in indices])
         for block, (values, maps) in self._kept.items():
             seen = self._seen[block]
-            values[rows] = (seen.permute(0, 2, 3, 1) if maps else seen).cpu().to(values.dtype)
+            seen = (seen.permute(0, 2, 3, 1) if maps else seen).cpu()
+            if values.dtype == torch.float16 and _half(seen) == torch.bfloat16:  # as no batch before showed
+                values = _widened(values)
+                self._kept[block] = values, maps
+            values[rows] = seen.to(values.dtype)
         self._seen.clear()
 
     def finish(self) -> dict[str, KeptInputs]:
@@ -108,6 +112,13 @@ class Capture:
 def _half(values: Tensor) -> torch.dtype:
     large = values.dtype == torch.bfloat16 or bool(values.abs().max() > LARGEST_HALF)
     return torch.bfloat16 if large else torch.float16
+
+
+def _widened(values: Tensor) -> Tensor:
+    """The same values as bfloat16, in the same place."""
+    for row in values:
+        row.view(torch.bfloat16).copy_(row.to(torch.bfloat16))
+    return values.view(torch.bfloat16)
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
