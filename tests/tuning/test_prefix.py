@@ -123,6 +123,25 @@ def test_a_budget_that_does_not_do_is_said_with_what_would(wide, data):
         kept(["layer2.0"], wide, data, budget=1e-6)
 
 
+@pytest.mark.parametrize("call", [lambda block, x: block(input=x), lambda block, x: block(torch.cat([x, x]))[: len(x)]])
+def test_inputs_that_are_no_tensor_with_a_row_an_image_are_refused(call):
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return call(self.block, x)
+
+    module = Called()
+    capture = Capture(module, ["block"], 2, 1, 1.0)
+    with capture.listening():
+        module(torch.ones(2, 3))
+        capture.add(0, [0, 1], None)
+    with pytest.raises(CannotCut, match="a row an image"):
+        capture.finish()
+
+
 class Back(nn.Module):
     """Needs what came before its second block after it."""
 

@@ -83,7 +83,8 @@ class Capture:
 
     def _listen(self, block: str) -> Any:
         def keep(module: nn.Module, given: tuple[Any, ...]) -> None:  # a mask may follow the inputs
-            self._seen[block] = given[0].clone()  # the block may work in place
+            if given and isinstance(given[0], Tensor):
+                self._seen[block] = given[0].clone()  # the block may work in place
 
         return keep
 
@@ -91,7 +92,10 @@ class Capture:
         """A file for each block that there is room for."""
         kept, left = dict[str, tuple[Tensor, bool]](), self._budget * GIGABYTE
         for block in self._blocks:
-            seen = self._seen[block]
+            seen = self._seen.get(block)
+            if seen is None or len(seen) != rows:  # it is called by keyword, say, or on windows of images
+                self._refused = f"what goes into {block} is not one tensor with a row an image"
+                continue
             maps = seen.ndim == 4
             first = seen.permute(0, 2, 3, 1) if maps else seen
             dtype = torch.float32 if block == PENULTIMATE else _half(first)
