@@ -72,6 +72,14 @@ def test_a_block_that_helps_wins(data, wide, method, monkeypatch):
     assert [np.isfinite(row["validation_loss"]) for row in rows] == [False, True, False]
 
 
+def test_without_room_for_any_there_is_one_pass(data, wide, monkeypatch):
+    passes, one = [], Workspace._pass
+    monkeypatch.setattr(Workspace, "_pass", lambda *given: passes.append(given) or one(*given))
+    monkeypatch.setattr(racing, "candidates", lambda *_: ["layer1.0", "layer2.0"])
+    choose(data, wide, replace(PLAN, prefix_cache_gb=0.0))
+    assert len(passes) == 1
+
+
 @pytest.mark.parametrize("why", ["cut", "budget", "images", "diverged"])
 def test_without_a_race_the_most_collapsed_small_block_is_taken(data, wide, why, monkeypatch):
     features = Workspace().features(wide, data.train)

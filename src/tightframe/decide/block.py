@@ -71,6 +71,8 @@ def chosen_block(
     split = Split(images.labels, *stratified(images.labels, config.validation_share, config.seed), len(images.classes))
     if len(racing) < 2 or not len(split.validation) or clock.past(RACE_SHARE):
         return (racing[0] if len(racing) == 1 else usual), []
+    if not kept:  # there was no room for any
+        return usual, []
     if not set(racing) <= set(kept):
         try:
             kept = workspace.block_inputs(backbone, images, racing, budget_gb=config.prefix_cache_gb)
