@@ -120,6 +120,12 @@ def test_without_room_for_what_goes_into_the_block_the_whole_model_is_trained(da
     assert any("trained whole" in note and "No space left" in note for note in tuned.notes)
 
 
+@pytest.mark.parametrize("room", [0.0, 1e-9])
+def test_without_room_for_augmented_features_the_whole_model_makes_them(data, narrow, room):
+    plan = dataclasses.replace(PLAN, augment="flip", prefix_cache_gb=room)
+    assert tune(data, narrow, method="linear", config=plan).metrics["epochs"] == 2
+
+
 def test_a_block_chosen_among_others_is_not_taken_for_this_one(data, names, narrow, tmp_path):
     chosen = tune(data, narrow, method="layer", config=PLAN, out=tmp_path / "out").model.block
     others = [block.name for block in narrow.layers if block.name != chosen]

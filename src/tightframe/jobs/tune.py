@@ -144,7 +144,12 @@ def _constant_inputs(
         return None
     if config.kept_views == 1:
         return KeptInputs(torch.tensor(workspace.features(model.backbone, images, [PENULTIMATE])[PENULTIMATE]))
-    return _kept(model.backbone, images, PENULTIMATE, config, workspace)
+    if not config.prefix_cache_gb:
+        return None
+    try:
+        return _kept(model.backbone, images, PENULTIMATE, config, workspace)
+    except CannotCut:  # the whole model makes them anew
+        return None
 
 
 def _kept(backbone: Backbone, images: Images, block: str, config: TrainConfig, workspace: Workspace) -> KeptInputs:
