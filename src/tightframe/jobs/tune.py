@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tightframe.backbone import PENULTIMATE, Backbone
-from tightframe.decide.block import chosen_block
+from tightframe.decide.block import check_block, chosen_block
 from tightframe.decide.start import model_of, start_of, tuning_precision
 from tightframe.decide.training import Session, Trainer
 from tightframe.deploy.tuned import Tuned, load_tuned
@@ -78,6 +78,8 @@ def tune(
     """
     config, workspace, chosen = config or TrainConfig(), workspace or Workspace(), method_named(method)
     together().check(config.batch_size)
+    if chosen.needs_block:
+        check_block(backbone, block)
     folder = Path(out) if out is not None else None
     check_logs(log_to, folder)
     scope = _scope(data, backbone, chosen, block, config, workspace)
