@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -147,6 +148,25 @@ def test_transfer_on_folders(run, images, names, tmp_path):
     assert "Trainable" in out
     assert "report.html" in out
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_methods_may_be_given_with_commas(run, images, names, tmp_path):
+    command = ("transfer", images, "--models", names["wide"], "--out", tmp_path / "run", *SHORT)
+    assert run(*command, "--methods", "linear,layer", "--block", "layer4.0")[0] == 0
+    assert (tmp_path / "run" / "layer").is_dir()
+
+
+@pytest.mark.parametrize(("out", "models"), [("run", "run-models"), (".", "here-models"), ("..", "above-models")])
+def test_models_of_the_digits_lie_beside_the_folder(out, models, tmp_path, monkeypatch):
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    assert commands._beside(Path(out)).name == models
+
+
+def test_nothing_lies_beside_the_root(run):
+    status, _, err = run("transfer", "digits", "--out", "/")
+    assert status == 1
+    assert "--out /" in err
 
 
 def test_transfer_of_other_images_needs_models(run, images):

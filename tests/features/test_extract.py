@@ -348,6 +348,21 @@ def test_a_write_that_fails_at_the_end_leaves_whole_entries_only(
     assert_same(made(net, data, store=store), made(net, data))
 
 
+def test_a_pass_that_another_was_faster_than_reads_what_that_one_left(
+    model: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "SHARD_BYTES", 1)  # a shard a batch, and batches of another size
+    net, data, finish = model(), noise(), storage.Writer.finish
+
+    def late(self: storage.Writer, seconds: float) -> Any:
+        monkeypatch.setattr(storage.Writer, "finish", finish)
+        made(net, data, store=store, batch_size=2)
+        return finish(self, seconds)
+
+    monkeypatch.setattr(storage.Writer, "finish", late)
+    assert_same(made(net, data, store=store, batch_size=11), made(net, data, batch_size=2))
+
+
 def test_large_features_are_split_into_shards(
     model: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,14 @@ def test_candidates_are_judged_on_images_that_neither_block_nor_head_was_trained
     assert probed == ([training, training] if start == "probe" else [])
 
 
+def test_without_room_for_any_there_is_one_pass(data, wide, monkeypatch):
+    passes, one = [], Workspace._pass
+    monkeypatch.setattr(Workspace, "_pass", lambda *given: passes.append(given) or one(*given))
+    monkeypatch.setattr(racing, "candidates", lambda *_: ["layer1.0", "layer2.0"])
+    choose(data, wide, replace(PLAN, prefix_cache_gb=0.0))
+    assert len(passes) == 1
+
+
 @pytest.mark.parametrize("why", ["cut", "budget", "images", "diverged"])
 def test_without_a_race_the_most_collapsed_small_block_is_taken(data, wide, why, monkeypatch):
     features = Workspace().features(wide, data.train)

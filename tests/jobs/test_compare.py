@@ -230,5 +230,6 @@ def test_names_are_checked_before_anything_is_done(data, small, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(LayerNotFound, match="nearest"):
         compare(data, small, ["scl"], block="9", config=PLAN, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     twice = compare(data, small, ["scl", "scl"], block="0", config=PLAN, out=tmp_path / "twice")
     assert [(row["method"], row["block"]) for row in twice.rows] == [("scl", "0")]

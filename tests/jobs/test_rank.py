@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +112,16 @@ def test_ties_are_found_on_the_same_images():
         ("worse", False),
         (None, None),
     ]
+
+
+def test_the_same_weights_in_two_places_keep_their_names(data, tmp_path):
+    uris = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        shutil.copy(Path(__file__).with_name("small_model.py"), folder)
+        uris.append(f"{folder / 'small_model.py'}:make")
+    rows = rank(data, uris).rows
+    assert [row["uri"] for row in rows] == [uris[row["given"]] for row in rows]
 
 
 def test_features_kept_in_a_store_are_used_again(data, names, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe import TrainConfig, load_backbone, load_tuned, tune
-from tightframe.errors import ModelError, SavedError, SettingsError
+from tightframe import TrainConfig, load_backbone, load_images, load_tuned, tune
+from tightframe.errors import LayerNotFound, ModelError, SavedError, SettingsError
 from tightframe.features.workspace import Workspace
 from tightframe.tuning.loop import Diverged
 
@@ -108,6 +108,19 @@ def test_without_room_for_what_goes_into_the_block_the_whole_model_is_trained(da
     monkeypatch.setattr("os.posix_fallocate", full, raising=False)
     tuned = tune(data, narrow, method="layer", block="layer3.0", config=PLAN)
     assert any("trained whole" in note and "No space left" in note for note in tuned.notes)
+
+
+@pytest.mark.parametrize("room", [0.0, 1e-9])
+def test_without_room_for_augmented_features_the_whole_model_makes_them(data, narrow, room):
+    plan = dataclasses.replace(PLAN, augment="flip", prefix_cache_gb=room)
+    assert tune(data, narrow, method="linear", config=plan).metrics["epochs"] == 2
+
+
+@pytest.mark.parametrize("block", ["layr3.0", "penultimate", "output"])
+def test_a_block_that_is_none_is_said_before_the_folder_is_taken(data, narrow, tmp_path, block):
+    with pytest.raises((LayerNotFound, SettingsError), match="measure` lists"):
+        tune(data, narrow, method="layer", block=block, config=PLAN, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_block_chosen_among_others_is_not_taken_for_this_one(data, names, narrow, tmp_path):

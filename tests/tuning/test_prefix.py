@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tightframe import load_backbone, load_images
-from tightframe.features.capture import CannotCut
+from tightframe.features.capture import CannotCut, Capture
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.workspace import Workspace
@@ -103,9 +103,43 @@ def test_values_too_large_for_float16_are_kept_as_bfloat16(wide, data):
     assert torch.isfinite(found["layer2.0"].values.float()).all()
 
 
+def test_values_that_grow_too_large_for_float16_later_are_kept_as_bfloat16():
+    module, batches = (
+        nn.Sequential(nn.Identity(), nn.Identity()),
+        [torch.full((2, 3), size) for size in (1.0, 1e5, 2.0)],
+    )
+    capture = Capture(module, ["1"], 6, 1, 1.0)
+    with capture.listening():
+        for place, batch in enumerate(batches):
+            module(batch)
+            capture.add(0, [2 * place, 2 * place + 1], None)
+    found = capture.finish()["1"].values
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), torch.cat(batches), rtol=1e-2, atol=0)
+
+
 def test_a_budget_that_does_not_do_is_said_with_what_would(wide, data):
     with pytest.raises(CannotCut, match=r"layer2.0 takes .* GB, more than the 1e-06 allowed"):
         kept(["layer2.0"], wide, data, budget=1e-6)
+
+
+@pytest.mark.parametrize("call", [lambda block, x: block(input=x), lambda block, x: block(torch.cat([x, x]))[: len(x)]])
+def test_inputs_that_are_no_tensor_with_a_row_an_image_are_refused(call):
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return call(self.block, x)
+
+    module = Called()
+    capture = Capture(module, ["block"], 2, 1, 1.0)
+    with capture.listening():
+        module(torch.ones(2, 3))
+        capture.add(0, [0, 1], None)
+    with pytest.raises(CannotCut, match="a row an image"):
+        capture.finish()
 
 
 class Back(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad"], IMAGES)
 )
 def transfer_command(given: Given) -> None:
     """Rank, choose, tune, save, report."""
+    methods = unique_methods(_names(given.methods))  # before anything is loaded
     with terminal.progress() as progress:
         models: list[Any] = given.models or []
         if models:
@@ -77,10 +79,11 @@ def transfer_command(given: Given) -> None:
         elif given.data in ("digits", demo.DOWNSTREAM):
             torch.set_num_threads(1)  # models this small would only wait for each other's threads
             data = demo.downstream(given.max_per_class, given.seed)
-            models = demo.candidates(given.out.with_name(given.out.name + "-models"), progress)
+            models = demo.candidates(_beside(given.out), progress)
         else:
             raise SettingsError(f"no models to choose from for {given.data}; name some with --models")
-        run = given.call(transfer.transfer, data, models, config=_config(given), **_shared(given, progress))
+        more = {"methods": methods, "config": _config(given), **_shared(given, progress)}
+        run = given.call(transfer.transfer, data, models, **more)
     terminal.show("Models", "rank", run.ranking.rows)
     terminal.show(f"Methods on {run.tuned.backbone.name}", "compare", run.methods)
     if run.samples:
@@ -167,7 +170,7 @@ def rank_command(given: Given) -> None:
 )
 def tune_command(given: Given) -> None:
     """Fine-tune by one method, or compare several."""
-    compared = [name.strip() for names in given.compare or () for name in names.split(",")]
+    compared = _names(given.compare or ())
     names = unique_methods(compared) if compared else []  # before anything is loaded
     if names and given.method != "scl":
         raise SettingsError("give --method or --compare, not both")
@@ -296,6 +299,19 @@ def spaced(rows: list[Row]) -> list[Row]:
     """About ``SHOWN`` of the rows, evenly spaced, with the last."""
     step = -(-len(rows) // SHOWN)
     return rows[::-1][::step][::-1]
+
+
+def _names(typed: Sequence[str]) -> list[str]:
+    """Names that commas or spaces are between."""
+    return [name.strip() for names in typed for name in names.split(",")]
+
+
+def _beside(out: Path) -> Path:
+    """Where the models of the built-in digits go."""
+    named = out if out.name not in ("", "..") else out.resolve()
+    if not named.name:
+        raise SettingsError(f"--out {out} leaves no place for models beside it; name a folder in it")
+    return named.with_name(f"{named.name}-models")
 
 
 def _loaded(given: Given, progress: Any) -> tuple[Any, Any]:

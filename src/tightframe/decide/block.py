@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tightframe.backbone import PENULTIMATE, Backbone
+from tightframe.backbone import OUTPUT, PENULTIMATE, Backbone
 from tightframe.data.selection import stratified
 from tightframe.decide.layers import Reading, recommend_layer, small_enough, spreads
 from tightframe.decide.start import model_of, start_of, tuning_precision
@@ -59,8 +59,7 @@ def chosen_block(
         LayerNotFound: no such block.
         SettingsError: ``block`` names features.
     """
-    if block == PENULTIMATE:
-        raise SettingsError(f"{PENULTIMATE} names features, not a block to tune; `tightframe measure` lists the blocks")
+    check_block(backbone, block)
     if block != "auto":
         return backbone.layer(block).name, []
     clock = clock or Clock.of(config)
@@ -71,6 +70,8 @@ def chosen_block(
     split = Split(images.labels, *stratified(images.labels, config.validation_share, config.seed), len(images.classes))
     if len(racing) < 2 or not len(split.validation) or clock.past(RACE_SHARE):
         return (racing[0] if len(racing) == 1 else usual), []
+    if not kept:  # there was no room for any
+        return usual, []
     if not set(racing) <= set(kept):
         try:
             kept = workspace.block_inputs(backbone, images, racing, budget_gb=config.prefix_cache_gb)
@@ -84,6 +85,14 @@ def chosen_block(
     make = partial(model_of, backbone, method, classes=split.classes, config=config, workspace=workspace)
     block, rows = _race(racing, make, features, kept, split, recipe, workspace, clock)
     return block or usual, rows
+
+
+def check_block(backbone: Backbone, block: str) -> None:
+    """Raise ``LayerNotFound`` or ``SettingsError`` unless ``block`` is ``"auto"`` or names a block."""
+    if block in (PENULTIMATE, OUTPUT):
+        raise SettingsError(f"{block} names features, not a block to tune; `tightframe measure` lists the blocks")
+    if block != "auto":
+        backbone.layer(block)
 
 
 def _race(

@@ -68,7 +68,11 @@ class Capture:
         rows = torch.tensor([view * self._count + index for index in indices])
         for block, (values, maps) in self._kept.items():
             seen = self._seen[block]
-            values[rows] = (seen.permute(0, 2, 3, 1) if maps else seen).cpu().to(values.dtype)
+            seen = (seen.permute(0, 2, 3, 1) if maps else seen).cpu()
+            if values.dtype == torch.float16 and _half(seen) == torch.bfloat16:  # as no batch before showed
+                values = _widened(values)
+                self._kept[block] = values, maps
+            values[rows] = seen.to(values.dtype)
         self._seen.clear()
 
     def finish(self) -> dict[str, KeptInputs]:
@@ -79,7 +83,8 @@ class Capture:
 
     def _listen(self, block: str) -> Any:
         def keep(module: nn.Module, given: tuple[Any, ...]) -> None:  # a mask may follow the inputs
-            self._seen[block] = given[0].clone()  # the block may work in place
+            if given and isinstance(given[0], Tensor):
+                self._seen[block] = given[0].clone()  # the block may work in place
 
         return keep
 
@@ -87,7 +92,10 @@ class Capture:
         """A file for each block that there is room for."""
         kept, left = dict[str, tuple[Tensor, bool]](), self._budget * GIGABYTE
         for block in self._blocks:
-            seen = self._seen[block]
+            seen = self._seen.get(block)
+            if seen is None or len(seen) != rows:  # it is called by keyword, say, or on windows of images
+                self._refused = f"what goes into {block} is not one tensor with a row an image"
+                continue
             maps = seen.ndim == 4
             first = seen.permute(0, 2, 3, 1) if maps else seen
             dtype = torch.float32 if block == PENULTIMATE else _half(first)
@@ -108,6 +116,13 @@ class Capture:
 def _half(values: Tensor) -> torch.dtype:
     large = values.dtype == torch.bfloat16 or bool(values.abs().max() > LARGEST_HALF)
     return torch.bfloat16 if large else torch.float16
+
+
+def _widened(values: Tensor) -> Tensor:
+    """The same values as bfloat16, in the same place."""
+    for row in values:
+        row.view(torch.bfloat16).copy_(row.to(torch.bfloat16))
+    return values.view(torch.bfloat16)
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

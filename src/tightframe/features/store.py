@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,6 +87,7 @@ class Writer:
         self._waiting: dict[str, list[np.ndarray]] = {layer: [] for layer in keys}
         self._shards: dict[str, list[str]] = {layer: [] for layer in keys}
         self._rows = 0
+        self._mark = uuid.uuid4().hex  # process ids repeat: in containers, and in threads of one process
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """One more batch: features (b, d) of every layer."""
@@ -110,22 +111,31 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for entry in self._entries.values():
-            shutil.rmtree(_unfinished(entry), ignore_errors=True)
+            shutil.rmtree(self._unfinished(entry), ignore_errors=True)
 
     def _put_in_place(self, layer: str, entry: Path, seconds: float) -> Kept:
         self._write_shard(layer)
         manifest = {"format": FORMAT, "key": self._keys[layer], "rows": self._rows, "seconds": seconds}
         manifest["shards"] = self._shards[layer]
-        (_unfinished(entry) / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        if _manifest(entry, self._keys[layer]) is None:  # else another process was faster, and may be read already
-            shutil.rmtree(entry, ignore_errors=True)
-            _unfinished(entry).replace(entry)
+        unfinished = self._unfinished(entry)
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        try:
+            unfinished.replace(entry)
+        except OSError:  # there is an entry already
+            faster = _manifest(entry, self._keys[layer])
+            if faster is not None:  # another process's, which may be read already, and whose shards may be others
+                return Kept(_reader(entry, faster), seconds)
+            shutil.rmtree(entry, ignore_errors=True)  # damaged
+            unfinished.replace(entry)
         return Kept(_reader(entry, manifest), seconds)
+
+    def _unfinished(self, entry: Path) -> Path:
+        return entry.with_name(f".{entry.name}.{self._mark}")
 
     def _write_shard(self, layer: str) -> None:
         if not self._waiting[layer]:
             return
-        folder = _unfinished(self._entries[layer])
+        folder = self._unfinished(self._entries[layer])
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(self._shards[layer]):05d}.safetensors"
         write_tensors(folder / name, {"features": torch.from_numpy(np.concatenate(self._waiting[layer]))})
@@ -136,10 +146,6 @@ class Writer:
 def _name(key: Key) -> str:
     canonical = json.dumps({"format": FORMAT, **key}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
-
-
-def _unfinished(entry: Path) -> Path:
-    return entry.with_name(f".{entry.name}.{os.getpid()}")
 
 
 def _manifest(entry: Path, key: Key) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tightframe.backbone import Backbone
 from tightframe.data.selection import stratified
-from tightframe.decide.block import chosen_block
+from tightframe.decide.block import check_block, chosen_block
 from tightframe.decide.training import chosen_trial
 from tightframe.deploy.tuned import Tuned
 from tightframe.errors import DataError, ModelError, TightframeError
@@ -97,6 +97,8 @@ def compare(
     """
     config, workspace, folder = config or TrainConfig(), workspace or Workspace(), Path(out)
     names = unique_methods(methods)
+    if any(METHODS[name].needs_block for name in names):
+        check_block(backbone, block)
     settings = settings_of(data, names, block, config, workspace) | {"origin": backbone.origin}
     claim(folder, [settings, backbone.fingerprint], resume)
     return tune_each(data, backbone, names, block, config, folder, settings, log_to, workspace)

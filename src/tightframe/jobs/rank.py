@@ -179,7 +179,8 @@ def _row(data: ImageSplits, model: str | Backbone, options: dict[str, Any], seed
             "seed": seed,
             "running": [workspace.pool, workspace.precision],
         }
-        return workspace.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, workspace))
+        row: Row = workspace.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, workspace))
+        return row | {"uri": backbone.origin.get("uri")}  # the same weights may lie in two places
     except (DataError, SettingsError):
         raise  # the same for every model: said once, at once
     except Exception as error:  # one bad model must not end the list, whatever it raises

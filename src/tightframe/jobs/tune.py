@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tightframe.backbone import PENULTIMATE, Backbone
-from tightframe.decide.block import chosen_block
+from tightframe.decide.block import check_block, chosen_block
 from tightframe.decide.start import model_of, start_of, tuning_precision
 from tightframe.decide.training import Session, Trainer
 from tightframe.deploy.tuned import Tuned, load_tuned
@@ -78,6 +78,8 @@ def tune(
     """
     config, workspace, chosen = config or TrainConfig(), workspace or Workspace(), method_named(method)
     together().check(config.batch_size)
+    if chosen.needs_block:
+        check_block(backbone, block)
     folder = Path(out) if out is not None else None
     check_logs(log_to, folder)
     scope = _scope(data, backbone, chosen, block, config, workspace)
@@ -144,7 +146,12 @@ def _constant_inputs(
         return None
     if config.kept_views == 1:
         return KeptInputs(torch.tensor(workspace.features(model.backbone, images, [PENULTIMATE])[PENULTIMATE]))
-    return _kept(model.backbone, images, PENULTIMATE, config, workspace)
+    if not config.prefix_cache_gb:
+        return None
+    try:
+        return _kept(model.backbone, images, PENULTIMATE, config, workspace)
+    except CannotCut:  # the whole model makes them anew
+        return None
 
 
 def _kept(backbone: Backbone, images: Images, block: str, config: TrainConfig, workspace: Workspace) -> KeptInputs:
