@@ -23,7 +23,8 @@ The sections of ``digits/`` need nothing but the packages. Those of ``flowers5/`
 (``data``) and models (``zoo``) in the folder that the environment variable TIGHTFRAME_SHARED names, relative to the
 root of the repository, ``../shared`` unless given; without them they are left out, which is said.
 
-``changed.json`` lists the entries whose values were recorded anew since, by the reason why they changed.
+``changed.json`` lists the entries whose values were recorded anew since, by the reason why they changed; all others are
+of the tree before it was rebuilt and stay as they are.
 """
 
 from __future__ import annotations

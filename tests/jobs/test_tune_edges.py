@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightframe import TrainConfig, load_backbone, load_images, load_tuned, tune
+from tightframe import TrainConfig, load_backbone, load_tuned, tune
 from tightframe.errors import LayerNotFound, ModelError, SavedError, SettingsError
 from tightframe.features.workspace import Workspace
 from tightframe.tuning.loop import Diverged
