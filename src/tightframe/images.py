@@ -77,6 +77,12 @@ class Images:
         return tuple(item.name for item in self.items)
 
     @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """Hashes of the images' contents; reads every file, the first time. Raises as ``fingerprint``."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return tuple(pool.map(_digest, self.items))
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of classes, labels, names and contents in this order; reads every file, the first time.
 
@@ -85,9 +91,8 @@ class Images:
         """
         digest = blake2b(repr(self.classes).encode(), digest_size=16, person=b"tf-images")
         digest.update(self.labels.astype("<i8").tobytes())
-        with ThreadPoolExecutor(THREADS) as pool:
-            for item, content in zip(self.items, pool.map(_digest, self.items), strict=True):
-                digest.update(repr((item.name, content)).encode())
+        for item, content in zip(self.items, self.digests, strict=True):
+            digest.update(repr((item.name, content)).encode())
         return digest.hexdigest()
 
     def subset(self, indices: np.ndarray | Sequence[int], name: str = "") -> Images:
@@ -136,6 +141,11 @@ class Images:
         """
         memory = _Memory(budget_bytes)
         return replace(self, items=tuple(_Kept(item, memory) for item in self.items))
+
+
+def counted(number: int, what: str = "training image") -> str:
+    """Such as "3 training images are"."""
+    return f"1 {what} is" if number == 1 else f"{number} {what}s are"
 
 
 def undecodable(items: Sequence[Item], progress: Progress = silent) -> dict[int, str]:
@@ -198,7 +208,7 @@ class _Kept:
         return _Kept, (self.item, self.memory)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSplits:
     """Training images, held-out test images with the same ``classes``, and the files that were left out, with why."""
 
@@ -215,10 +225,33 @@ class ImageSplits:
     @property
     def notes(self) -> list[str]:
         """What a reader should know of how the data came about, in plain words."""
-        if not self.skipped:
-            return []
-        files = "1 file was" if len(self.skipped) == 1 else f"{len(self.skipped)} files were"
-        return [f"{files} left out; the first: {self.skipped[0]}"]
+        told = []
+        if self.skipped:
+            files = "1 file was" if len(self.skipped) == 1 else f"{len(self.skipped)} files were"
+            told.append(f"{files} left out; the first: {self.skipped[0]}")
+        return [*told, *self.leaks]
+
+    @cached_property
+    def leaks(self) -> list[str]:
+        """What is wrong with the images themselves: the same one in both splits, or under two classes."""
+        told, known = [], dict(zip(self.train.digests, self.train.labels.tolist(), strict=True))
+        twice = [
+            index
+            for index, (digest, label) in enumerate(zip(self.train.digests, self.train.labels.tolist(), strict=True))
+            if known[digest] != label
+        ]
+        if twice:
+            told.append(
+                f"{counted(len(twice))} under two classes, with the same contents; the first: "
+                f"{self.train.identifiers[twice[0]]}. At most one of them is right"
+            )
+        shared = [] if self.test is None else [i for i, digest in enumerate(self.test.digests) if digest in known]
+        if self.test is not None and shared:
+            told.append(
+                f"{counted(len(shared), 'test image')} among the training images, with the same contents, and test "
+                f"accuracy is too high for it; the first: {self.test.identifiers[shared[0]]}"
+            )
+        return told
 
     def __repr__(self) -> str:
         test = "no test images" if self.test is None else f"{len(self.test)} test images"

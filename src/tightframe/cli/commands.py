@@ -245,12 +245,12 @@ def predict_command(given: Given) -> int:
     return int(any("error" in row and row["error"] for row in rows))
 
 
-@command(SAVED, DATA, HELD_OUT, Source(judge, ["device"], MACHINE))
+@command(SAVED, DATA, Source(load_images, ["skip_bad"], IMAGES), Source(judge, ["device"], MACHINE))
 def evaluate_command(given: Given) -> None:
     """Accuracy, calibration, confusion."""
     with terminal.progress() as progress:
         tuned = given.call(load_tuned)
-        found = given.call(judge, tuned, given.call(load_images, progress=progress))
+        found = given.call(judge, tuned, given.call(load_images, test_share=0.0, progress=progress))
     title = f"{tuned.backbone.name} ({tuned.model.method.name}) on {found.settings['data']}"
     terminal.show(title, "evaluate", found.rows)
     terminal.show("Each class", "classes", found.tables["classes"])

@@ -7,27 +7,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from tightframe.data.selection import stratified
+from tightframe.decide.evidence import Evidence
 from tightframe.features.stages import Stages
 from tightframe.features.workspace import Workspace
+from tightframe.metrics.folds import fold_of
 from tightframe.probes.results import interval
 from tightframe.processes import together
 from tightframe.row import Row
 from tightframe.tuning.config import Clock, TrainConfig
 from tightframe.tuning.heads import fit_heads
 from tightframe.tuning.logs import Tell
-from tightframe.tuning.loop import Diverged, Inputs, fit
+from tightframe.tuning.loop import Diverged, Inputs, fit, logits_of, predict_features
 from tightframe.tuning.recipe import Recipe, Split
 from tightframe.tuning.state import Trainable
 from tightframe.tuning.surgery import HeadOnly
 
-SEARCH_SHARE, TRAINING_SHARE = 0.5, 0.9
-"""Of the time allowed: until when rates are tried, and until when training may go on, so that judging fits in."""
+SEARCH_SHARE, FOLD_SHARE, TRAINING_SHARE = 0.4, 0.6, 0.9
+"""Of the time allowed: until when rates are tried, until when folds are trained, and until when training may go on, so
+that judging fits in."""
 GAP, RISE = 0.15, 1.2
 """What is called overfitting: accuracy on held-out images that is lower by more, beyond doubt, or a validation loss
 that rises by this factor."""
@@ -50,6 +53,22 @@ class Session:
     folder: Path | None = None
     tell: Tell = lambda series, row: None
     clock: Clock = field(default_factory=Clock)
+
+
+class Trained(NamedTuple):
+    """What came of training.
+
+    Attributes:
+        recipe: the learning rate and weight decay chosen, and all else.
+        history: a row an epoch.
+        notes: what a reader should know.
+        evidence: out-of-fold predictions of the training images, where they were asked for and could be made.
+    """
+
+    recipe: Recipe
+    history: list[Row]
+    notes: list[str]
+    evidence: Evidence | None
 
 
 @dataclass(frozen=True)
@@ -77,18 +96,16 @@ class Trainer:
     session: Session
     warm: Callable[[np.ndarray], None] | None = None
 
-    def run(
-        self, config: TrainConfig, lrs: Sequence[float], decays: Sequence[float]
-    ) -> tuple[Recipe, list[Row], list[str]]:
-        """Train the model; the recipe chosen, a row an epoch, and notes."""
+    def run(self, config: TrainConfig, lrs: Sequence[float], decays: Sequence[float]) -> Trained:
+        """Choose by a short training for each of ``lrs`` and ``decays``, then train the model on all images."""
         clock, title, notes, rows = self.session.clock, self.session.title, list[str](), list[Row]()
         start = {name: tensor.detach().clone() for name, tensor in self.model.changed_state().items()}
         everything = np.arange(len(self.labels))
         kept, held_out = stratified(self.labels, config.validation_share, config.seed)
         recipe = config.recipe(lrs[0], decays[0])
         pace = self._pace(recipe, kept, start) if clock.limited else 0.0
+        short = replace(recipe, epochs=config.search_epochs or max(1, config.epochs // 3), patience=None)
         if len(lrs) * len(decays) > 1 and len(held_out):
-            short = replace(recipe, epochs=config.search_epochs or max(1, config.epochs // 3), patience=None)
             short = self._affordable(short, len(lrs) + len(decays) - 1, pace * len(kept), SEARCH_SHARE)
             found, rows, notes = self._search(
                 short, {"lr": lrs, "weight_decay": decays}, self._split(kept, held_out), start
@@ -97,6 +114,8 @@ class Trainer:
             notes += overfitting(trial_of(rows, recipe.lr, recipe.weight_decay), len(held_out), title)
         elif not len(held_out) and (len(lrs) * len(decays) > 1 or config.patience):
             notes.append("too few images a class to hold any out: the first learning rate and weight decay are used")
+        short = replace(short, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        evidence = self._out_of_fold(short, config, pace, start)
         split = self._split(kept, held_out) if config.patience and len(held_out) else self._split(everything)
         recipe = self._in_time(recipe, pace * len(split.training))
         if recipe.epochs < config.epochs:
@@ -105,7 +124,35 @@ class Trainer:
         notes += more
         if len(split.validation):
             notes += overfitting(final, len(split.validation), title)
-        return recipe, rows + final, list(dict.fromkeys(notes))
+        return Trained(recipe, rows + final, list(dict.fromkeys(notes)), evidence)
+
+    def _out_of_fold(
+        self, recipe: Recipe, config: TrainConfig, pace: float, start: dict[str, Tensor]
+    ) -> Evidence | None:
+        """What models trained by ``recipe`` on all folds but one say of that one; ``None`` where none can be trained.
+
+        Where time is limited, they train for as many epochs as there is time for.
+        """
+        clock, images = self.session.clock, len(self.labels)
+        if not config.folds or clock.past(FOLD_SHARE) or np.bincount(self.labels).max() < 2:
+            return None
+        recipe = self._affordable(recipe, config.folds, pace * images, FOLD_SHARE)
+        assigned = fold_of(self.labels, config.folds, config.seed)
+        said = np.empty((images, self.classes))
+        for fold in np.unique(assigned):
+            training, held = np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)
+            self._begin(start, training)
+            words = f"on all but fold {fold + 1} of {assigned.max() + 1}"
+            try:
+                with self._told(f"fold {fold + 1}", recipe, words) as given:
+                    fit(self.model, self.inputs, self._split(training), recipe, **given)
+            except Diverged:
+                return None
+            features = predict_features(
+                self.model, self.inputs, held, recipe.batch_size, self.workspace.device, self.precision
+            )
+            said[held] = logits_of(self.model, features).double().log_softmax(1).numpy()
+        return Evidence(said, self.labels)
 
     def _final(
         self, recipe: Recipe, trials: list[Row], split: Split, start: dict[str, Tensor]

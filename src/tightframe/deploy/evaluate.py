@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tightframe.deploy.tuned import Tuned, listed
 from tightframe.errors import DataError
-from tightframe.images import Images, ImageSplits
+from tightframe.images import Images, ImageSplits, counted
 from tightframe.probes.calibration import calibration_error
 from tightframe.probes.results import interval
 from tightframe.report.result import Result
@@ -38,15 +38,16 @@ def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, 
 
     Args:
         tuned: The model.
-        data: Labeled images; of splits, the test images, or all where there are none.
+        data: Labeled images; of splits, the test images, or all where there are none. Those that the model was trained
+            on, known by their contents, are left out.
         batch_size: Images in one forward pass.
         device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
     Raises:
-        DataError: no images, or classes that the model does not know.
+        DataError: no images but those that the model was trained on, or classes that the model does not know.
         BadImage: an image can't be decoded.
     """
-    judged, notes = _judged_part(data)
+    judged, notes = _judged_part(tuned, data)
     labels = _labels_of(tuned, judged)
     logits, _ = tuned.logits_and_features(judged, batch_size, device)
     answers = Answers(judged, tuned.classes, labels, logits)
@@ -163,14 +164,23 @@ def _rated(right: int, total: int) -> Row:
     return {"accuracy": right / total, "accuracy_low": low, "accuracy_high": high}
 
 
-def _judged_part(data: Images | ImageSplits) -> tuple[Images, list[str]]:
+def _judged_part(tuned: Tuned, data: Images | ImageSplits) -> tuple[Images, list[str]]:
     """The images to evaluate on, and notes about them."""
-    if not isinstance(data, ImageSplits):
-        return data, []
-    if data.test is not None:
-        return data.test, data.notes
-    told = f"all {len(data.train)} images of {data.name} were used; those that the model was trained on raise accuracy"
-    return data.train, [*data.notes, told]
+    notes = list[str]()
+    if isinstance(data, ImageSplits):
+        notes, data = data.notes, data.test or data.train
+    known = set(tuned.trained_on)
+    if not known or not len(data):
+        return data, notes
+    fresh = [index for index, digest in enumerate(data.digests) if digest not in known]
+    seen = len(data) - len(fresh)
+    if not fresh:
+        raise DataError(
+            f"the model was trained on all {seen} images of {data.name}, which say nothing of new ones; give others"
+        )
+    if seen:
+        notes = [*notes, f"{counted(seen, 'image')} left out: the model was trained on the same"]
+    return data.subset(fresh), notes
 
 
 def _labels_of(tuned: Tuned, data: Images) -> np.ndarray:

@@ -86,10 +86,15 @@ def plain_model(tuned: Tuned) -> nn.Module:
     """
     name, method = tuned.backbone.name, tuned.model.method.name
     elsewhere = "`tightframe export DIR --onnx FILE` writes all of it into one file, and `tightframe predict` reads DIR"
-    if tuned.model.method.skip:
+    if len(tuned.model.read) > 1:
+        where = (
+            f"has a skip connection from {tuned.model.block} to its head"
+            if tuned.model.block
+            else f"reads the features of {len(tuned.model.read)} layers"
+        )
         raise NotPlain(
-            f"{name} tuned by {method} has a skip connection from {tuned.model.block} to its head, for which a plain "
-            f"model has no place. {elsewhere}; or tune with --method layer or full"
+            f"{name} tuned by {method} {where}, for which a plain model has no place. {elsewhere}; or tune with "
+            "--method linear, layer or full"
         )
     plain = _with_head(tuned, tuned.model.head)
     if plain is None or difference(tuned, plain) > TOLERANCE:

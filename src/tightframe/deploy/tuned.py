@@ -13,6 +13,8 @@ import torch
 
 from tightframe.backbone import Backbone
 from tightframe.data.items import ImageLike, unlabeled
+from tightframe.decide.evidence import Evidence
+from tightframe.deploy.training_set import read_training_set, write_training_set
 from tightframe.errors import SavedError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
@@ -44,6 +46,8 @@ class Tuned:
         history: one row for each epoch of training.
         notes: what a reader should know, in plain words.
         test_logits: logits (n, K) of the test images; not saved.
+        evidence: out-of-fold predictions of the training images, where they were made.
+        trained_on: hashes of the training images.
     """
 
     backbone: Backbone
@@ -53,6 +57,8 @@ class Tuned:
     history: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     test_logits: torch.Tensor | None = None
+    evidence: Evidence | None = None
+    trained_on: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         model = self.model
@@ -144,6 +150,7 @@ class Tuned:
             weights=self.backbone.weights,
             method=self.model.method.name,
             block=self.model.block,
+            read=self.model.read,
             pool=self.model.pool,
             align=self.model.neck.align,
             skip_scale=self.model.neck.skip_scale,
@@ -152,6 +159,7 @@ class Tuned:
             metrics=self.metrics,
             versions=versions(),
         )
+        write_training_set(Path(folder), self.trained_on, self.evidence)
         checkpoint.write(Path(folder), self.model, description)
 
 
@@ -170,7 +178,9 @@ def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned
     description = checkpoint.read(folder)
     backbone = model if isinstance(model, Backbone) else _base(folder, description, model)
     restored = checkpoint.restore(folder, description, backbone)
-    return Tuned(backbone, restored, tuple(description.classes), description.metrics)
+    digests, evidence = read_training_set(folder, len(description.classes))
+    classes, metrics = tuple(description.classes), description.metrics
+    return Tuned(backbone, restored, classes, metrics, evidence=evidence, trained_on=digests)
 
 
 def _base(folder: Path, description: checkpoint.Description, model: str | None) -> Backbone:

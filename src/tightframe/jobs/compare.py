@@ -1,38 +1,36 @@
-"""Tune one model by several methods on the same images, with the same split and the same time: one table.
+"""Tune one model by several methods on the same images, with the same folds and the same time: one table.
 
-Methods are compared on the training images that are held out while learning rate and weight decay are chosen. Test
-images are shown beside them and choose nothing.
+Methods are compared by what each says of training images that it was not trained on, image by image. Test images are
+shown beside that and choose nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tightframe.backbone import Backbone
-from tightframe.data.selection import stratified
 from tightframe.decide.block import check_block, chosen_block
-from tightframe.decide.training import chosen_trial
+from tightframe.decide.choice import choose
+from tightframe.decide.evidence import Evidence
 from tightframe.deploy.tuned import Tuned
 from tightframe.errors import DataError, ModelError, TightframeError
 from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.images import ImageSplits
-from tightframe.jobs.tune import tune
-from tightframe.probes.results import interval
-from tightframe.report.formats import percent
+from tightframe.jobs.tune import READING, Run, tune_by
 from tightframe.report.result import Result
 from tightframe.row import Row
-from tightframe.tuning.config import TrainConfig
+from tightframe.tuning.config import Clock, TrainConfig
 from tightframe.tuning.methods import METHODS, unique_methods
 
 MAIN = "scl"
 UNJUDGED = (
-    "no method is chosen: no learning rates or weight decays were tried on held-out images (one of each was given, or "
-    "there are too few images a class); test accuracy is shown only"
+    "no method is chosen: none was judged on held-out images (with folds at 0, or too few images a class); test "
+    "accuracy is shown only"
 )
 
 
@@ -44,8 +42,7 @@ class Comparison:
         rows: a row a method: accuracies with intervals, NC1, trainable parameters, seconds; or the ``error`` it met.
         tuned: the tuned model of every method that did not fail, by the method's name.
         block: what was tuned by the methods that tune one block.
-        best: the method to use: the one with the highest validation accuracy or, of those whose intervals overlap with
-            its own, the one that trains the fewest parameters. ``None`` if nothing was held out to decide.
+        best: the method to use (see ``verdict``); ``None`` if nothing was held out to decide.
         result: everything above as one ``Result``.
     """
 
@@ -81,8 +78,8 @@ def compare(
     Args:
         data: The images.
         backbone: The pretrained model; it stays as it is.
-        methods: Tuning methods to compare, each in a folder of its own: linear, layer, scl, full, bitfit, norm, lp-ft
-            or lora.
+        methods: Tuning methods to compare, each in a folder of its own: discriminant, linear, layer, scl, full, bitfit,
+            norm, lp-ft or lora.
         block: The block to tune, for the methods that tune one; auto lets a few race.
         out: Folder for all of it.
         resume: Continue what an earlier call with the same settings left in the folder.
@@ -148,65 +145,46 @@ def tune_each(
                 raise
             chosen = error
     outcomes = dict[str, Tuned | TightframeError]()
-    shared: dict[str, Any] = {"config": config, "resume": True, "log_to": log_to, "workspace": workspace}
     for name in names:
-        if METHODS[name].needs_block and isinstance(chosen, TightframeError):
+        method = METHODS[name]
+        if method.needs_block and isinstance(chosen, TightframeError):
             outcomes[name] = chosen
             continue
-        own = chosen if METHODS[name].needs_block and isinstance(chosen, str) else "auto"
+        own = chosen if method.needs_block and isinstance(chosen, str) else "auto"
+        run = Run(data, backbone, own, config, tuple(log_to), workspace, Clock.of(config))
         try:
-            outcomes[name] = tune(data, backbone, method=name, block=own, out=folder / name, **shared)
+            outcomes[name] = tune_by(method, run, folder / name, resume=True)
         except DataError:
             raise
         except TightframeError as error:
             outcomes[name] = error
     known = settings | {"model": backbone.name, "block": chosen if isinstance(chosen, str) else None}
-    return _compared(data, config, outcomes, folder, known)
+    return _compared(outcomes, folder, known)
 
 
-def _compared(
-    data: ImageSplits,
-    config: TrainConfig,
-    outcomes: dict[str, Tuned | TightframeError],
-    folder: Path,
-    settings: dict[str, Any],
-) -> Comparison:
+def _compared(outcomes: dict[str, Tuned | TightframeError], folder: Path, settings: dict[str, Any]) -> Comparison:
     """The outcomes of all methods, side by side."""
     tuned = {name: found for name, found in outcomes.items() if isinstance(found, Tuned)}
-    held_out = len(stratified(data.train.labels, config.validation_share, config.seed)[1])
-    rows = [_row(name, found, held_out) for name, found in outcomes.items()]
+    rows = [_row(name, found) for name, found in outcomes.items()]
     if not tuned:
         first = rows[0]
         raise ModelError(f"no method could tune {settings['model']}; {first['method']} failed with: {first['error']}")
-    best, told = verdict(rows, held_out)
+    best, told = verdict({name: found.evidence for name, found in tuned.items() if found.evidence is not None})
     notes = list(dict.fromkeys([told, *(note for found in tuned.values() for note in found.notes)]))
     next_steps = [tuned[best].predict_command(folder / best)] if best else []
     return Comparison(rows, tuned, settings["block"], best, Result("compare", rows, settings, notes, next_steps))
 
 
-def _row(name: str, found: Tuned | TightframeError, held_out: int) -> Row:
-    """What is known of a method, with the accuracy of its chosen trial on the ``held_out`` training images."""
-    if isinstance(found, TightframeError):
-        return {"method": name, "error": str(found)}
-    trial = chosen_trial(found.history)
-    if not trial:
-        return found.metrics | {"validation_accuracy": None}
-    accuracy = trial[-1]["validation_accuracy"]
-    low, high = interval(round(accuracy * held_out), held_out)
-    return found.metrics | {"validation_accuracy": accuracy, "validation_low": low, "validation_high": high}
+def _row(name: str, found: Tuned | TightframeError) -> Row:
+    return {"method": name, "error": str(found)} if isinstance(found, TightframeError) else found.metrics
 
 
-def verdict(rows: Sequence[Row], held_out: int) -> tuple[str | None, str]:
-    """The method to use by rows of ``compare``, or ``None``, and why."""
-    judged = [row for row in rows if row.get("validation_accuracy") is not None]
-    if not judged:
+def verdict(evidence: Mapping[str, Evidence]) -> tuple[str | None, str]:
+    """The method to use by what each said of held-out images, or ``None``, and why.
+
+    The first is ``discriminant`` or, without it, the method that loses least: see ``decide.choice``.
+    """
+    if not evidence:
         return None, UNJUDGED
-    first = max(judged, key=lambda row: (row["validation_accuracy"], -row["trainable_parameters"]))
-    alike = [row for row in judged if row is not first and row["validation_high"] >= first["validation_low"]]
-    best = min([first, *alike], key=lambda row: row["trainable_parameters"])["method"]
-    told = f"{first['method']} validates best: {percent(first['validation_accuracy'])} of {held_out} training images "
-    told += "held out"
-    if alike:
-        others = ", ".join(row["method"] for row in alike)
-        told += f"; intervals overlap with {others}, and of these methods {best} trains the fewest parameters"
-    return best, told
+    least = min(evidence, key=lambda name: evidence[name].log_loss)
+    return choose(evidence, READING if READING in evidence else least)

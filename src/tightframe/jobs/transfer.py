@@ -22,7 +22,7 @@ from tightframe.errors import ModelError
 from tightframe.features.stages import claim
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
-from tightframe.jobs.compare import MAIN, Comparison, settings_of, tune_each
+from tightframe.jobs.compare import Comparison, settings_of, tune_each
 from tightframe.jobs.measure import layer_rows
 from tightframe.jobs.rank import rank
 from tightframe.jobs.story import epoch_rows, write_story
@@ -30,7 +30,10 @@ from tightframe.models.backbones import load_backbone
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.tuning.config import TrainConfig
-from tightframe.tuning.methods import PAPER, unique_methods
+from tightframe.tuning.methods import unique_methods
+
+DEFAULT = ("discriminant", "linear", "scl")
+"""Methods to choose from: what costs seconds, what everyone knows, and what trains a tenth of the parameters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,8 @@ class Transfer:
         ranking: rows of ``rank``.
         layers: rows of ``measure`` for the model chosen.
         methods: a row a method: accuracies, NC1, share of parameters, seconds.
-        tuned: the model tuned by SCL (or by the first of the methods asked for).
+        tuned: the model to use: by the method that does best on held-out training images (see ``compare``) or, where
+            none were held out, by the first of the methods asked for.
         samples: a few test images, some right, some wrong: their true class and the prediction of ``tuned``.
         result: everything above as one ``Result``.
     """
@@ -67,7 +71,7 @@ def transfer(
     models: Sequence[str | Backbone],
     *,
     out: Path | str,
-    methods: Sequence[str] = PAPER,
+    methods: Sequence[str] = DEFAULT,
     block: str = "auto",
     sort_by: str = "expected_accuracy",
     config: TrainConfig | None = None,
@@ -84,7 +88,7 @@ def transfer(
         models: Models by name, each as for ``load_backbone`` (timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED,
             hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones.
         out: Folder for all of it.
-        methods: Tuning methods: linear, layer, scl, full, bitfit, norm, lp-ft or lora.
+        methods: Tuning methods to choose from: discriminant, linear, layer, scl, full, bitfit, norm, lp-ft or lora.
         block: The block to tune, for the methods that tune one; auto lets a few race.
         sort_by: Column of the ranking that chooses the model: expected_accuracy, probe_accuracy, nc1, logme or another
             score.
@@ -119,8 +123,9 @@ def _reported(
 ) -> Transfer:
     """All that was found, written into ``folder``."""
     tuned, rows, settings = compared.tuned, compared.rows, compared.result.settings
-    main = tuned.get(MAIN) or next(iter(tuned.values()))
-    chosen = f"chosen: {main.backbone.name}" + (f", block {compared.block}" if compared.block else "")
+    main = tuned[compared.best] if compared.best else next(iter(tuned.values()))
+    where = f" at block {main.model.block}" if main.model.block else ""
+    chosen = f"chosen: {main.backbone.name} by {main.model.method.name}{where}"
     notes = list(dict.fromkeys([chosen, *compared.result.notes, *ranking.notes]))
     next_steps = [
         main.predict_command(folder / main.model.method.name),

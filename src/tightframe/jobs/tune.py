@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +15,13 @@ from torch import Tensor
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.decide.block import check_block, chosen_block
+from tightframe.decide.choice import choose
+from tightframe.decide.evidence import Evidence
+from tightframe.decide.reading import read_model
 from tightframe.decide.start import model_of, start_of, tuning_precision
-from tightframe.decide.training import Session, Trainer
+from tightframe.decide.training import FOLD_SHARE, Session, Trainer
 from tightframe.deploy.tuned import Tuned, load_tuned
+from tightframe.errors import ModelError
 from tightframe.features.capture import CannotCut
 from tightframe.features.inputs import KeptInputs, PixelInputs
 from tightframe.features.precision import on_device
@@ -33,21 +37,22 @@ from tightframe.tuning.config import Clock, TrainConfig
 from tightframe.tuning.logs import check as check_logs
 from tightframe.tuning.logs import logging_to
 from tightframe.tuning.loop import Diverged, Inputs, collapse_of, logits_of, predict_features
-from tightframe.tuning.methods import Method, Owned, method_named
-from tightframe.tuning.recipe import Recipe
+from tightframe.tuning.methods import METHODS, Method, Owned, method_named
 from tightframe.tuning.state import Trainable
 from tightframe.tuning.surgery import HeadOnly, TunableModel
 
 UNFINISHED, HISTORY = "unfinished", "history.json"
 """Where checkpoints are until the result is there."""
 JUDGE_BATCH = 64
+AUTO, READING, TRAINED = "auto", "discriminant", "scl"
+"""The method that is chosen by evidence, and what it chooses from."""
 
 
 def tune(
     data: ImageSplits,
     backbone: Backbone,
     *,
-    method: str = "scl",
+    method: str = "auto",
     block: str = "auto",
     out: Path | str | None = None,
     resume: bool = False,
@@ -57,13 +62,15 @@ def tune(
 ) -> Tuned:
     """Fine-tune ``backbone`` on the training images, judge it on the test images, and save what was trained.
 
-    Learning rate and weight decay are chosen on a stratified validation split of the training images; then all of them
-    train the model that is returned. Test images are seen once, at the end.
+    Learning rate and weight decay are chosen on a stratified validation split of the training images, and
+    cross-validation on all of them says what to expect; then all of them train the model that is returned. Test images
+    are seen once, at the end.
 
     Args:
         data: The images.
         backbone: The pretrained model; it stays as it is.
-        method: Tuning method: linear, layer, scl, full, bitfit, norm, lp-ft or lora.
+        method: Tuning method: auto (reads all layers in closed form, trains scl too, and keeps what does better on
+            held-out training images), discriminant, linear, layer, scl, full, bitfit, norm, lp-ft or lora.
         block: The block to tune, for the methods that tune one; auto lets a few race.
         out: Folder for the tuned model, with checkpoints while it is made.
         resume: Continue, or just load, what an earlier call with the same settings left in the folder.
@@ -76,38 +83,140 @@ def tune(
         LayerNotFound: no such block.
         Diverged: every learning rate tried was too high.
     """
-    config, workspace, chosen = config or TrainConfig(), workspace or Workspace(), method_named(method)
-    together().check(config.batch_size)
-    if chosen.needs_block:
-        check_block(backbone, block)
+    config, workspace = config or TrainConfig(), workspace or Workspace()
     folder = Path(out) if out is not None else None
-    check_logs(log_to, folder)
-    scope = _scope(data, backbone, chosen, block, config, workspace)
-    if folder is not None:
-        claim(folder, scope, resume)
-        finished = _finished(folder, scope, backbone)
-        together().wait()  # all have looked before the first begins to write
-        if finished is not None:
-            return finished
-    title = f"{chosen.name} {backbone.name}"
-    told = {"model": backbone.name, "data": data.name, **asdict(config)}
-    unfinished = folder / UNFINISHED if folder is not None else None
-    started, clock, race = time.perf_counter(), Clock.of(config), list[Row]()
-    with logging_to(log_to, folder, title, told) as tell:
-        if chosen.needs_block:
-            stages = Stages(unfinished)
-            race_for = partial(chosen_block, data.train, backbone, block, chosen, config, workspace, clock)
-            block, race = stages.remember("block", scope, race_for)
-        model = model_of(backbone, chosen, block if chosen.needs_block else None, len(data.classes), config, workspace)
-        session = Session(title, scope, unfinished, tell, clock)
-        trainer, notes = _trainer(model, data.train, config, workspace, session)
-        lrs, decays = config.choices(backbone.module, model.warm)
-        recipe, rows, more = trainer.run(config, lrs, decays)
-    tuned = Tuned(backbone, model, data.classes, {}, [*race, *rows], [*data.notes, *notes, *more])
-    tuned = _judged(tuned, data, trainer, recipe, time.perf_counter() - started)
+    run = Run(data, backbone, block, config, tuple(log_to), workspace, Clock.of(config))
+    return best_of_two(run, folder, resume) if method == AUTO else tune_by(method_named(method), run, folder, resume)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What tuning by any method is given; see ``tune``. ``clock`` says how much time is left."""
+
+    data: ImageSplits
+    backbone: Backbone
+    block: str
+    config: TrainConfig
+    log_to: tuple[str, ...]
+    workspace: Workspace
+    clock: Clock
+
+    def scope(self, method: str, block: str | None) -> str:
+        """Everything that decides the result, as text: what is resumed must agree in it."""
+        return json.dumps(
+            {
+                "model": self.backbone.fingerprint,
+                "layers": [layer.name for layer in self.backbone.layers],
+                "data": [split.fingerprint for split in (self.data.train, self.data.test) if split],
+                "classes": list(self.data.classes),
+                "method": method,
+                "block": block,
+                "config": asdict(self.config),
+                "pool": self.workspace.pool,
+                "precision": self.workspace.precision,
+            },
+            sort_keys=True,
+        )
+
+
+def tune_by(method: Method, run: Run, folder: Path | None, resume: bool) -> Tuned:
+    """``tune`` by one method."""
+    together().check(run.config.batch_size)
+    if method.needs_block:
+        check_block(run.backbone, run.block)
+    check_logs(run.log_to, folder)
+    scope = run.scope(method.name, run.block if method.needs_block else None)
+    finished = _begun(folder, scope, resume, run.backbone)
+    if finished is not None:
+        return finished
+    title, started = f"{method.name} {run.backbone.name}", time.perf_counter()
+    told = {"model": run.backbone.name, "data": run.data.name, **asdict(run.config)}
+    with logging_to(run.log_to, folder, title, told) as tell:
+        if method.closed_form:
+            tuned, seen = _read(run, method)
+        else:
+            unfinished = folder / UNFINISHED if folder is not None else None
+            tuned, seen = _trained(run, method, Session(title, scope, unfinished, tell, run.clock))
+    tuned = _judged(tuned, run, seen, time.perf_counter() - started)
     if folder is not None:
         _save(tuned, folder, scope)
     return tuned
+
+
+def best_of_two(run: Run, folder: Path | None, resume: bool) -> Tuned:
+    """What reads all layers or what was trained, whichever the rule of ``decide.choice`` takes."""
+    check_block(run.backbone, run.block)
+    check_logs(run.log_to, folder)
+    scope = run.scope(AUTO, run.block)
+    finished = _begun(folder, scope, resume, run.backbone)
+    if finished is not None:
+        return finished
+    started, notes = time.perf_counter(), list[str]()
+    place = {name: folder / UNFINISHED / name if folder is not None else None for name in (READING, TRAINED)}
+    best = tune_by(METHODS[READING], run, place[READING], True)
+    if run.clock.past(FOLD_SHARE):
+        notes.append(f"{READING} is used: there was no time to train {TRAINED}")
+    else:
+        try:
+            rival = tune_by(METHODS[TRAINED], run, place[TRAINED], True)
+            both = {READING: best.evidence, TRAINED: rival.evidence}
+            known = {name: evidence for name, evidence in both.items() if evidence is not None}
+            choice = choose(known, READING)
+            best = rival if choice.name == TRAINED else best
+            notes.append(choice.why)
+        except (Diverged, ModelError) as error:
+            notes.append(f"{READING} is used: {TRAINED} could not be trained ({error})")
+    metrics = best.metrics | {"seconds": time.perf_counter() - started}
+    best = replace(best, metrics=metrics, notes=list(dict.fromkeys([*notes, *best.notes])))
+    if folder is not None:
+        _save(best, folder, scope)
+    return best
+
+
+def _begun(folder: Path | None, scope: str, resume: bool, backbone: Backbone) -> Tuned | None:
+    """Take ``folder`` for this run; the result, if an earlier one left it there."""
+    if folder is None:
+        return None
+    claim(folder, scope, resume)
+    finished = _finished(folder, scope, backbone)
+    together().wait()  # all have looked before the first begins to write
+    return finished
+
+
+def _read(run: Run, method: Method) -> tuple[Tuned, Tensor]:
+    """A model in closed form, and what its head sees of each training image, (n, d)."""
+    data, backbone = run.data, run.backbone
+    found = read_model(data.train, backbone, method, run.config, run.workspace)
+    metrics = {"lr": None, "weight_decay": None, "epochs": 0, **_expected(found.left_out)}
+    tuned = Tuned(backbone, found.model, data.classes, metrics, [], data.notes, evidence=found.evidence)
+    return tuned, found.features
+
+
+def _trained(run: Run, method: Method, session: Session) -> tuple[Tuned, Tensor]:
+    """A trained model, and what its head sees of each training image, (n, d)."""
+    data, backbone, block, config, workspace = run.data, run.backbone, run.block, run.config, run.workspace
+    race = list[Row]()
+    if method.needs_block:
+        race_for = partial(chosen_block, data.train, backbone, block, method, config, workspace, session.clock)
+        block, race = Stages(session.folder).remember("block", session.scope, race_for)
+    model = model_of(backbone, method, block if method.needs_block else None, len(data.classes), config, workspace)
+    trainer, notes = _trainer(model, data.train, config, workspace, session)
+    lrs, decays = config.choices(backbone.module, model.warm)
+    found = trainer.run(config, lrs, decays)
+    metrics: Row = {name: getattr(found.recipe, name) for name in ("lr", "weight_decay", "epochs")}
+    metrics |= _expected(found.evidence)
+    history, notes = [*race, *found.history], [*data.notes, *notes, *found.notes]
+    tuned = Tuned(backbone, model, data.classes, metrics, history, notes, evidence=found.evidence)
+    return tuned, _features(trainer.model, trainer.inputs, len(data.train), workspace)
+
+
+def _expected(evidence: Evidence | None) -> Row:
+    """What accuracy to expect on new images."""
+    if evidence is None:
+        return {}
+    value, low, high = evidence.expected_accuracy
+    told = {"expected_accuracy": value, "expected_low": low, "expected_high": high}
+    return told | {"held_out_loss": evidence.log_loss}
 
 
 def _trainer(
@@ -166,25 +275,24 @@ def _kept(backbone: Backbone, images: Images, block: str, config: TrainConfig, w
     )[block]
 
 
-def _judged(tuned: Tuned, data: ImageSplits, trainer: Trainer, recipe: Recipe, seconds: float) -> Tuned:
-    """The tuned model with its metrics: on the training images from what it was trained on, on the test images."""
-    model, workspace = tuned.model, trainer.workspace
+def _judged(tuned: Tuned, run: Run, features: Tensor, seconds: float) -> Tuned:
+    """The tuned model with its metrics: on training images, whose ``features`` its head sees, and on test images."""
+    model, data, workspace = tuned.model, run.data, run.workspace
     metrics: Row = {
         "method": model.method.name,
         "block": model.block,
         "trainable_parameters": model.trainable_parameters,
         "all_parameters": model.all_parameters,
         "trainable_share": model.trainable_parameters / model.all_parameters,
-        "lr": recipe.lr,
-        "weight_decay": recipe.weight_decay,
-        "epochs": recipe.epochs,
+        **tuned.metrics,
         "seconds": seconds,
         "bytes": sum(t.numel() * t.element_size() for t in model.changed_state().values()),
     }
-    features = _features(trainer.model, trainer.inputs, len(data.train), workspace)
     logits, test_logits = logits_of(model, features), None
     if not (torch.isfinite(logits).all() and torch.isfinite(features).all()):  # no later batch showed it
-        raise Diverged(f"training diverged in its last steps at learning rate {recipe.lr:g}: give a lower one (--lr)")
+        raise Diverged(
+            f"training diverged in its last steps at learning rate {tuned.metrics['lr']}: give a lower one (--lr)"
+        )
     metrics["train_accuracy"] = float((logits.argmax(1).numpy() == data.train.labels).mean())
     metrics["nc1"] = collapse_of(features, data.train.labels)
     if data.test is not None:
@@ -195,7 +303,7 @@ def _judged(tuned: Tuned, data: ImageSplits, trainer: Trainer, recipe: Recipe, s
         right = int((test_logits.argmax(1).numpy() == data.test.labels).sum())
         low, high = interval(right, len(data.test))
         metrics |= {"test_accuracy": right / len(data.test), "test_low": low, "test_high": high}
-    return replace(tuned, metrics=metrics, test_logits=test_logits)
+    return replace(tuned, metrics=metrics, test_logits=test_logits, trained_on=data.train.digests)
 
 
 def _features(model: Trainable, inputs: Inputs, count: int, workspace: Workspace) -> Tensor:
@@ -211,26 +319,6 @@ def _save(tuned: Tuned, folder: Path, scope: str) -> None:
         write_text(folder / HISTORY, json.dumps(plain(record), indent=1))
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     together().wait()
-
-
-def _scope(
-    data: ImageSplits, backbone: Backbone, method: Method, block: str, config: TrainConfig, workspace: Workspace
-) -> str:
-    """Everything that decides the result, as text: what is resumed must agree in it."""
-    return json.dumps(
-        {
-            "model": backbone.fingerprint,
-            "layers": [layer.name for layer in backbone.layers],
-            "data": [split.fingerprint for split in (data.train, data.test) if split],
-            "classes": list(data.classes),
-            "method": method.name,
-            "block": block if method.needs_block else None,
-            "config": asdict(config),
-            "pool": workspace.pool,
-            "precision": workspace.precision,
-        },
-        sort_keys=True,
-    )
 
 
 def _finished(folder: Path, scope: str, backbone: Backbone) -> Tuned | None:

@@ -38,6 +38,8 @@ LARGEST = 4096
 """Dimensions, of features or of images, that are factored at most: deeper readings are left out beyond it."""
 LEAST_LOG = -27.6
 """log 1e-12: the least log-probability that a class left out counts with."""
+SAME = 1e-4
+"""Mean squared distance, where the mean square is 1, below which two layers are one, in half precision too."""
 NEVER = -1e4
 """Logit of a class without images."""
 TEMPERATURES = (-12.0, 6.0)
@@ -98,7 +100,7 @@ def read_layers(features: Mapping[str, Any], labels: Any, classes: int, *, balan
             have images.
     """
     labels = as_tensor(labels).cpu()
-    parts = {name: _Scaled.of(values, labels, classes) for name, values in features.items()}
+    parts = _distinct({name: _Scaled.of(values, labels, classes) for name, values in features.items()})
     if not parts:
         raise MeasureError("no layer to read; give features of one or more")
     labels = labels.long()
@@ -113,6 +115,12 @@ def read_layers(features: Mapping[str, Any], labels: Any, classes: int, *, balan
     held_out[~judged, labels[~judged]] = LEAST_LOG
     weights, bias = _joined(list(parts), tried, factors, prior)
     return LayerReading(weights, bias, held_out.clamp(min=LEAST_LOG), tuple(sorted(told, key=lambda one: -one.weight)))
+
+
+def _distinct(parts: dict[str, _Scaled]) -> dict[str, _Scaled]:
+    """The layers without those that say the same as the next: pooling the last map again, say."""
+    following = dict(zip(parts, [*parts.values()][1:], strict=False))
+    return {name: part for name, part in parts.items() if name not in following or not part.repeats(following[name])}
 
 
 def _averaged(
@@ -158,6 +166,12 @@ class _Scaled(NamedTuple):
         centered = wide - mean
         square = float(centered.square().sum(1).mean())
         return cls(centered, mean, square**-0.5 if square > 0 else 0.0)
+
+    def repeats(self, other: _Scaled) -> bool:
+        """Whether the two are the same but for rounding."""
+        return self.centered.shape == other.centered.shape and bool(
+            (self.values - other.values).square().sum(1).mean() < SAME
+        )
 
     @property
     def values(self) -> Float64[Tensor, "n d"]:

@@ -127,8 +127,8 @@ def _table(title: str, columns: str, others: str = "") -> Table:
 
 _SCORES = "nc1 cdnv vci h_score h_score_shrunk logme leep nce gbc gbc_of_features transrate sfda ncti parc"
 _TUNED = (
-    "method block validation_accuracy test_accuracy train_accuracy nc1 trainable_parameters trainable_share "
-    "lr weight_decay seconds bytes",
+    "method block expected_accuracy held_out_loss test_accuracy train_accuracy nc1 trainable_parameters "
+    "trainable_share lr weight_decay seconds bytes",
     "all_parameters epochs",
 )
 

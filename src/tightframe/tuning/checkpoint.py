@@ -28,7 +28,7 @@ from tightframe.tuning import lora
 from tightframe.tuning.methods import method_named
 from tightframe.tuning.surgery import Align, SkipScale, TunableModel
 
-FORMAT = 3
+FORMAT = 4
 DESCRIPTION, TENSORS = "tightframe.json", "tuned.safetensors"
 
 
@@ -41,6 +41,7 @@ class Description:
         weights: hash of the base model's weights.
         method: name of the tuning method.
         block: name of the tuned block, ``None`` for methods without.
+        read: names of the layers whose features the head sees.
         pool: how tokens are pooled.
         align, skip_scale: how features of the penultimate layer and of the block come together (see ``surgery.Neck``).
         classes: class names, in the order of the logits.
@@ -53,6 +54,7 @@ class Description:
     weights: str
     method: str
     block: str | None
+    read: list[str]
     pool: str
     align: str
     skip_scale: str
@@ -125,7 +127,10 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
         description.pool,  # type: ignore[arg-type]
         description.align,  # type: ignore[arg-type]
         description.skip_scale,  # type: ignore[arg-type]
+        read=description.read if method_named(description.method).closed_form else (),
     )
+    if model.read != description.read:
+        raise SavedError(f"{folder} reads {description.read}, but {description.method} reads {model.read}")
     expected = _kept(model)
     path = folder / files(description.method)[-1]
     try:
@@ -174,6 +179,9 @@ def _check(path: Path, description: Description) -> None:
         and description.align in get_args(Align)
         and description.skip_scale in get_args(SkipScale)
         and isinstance(description.block, str | None)
+        and isinstance(description.read, list)
+        and all(isinstance(name, str) for name in description.read)
+        and 0 < len(set(description.read)) == len(description.read)
         and isinstance(description.classes, list)
         and len(description.classes) > 1
         and all(isinstance(name, str) and _is_text(name) for name in description.classes)

@@ -53,6 +53,8 @@ class TrainConfig:
         grad_accum_steps: Run each batch in this many parts, which takes less memory.
         search_epochs: Epochs of each trial of a learning rate and weight decay; a third of the epochs by default.
         validation_share: Share of the training images held out while learning rate and weight decay are chosen.
+        folds: Folds of cross-validation that tell what to expect of a trained model on new images; 0 for none, which
+            saves the time of as many trials.
         views: Views kept of each image, the image itself among them, where augmentation meets a frozen prefix;
             elsewhere every epoch draws its own.
         head_init: Start of the new head: zeros, or probe (a logistic regression on the features, whose statistics batch
@@ -78,6 +80,7 @@ class TrainConfig:
     grad_accum_steps: int = 1
     search_epochs: int | None = None
     validation_share: float = 0.2
+    folds: int = 5
     views: int = 5
     head_init: HeadInit = "auto"
     align: Align = "pad"
@@ -102,6 +105,8 @@ class TrainConfig:
         for name in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(f"{option(name)} is {getattr(self, name):g}; it must be 0 or more and below 1")
+        if self.folds < 0 or self.folds == 1:
+            raise SettingsError(f"--folds is {self.folds}; it must be 2 or more, or 0 for no cross-validation")
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"--seed is {self.seed}; it must be 0 or more and below 2 to the 63")
         if not 0 < self.validation_share < 1:

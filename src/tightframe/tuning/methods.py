@@ -46,6 +46,7 @@ class Method:
         summary: one line of help.
         adapt: inserts modules into a copy of the backbone without its head, which must leave its outputs unchanged.
             What such a method trains is saved in peft's format.
+        closed_form: whether the head is a formula of the features of all layers: nothing is trained.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Method:
     warm: bool
     summary: str
     adapt: Callable[[nn.Module, Backbone], None] | None = None
+    closed_form: bool = False
 
 
 def _nothing(base: nn.Module, layer: str | None) -> Owned:
@@ -84,6 +86,15 @@ def _adapters(base: nn.Module, layer: str | None) -> Owned:
 METHODS = {
     method.name: method
     for method in (
+        Method(
+            "discriminant",
+            _nothing,
+            False,
+            False,
+            False,
+            "shrunk linear discriminants of all layers, in closed form: nothing is trained",
+            closed_form=True,
+        ),
         Method("linear", _nothing, False, False, False, "linear probe: a new head on frozen features"),
         Method("layer", _block, True, False, False, "Layer FT: one block and a new head"),
         Method("scl", _block, True, True, False, "SCL FT: one block, skip-connected to the features of the new head"),

@@ -2,13 +2,14 @@
 
 With a skip connection (SCL) the neck combines φ, the penultimate features, and z, the pooled output of the tuned block.
 ``align="pad"`` without scaling is the paper's parameter-free sum φ + P z, where P pads the shorter vector with zeros.
+A head in closed form sees the features of several layers side by side.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,10 +32,10 @@ SkipScale = Literal["none", "spread"]
 
 
 class Neck(nn.Module):
-    """Combines features (n, d_i) of one or two layers into the vector (n, width) that the head sees.
+    """Combines features (n, d_i) of one, two or, side by side, more layers into the vector (n, width) the head sees.
 
     Args:
-        widths: d of φ and, with a skip connection, of z.
+        widths: d of φ and, with a skip connection, of z; or of each layer that is put side by side.
         align: ``"pad"`` adds them, the shorter zero-padded; ``"concat"`` puts them side by side; ``"project"`` adds
             to φ a learned linear map of z, which starts at zero.
         skip_scale: ``"spread"`` multiplies z by one number, so that it varies as much as φ does before tuning (see
@@ -69,9 +70,12 @@ class Neck(nn.Module):
         """The features of each layer, in the order of ``widths``, as one vector."""
         if len(parts) == 1:
             return parts[0]
-        features, skipped = parts[0], parts[1] if self.skip_scale == "none" else parts[1] * self.gain
+        features, *others = parts
+        if self.skip_scale != "none":
+            others = [other * self.gain for other in others]
         if self.align == "concat":
-            return torch.cat([features, skipped], 1)
+            return torch.cat([features, *others], 1)
+        (skipped,) = others
         if self.project is not None:
             return features + self.project(skipped)
         longer, shorter = sorted((features, skipped), key=lambda part: -part.shape[1])
@@ -88,6 +92,7 @@ class TunableModel(Trainable):
     Attributes:
         base: a copy of the backbone without its head, with what the method inserts.
         owned: what the method trains of it.
+        read: names of the layers whose features the head sees; given for methods in closed form, known for others.
         warm: whether the head will start from a probe; batch norms then keep the statistics that it was fitted under.
     """
 
@@ -101,17 +106,20 @@ class TunableModel(Trainable):
         align: Align = "pad",
         skip_scale: SkipScale = "none",
         warm: bool = False,
+        read: Sequence[str] = (),
     ):
         super().__init__()
         if method.needs_block == (block is None):
             raise SettingsError(f"method {method.name} " + ("needs a block" if block is None else "takes no block"))
+        if method.closed_form != bool(read):
+            raise SettingsError(f"method {method.name} " + ("takes no layers" if read else "needs layers to read"))
         self.backbone, self.method, self.block, self.pool, self.warm = backbone, method, block, pool, warm
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
         if backbone.head:
             self.base.set_submodule(backbone.head, nn.Identity())
         if method.adapt:
             method.adapt(self.base, backbone)
-        self.read = [PENULTIMATE, block] if method.skip and block else [PENULTIMATE]
+        self.read = list(read) or ([PENULTIMATE, block] if method.skip and block else [PENULTIMATE])
         self.neck = Neck([backbone.layer(name).dimension for name in self.read], align, skip_scale)
         self.head = nn.Linear(self.neck.width, classes)
         nn.init.zeros_(self.head.weight)

@@ -1,0 +1,90 @@
+"""What a classifier says of every training image while that image is held out, and what follows from it.
+
+All that is chosen among classifiers is chosen by this: paired, image by image, by log loss. Test images have no part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import beta, t
+
+from tightframe.errors import MeasureError
+
+DOUBT = 0.02
+"""Standard deviation of what predictions on these images don't tell of accuracy on others."""
+LEVEL = 0.95
+LEAST_LOG = -27.6
+"""log 1e-12: a class that was called impossible counts with it."""
+
+
+class Estimate(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Out-of-fold predictions of one classifier.
+
+    Attributes:
+        log_probabilities: of each class for each training image, by a model that was not trained on it, (n, K).
+        labels: true classes (n,).
+    """
+
+    log_probabilities: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Log loss of each image, (n,), in nats."""
+        return -np.maximum(self.log_probabilities[np.arange(len(self.labels)), self.labels], LEAST_LOG)
+
+    @property
+    def log_loss(self) -> float:
+        """Mean log loss, in nats an image."""
+        return float(self.losses.mean())
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether the most probable class was right, (n,)."""
+        return self.log_probabilities.argmax(1) == self.labels
+
+    @property
+    def expected_accuracy(self) -> Estimate:
+        """Accuracy to expect on new images like these, with the interval that images and ``DOUBT`` leave."""
+        value, images = float(self.correct.mean()), len(self.labels)
+        smoothed = (self.correct.sum() + 1) / (images + 2)
+        spread = smoothed * (1 - smoothed)
+        effective = spread / (spread / images + DOUBT**2)
+        tail, right = (1 - LEVEL) / 2, value * effective
+        low = float(beta.ppf(tail, right, effective - right + 1)) if right > 0 else 0.0
+        high = float(beta.isf(tail, right + 1, effective - right)) if right < effective else 1.0
+        return Estimate(value, low, high)
+
+    def gain_over(self, other: Evidence) -> Estimate:
+        """By how much less this loses than ``other`` on the same images: the mean paired difference of log loss.
+
+        Positive where this is better; beyond doubt where ``low`` is, too.
+
+        Raises:
+            MeasureError: the two are about other images.
+        """
+        if not np.array_equal(self.labels, other.labels):
+            raise MeasureError("predictions for other images can't be compared in pairs; use the same images for both")
+        differences = other.losses - self.losses
+        return paired(differences)
+
+
+def paired(differences: np.ndarray) -> Estimate:
+    """The mean of paired differences (n,) with its interval by Student's t; infinite for one image."""
+    mean, images = float(differences.mean()), len(differences)
+    if images < 2:
+        return Estimate(mean, -np.inf, np.inf)
+    margin = float(t.isf((1 - LEVEL) / 2, images - 1) * differences.std(ddof=1) / images**0.5)
+    return Estimate(mean, mean - margin, mean + margin)

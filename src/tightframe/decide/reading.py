@@ -1,0 +1,67 @@
+"""A model whose head is read off the features of all layers in closed form."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tightframe.backbone import Backbone
+from tightframe.decide.evidence import Evidence
+from tightframe.features.extract import Features
+from tightframe.features.workspace import Workspace
+from tightframe.images import Images
+from tightframe.metrics.folds import fold_of
+from tightframe.probes.discriminant import read_layers
+from tightframe.tuning.config import TrainConfig
+from tightframe.tuning.methods import Method
+from tightframe.tuning.surgery import TunableModel
+
+
+class Read(NamedTuple):
+    """A model in closed form.
+
+    Attributes:
+        model: on which the head is.
+        features: what the head sees of each training image, (n, d).
+        left_out: predictions of each training image by all others.
+        evidence: out-of-fold predictions, to be compared with those of trained models; without folds, ``left_out``.
+    """
+
+    model: TunableModel
+    features: Tensor
+    left_out: Evidence
+    evidence: Evidence
+
+
+def read_model(images: Images, backbone: Backbone, method: Method, config: TrainConfig, workspace: Workspace) -> Read:
+    """The backbone with the head that reads its layers (see ``probes.discriminant``).
+
+    Raises:
+        MeasureError: fewer than two classes have images.
+    """
+    features, classes, labels = workspace.features(backbone, images), len(images.classes), images.labels
+    balanced = config.class_weights == "balanced"
+    found = read_layers(features, labels, classes, balanced=balanced)
+    model = TunableModel(backbone, method, None, classes, workspace.pool, "concat", read=list(found.weights))
+    with torch.no_grad():
+        model.head.weight.copy_(torch.cat(list(found.weights.values()), 1))
+        model.head.bias.copy_(found.bias)
+    seen = torch.cat([torch.tensor(features[name]) for name in model.read], 1)
+    left_out = Evidence(found.held_out.numpy(), labels)
+    evidence = left_out
+    if config.folds and np.bincount(labels).max() > 1:
+        evidence = _out_of_fold(features, labels, classes, balanced, config)
+    return Read(model.train(False), seen, left_out, evidence)
+
+
+def _out_of_fold(features: Features, labels: np.ndarray, classes: int, balanced: bool, config: TrainConfig) -> Evidence:
+    assigned, said = fold_of(labels, config.folds, config.seed), np.empty((len(labels), classes))
+    for fold in np.unique(assigned):
+        kept, held = np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)
+        found = read_layers({name: features[name][kept] for name in features}, labels[kept], classes, balanced=balanced)
+        logits = found.logits({name: features[name][held] for name in found.weights})
+        said[held] = logits.log_softmax(1).numpy()
+    return Evidence(said, labels)
