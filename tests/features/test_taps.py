@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
-from tightframe.errors import LayerNotFound, SettingsError
+from tightframe.errors import LayerNotFound, ModelError
 from tightframe.features.taps import pooled, pooling_of, submodule, tapped
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -215,5 +215,5 @@ def test_how_tokens_are_pooled() -> None:
     assert [pooling_of(transformer(), pool) for pool in ("auto", "mean", "cls")] == ["cls", "mean", "cls"]
     assert pooling_of(resnet(), "auto") == "mean"
     for net in (resnet(), transformer(class_token=False, global_pool="avg")):
-        with pytest.raises(SettingsError, match="net has no class token; use pool auto or mean"):
+        with pytest.raises(ModelError, match="net has no class token; use pool auto or mean"):
             pooling_of(net, "cls")

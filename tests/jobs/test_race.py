@@ -9,6 +9,7 @@ import pytest
 
 from tightframe import load_backbone, load_images, rank
 from tightframe.decide.race import STAYING, Contender, race
+from tightframe.decide.recommendation import Outcome
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
@@ -46,7 +47,8 @@ def track(data):
     def judge(runner, features):
         luck = np.random.default_rng(0).permutation(len(data.train))[features["penultimate"][:, 0].astype(int)]
         strength = runner.strength + runner.gain * np.log2(len(luck) / 20)
-        return dict.fromkeys(("ridge", "lda", "knn"), luck < strength * len(data.train))
+        right = luck < strength * len(data.train)
+        return Outcome(right, right.astype(float))
 
     workspace = Workspace()
     workspace.features = features

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tightframe import load_backbone, load_images, rank, transferability
-from tightframe.decide.ranking import EXPECTED, ordered, orders, quality
+from tightframe.decide.ranking import CORRECT, EXPECTED, PROBABLE, ordered, orders, quality
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.workspace import Workspace
 from tightframe.metrics.folds import Folds
@@ -99,8 +99,8 @@ def test_the_test_images_decide_nothing(data, names):
 
 def test_ties_are_found_on_the_same_images():
     def row(name, right):
-        correct = dict.fromkeys(("ridge", "lda", "knn"), right)
-        return {"model": name, "probe_accuracy": float(np.mean(right)), "correct": correct, "parameters": 10}
+        known = {CORRECT: right, PROBABLE: [float(one) for one in right]}
+        return {"model": name, "probe_accuracy": float(np.mean(right)), "parameters": 10, **known}
 
     best = [1] * 90 + [0] * 10
     nearly = [1] * 88 + [0] * 12  # differs on two images: 2 % ± 1.4 %
@@ -182,3 +182,11 @@ def test_truth_from_a_file(data, names, tmp_path):
             rank(data, [names["wide"]], truth=str(truth))
     with pytest.raises(SettingsError, match="truth probe needs test images"):
         rank(dataclasses.replace(data, test=None), [names["wide"]], truth="probe")
+
+
+def test_a_model_named_twice_is_measured_once_and_one_that_cannot_be_pooled_so_is_a_row(data, names):
+    result = rank(data, [names["wide"], names["narrow"], names["wide"]])
+    assert sorted(row["given"] for row in result.rows) == [0, 1]
+    assert sum(row["p_best"] for row in result.rows) == pytest.approx(1)
+    (row,) = rank(data, [names["wide"]], workspace=Workspace(pool="cls")).rows
+    assert "no class token" in row["error"]

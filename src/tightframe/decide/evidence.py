@@ -56,16 +56,14 @@ class Evidence:
         return self.log_probabilities.argmax(1) == self.labels
 
     @property
+    def probabilities(self) -> np.ndarray:
+        """Probability of the true class of each image, (n,)."""
+        return np.exp(-self.losses)
+
+    @property
     def expected_accuracy(self) -> Estimate:
-        """Accuracy to expect on new images like these, with the interval that images and ``DOUBT`` leave."""
-        value, images = float(self.correct.mean()), len(self.labels)
-        smoothed = (self.correct.sum() + 1) / (images + 2)
-        spread = smoothed * (1 - smoothed)
-        effective = spread / (spread / images + DOUBT**2)
-        tail, right = (1 - LEVEL) / 2, value * effective
-        low = float(beta.ppf(tail, right, effective - right + 1)) if right > 0 else 0.0
-        high = float(beta.isf(tail, right + 1, effective - right)) if right < effective else 1.0
-        return Estimate(value, low, high)
+        """Accuracy to expect on new images like these: see ``expected``."""
+        return expected(self.correct)
 
     def gain_over(self, other: Evidence) -> Estimate:
         """By how much less this loses than ``other`` on the same images: the mean paired difference of log loss.
@@ -79,6 +77,21 @@ class Evidence:
             raise MeasureError("predictions for other images can't be compared in pairs; use the same images for both")
         differences = other.losses - self.losses
         return paired(differences)
+
+
+def expected(correct: np.ndarray) -> Estimate:
+    """Accuracy to expect where these (n,) were right while held out, with what n images and ``DOUBT`` leave open.
+
+    The interval is Clopper and Pearson's for as many images as would have that variance.
+    """
+    value, images = float(correct.mean()), len(correct)
+    smoothed = (correct.sum() + 1) / (images + 2)
+    spread = smoothed * (1 - smoothed)
+    effective = spread / (spread / images + DOUBT**2)
+    tail, right = (1 - LEVEL) / 2, value * effective
+    low = float(beta.ppf(tail, right, effective - right + 1)) if right > 0 else 0.0
+    high = float(beta.isf(tail, right + 1, effective - right)) if right < effective else 1.0
+    return Estimate(value, low, high)
 
 
 def paired(differences: np.ndarray) -> Estimate:

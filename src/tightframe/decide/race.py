@@ -9,7 +9,7 @@ forward passes or little more, whatever the images say.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from tightframe.backbone import Backbone
 from tightframe.data.selection import stratified
-from tightframe.decide.recommendation import Standing, credit, standings
+from tightframe.decide.recommendation import Outcome, Standing, standings
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
@@ -31,8 +31,7 @@ HOPE = 0.02
 """A model with a smaller chance of coming out first leaves."""
 LEAST = 2
 """Images of every class below which a round says too little to be held."""
-Judge = Callable[[Backbone, Features], Mapping[str, np.ndarray]]
-"""What each probe got right while held out, (n,) a probe."""
+Judge = Callable[[Backbone, Features], Outcome]
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Contender:
     layers: Callable[[Backbone], Sequence[str]]
     order: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     parts: list[Features] = field(default_factory=list)
-    correct: Mapping[str, np.ndarray] = field(default_factory=dict)
+    outcome: Outcome | None = None
     parameters: int = 0
     seconds: float = 0.0
     standing: Standing | None = None
@@ -66,7 +65,7 @@ class Contender:
             self.parts.append(workspace.features(backbone, data.subset(fresh), self.layers(backbone)))
             self.order = np.concatenate([self.order, fresh])
             self.parameters = backbone.parameters
-            self.correct = judge(backbone, self.features(data))
+            self.outcome = judge(backbone, self.features(data))
         except (DataError, SettingsError):
             raise  # the same for every model: said once, at once
         except Exception as error:  # one bad model must not end the race, whatever it raises
@@ -135,8 +134,8 @@ def _payable(going: list[Contender], upto: int, seconds: float) -> list[Contende
 def _standing(going: list[Contender], eventually: int, seed: int) -> list[Contender]:
     """Those still going, told where they stand among each other, the likely best first."""
     if going:
-        credits = [credit(contender.correct) for contender in going]
-        found = standings(credits, [contender.parameters for contender in going], seed, eventually)
+        outcomes = [contender.outcome for contender in going if contender.outcome is not None]
+        found = standings(outcomes, [contender.parameters for contender in going], seed, eventually)
         for contender, standing in zip(going, found, strict=True):
             contender.standing = standing
-    return sorted(going, key=lambda c: c.standing.expected if c.standing else 0.0, reverse=True)
+    return sorted(going, key=lambda c: c.standing.merit if c.standing else 0.0, reverse=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tightframe.decide.recommendation import Standing, credit, standings
+from tightframe.decide.recommendation import Outcome, Standing, standings
 from tightframe.errors import SettingsError
 from tightframe.metrics.registry import MEASURES
 from tightframe.row import Row
@@ -17,7 +17,8 @@ EXPECTED = "expected_accuracy"
 NCTI = "ncti"
 """The one score that is scaled over the models at hand, and changes with them."""
 COLLAPSE = ("nc1", "cdnv", "vci")
-PARTS = "ncti_parts"
+PARTS, CORRECT, PROBABLE, MERIT = "ncti_parts", "correct", "true_probability", "merit"
+"""Keys of rows that say what is needed to put them in order."""
 BASELINES = {
     "probe_accuracy": True,
     "lda_accuracy": True,
@@ -39,14 +40,15 @@ def ordered(rows: list[Row], sort_by: str, seed: int = 0) -> list[Row]:
     """Rows best first, those with an error last, each told what to expect of it and whether it ties with the first."""
     good = [row for row in rows if "error" not in row]
     if good:
-        credits = [credit(row["correct"]) for row in good]
-        for row, standing in zip(good, standings(credits, [row["parameters"] for row in good], seed), strict=True):
+        outcomes = [Outcome(np.array(row[CORRECT]), np.array(row[PROBABLE])) for row in good]
+        for row, standing in zip(good, standings(outcomes, [row["parameters"] for row in good], seed), strict=True):
             row |= told(standing)
         pool = [row for row in good if row.get(PARTS) is not None]
         for row, score in zip(pool, ncti([tuple(row[PARTS]) for row in pool]), strict=True):
             row[NCTI] = score
     known = [row for row in good if row.get(sort_by) is not None]
-    known.sort(key=lambda row: row[sort_by], reverse=orders()[sort_by])
+    by = MERIT if sort_by == EXPECTED else sort_by
+    known.sort(key=lambda row: row[by], reverse=orders()[sort_by])
     return known + [row for row in good if row.get(sort_by) is None] + [row for row in rows if "error" in row]
 
 
@@ -56,6 +58,7 @@ def told(standing: Standing) -> Row:
         EXPECTED: standing.expected,
         "expected_low": standing.low,
         "expected_high": standing.high,
+        MERIT: standing.merit,
         "p_best": standing.p_best,
         "tied": standing.tied,
     }

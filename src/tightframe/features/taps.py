@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tightframe.backbone import OUTPUT, PENULTIMATE, Backbone, Layer
-from tightframe.errors import LayerNotFound, SettingsError
+from tightframe.errors import LayerNotFound, ModelError, SettingsError
 
 Pool = Literal["auto", "mean", "cls"]
 
@@ -38,13 +38,18 @@ def pooled(output: Any, layer: Layer, how: Literal["mean", "cls"]) -> Float[Tens
 
 
 def pooling_of(backbone: Backbone, pool: Pool) -> Literal["mean", "cls"]:
-    """How tokens are pooled for ``pool``. Raises ``SettingsError`` for a class token that the model lacks."""
+    """How tokens are pooled for ``pool``.
+
+    Raises:
+        SettingsError: there is no such pooling.
+        ModelError: the model has no class token.
+    """
     if pool not in get_args(Pool):
         raise SettingsError(f'no pooling "{pool}"; choose auto, mean or cls')
     if pool == "auto":
         return backbone.token_pool
     if pool == "cls" and not any(layer.prefix_tokens for layer in backbone.layers):
-        raise SettingsError(f"{backbone.name} has no class token; use pool auto or mean")
+        raise ModelError(f"{backbone.name} has no class token; use pool auto or mean")
     return pool
 
 

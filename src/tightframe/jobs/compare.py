@@ -158,6 +158,8 @@ def tune_each(
             raise
         except TightframeError as error:
             outcomes[name] = error
+        except RuntimeError as error:  # too little memory, say
+            outcomes[name] = TightframeError(f"{type(error).__name__}: {error}")
     known = settings | {"model": backbone.name, "block": chosen if isinstance(chosen, str) else None}
     return _compared(outcomes, folder, known)
 

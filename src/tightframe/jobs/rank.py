@@ -6,24 +6,40 @@ import csv
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
 from tightframe.backbone import OUTPUT, PENULTIMATE, Backbone
+from tightframe.decide.evidence import Evidence
 from tightframe.decide.race import Contender, race
-from tightframe.decide.ranking import BASELINES, COLLAPSE, EXPECTED, NCTI, PARTS, ordered, orders, quality, told
+from tightframe.decide.ranking import (
+    BASELINES,
+    COLLAPSE,
+    CORRECT,
+    EXPECTED,
+    MERIT,
+    NCTI,
+    PARTS,
+    PROBABLE,
+    ordered,
+    orders,
+    quality,
+    told,
+)
+from tightframe.decide.recommendation import Outcome
 from tightframe.errors import DataError, MeasureError, SettingsError, TightframeError
 from tightframe.features.extract import Features
-from tightframe.features.workspace import Workspace
+from tightframe.features.precision import likely_precision
+from tightframe.features.workspace import Workspace, every_layer
 from tightframe.images import ImageSplits
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.registry import MEASURES
 from tightframe.models.backbones import load_backbone
 from tightframe.models.names import short_name, tune_command
-from tightframe.probes.knn import NeighborsResult, neighbors_accuracy
+from tightframe.probes.discriminant import read_layers
+from tightframe.probes.knn import neighbors_accuracy
 from tightframe.probes.linear import cross_validated_lda, cross_validated_ridge
 from tightframe.probes.results import ProbeResult
 from tightframe.report.result import Result
@@ -45,14 +61,15 @@ def rank(
     seed: int = 0,
     workspace: Workspace | None = None,
 ) -> Result:
-    """Rank models by how well a classifier on their last features would do on these images, with intervals.
+    """Rank models by how well a classifier that reads all their layers would do on these images, with intervals.
 
-    Rows, best first: ``model``, ``uri``; ``expected_accuracy`` with its 95 % interval and ``p_best`` (see
-    ``decide.recommendation``), ``tied`` with the first; the baselines ``probe_accuracy`` (5-fold cross-validated
-    ridge, with its 95 % interval), ``knn_accuracy``, ``source_accuracy`` where known, ``parameters`` and ``macs``;
-    every transferability score that applies, NC1, CDNV and VCI; ``test_accuracy`` of the ridge probe where there is a
-    test set (never used for the order); ``seconds``; ``given`` (place in ``models``). A model that can't be loaded or
-    run is a row with its ``error``, at the end.
+    Rows, best first: ``model``, ``uri``; ``expected_accuracy`` of that classifier (``tune --method discriminant``) on
+    new images, with its 95 % interval, and ``p_best`` (see ``decide.recommendation``), ``tied`` with the first; the
+    baselines ``probe_accuracy`` (5-fold cross-validated ridge, with its 95 % interval), ``knn_accuracy``,
+    ``source_accuracy`` where known, ``parameters`` and ``macs``; every transferability score that applies, NC1, CDNV
+    and VCI; ``test_accuracy`` of the ridge probe where there is a test set (never used for the order); ``seconds``;
+    ``given`` (place in ``models``). A model that can't be loaded or run is a row with its ``error``, at the end; one
+    that is named twice is measured once.
 
     Args:
         data: The images.
@@ -72,13 +89,16 @@ def rank(
     if not models:
         raise SettingsError("no models to rank; name some with --models")
     known = _known(truth, data)
+    places = [place for place, model in enumerate(models) if model not in models[:place]]
+    once = [models[place] for place in places]
     if time_limit is None:
-        listed = workspace.progress(models, "models", len(models))
+        listed = workspace.progress(once, "models", len(once))
         given = [_row(data, model, options, seed, workspace) | {"given": place} for place, model in enumerate(listed)]
         rows = ordered(given, sort_by, seed)
     else:
         _check_race(time_limit, sort_by, truth)
-        rows = _raced(data, models, time_limit, options, seed, workspace)
+        rows = _raced(data, once, time_limit, options, seed, workspace)
+    rows = [row | {"given": places[row["given"]]} for row in rows]
     good = [row for row in rows if "error" not in row]
     settings = {
         "data": data.name,
@@ -90,7 +110,8 @@ def rank(
         "pool": workspace.pool,
         "seed": seed,
     }
-    told = [{key: value for key, value in row.items() if key not in ("correct", PARTS)} for row in rows]
+    inner = (CORRECT, PROBABLE, PARTS, MERIT)
+    told = [{key: value for key, value in row.items() if key not in inner} for row in rows]
     tables = {"quality": quality(good, known, seed)} if truth is not None else {}
     spared = [_spared(good, len(data.train))] if time_limit is not None else []
     notes = [*data.notes, *spared, *_notes(good, sort_by)]
@@ -132,12 +153,8 @@ def _raced(
     workspace: Workspace,
 ) -> list[Row]:
     """Rows of a race: those still in it at the end, then the others, the later they left the earlier."""
-
-    def correct(backbone: Backbone, features: Features) -> Mapping[str, np.ndarray]:
-        return _probes(_folds(features, seed)).correct
-
     contenders = [_contender(model, options) for model in models]
-    finalists = race(contenders, data.train, correct, minutes, seed, workspace)
+    finalists = race(contenders, data.train, _outcome, minutes, seed, workspace)
     rows = []
     for place, contender in enumerate(contenders):
         if contender.error is not None or contender.standing is None:
@@ -147,12 +164,12 @@ def _raced(
         if contender in finalists:
             features = contender.features(data.train)
             folds = _folds(features, seed)
-            row = _scored(contender.load(), features, folds, _probes(folds))
+            row = _scored(contender.load(), features, folds, cross_validated_ridge(folds))
         model = models[place]
         uri = model if isinstance(model, str) else model.origin.get("uri")
         row |= {"uri": uri, "images_seen": len(contender.order), "seconds": contender.seconds, "given": place}
         rows.append(row | told(contender.standing) | {"tied": contender in finalists and contender.standing.tied})
-    return sorted(rows, key=lambda r: ("error" in r, -r.get("images_seen", 0), -r.get(EXPECTED, 0.0)))
+    return sorted(rows, key=lambda r: ("error" in r, -r.get("images_seen", 0), -r.get(MERIT, 0.0)))
 
 
 def _contender(model: str | Backbone, options: dict[str, Any]) -> Contender:
@@ -177,7 +194,7 @@ def _row(data: ImageSplits, model: str | Backbone, options: dict[str, Any], seed
             "model": backbone.fingerprint,
             "data": [split.fingerprint for split in (data.train, data.test) if split],
             "seed": seed,
-            "running": [workspace.pool, workspace.precision],
+            "running": [workspace.pool, likely_precision(backbone.module, workspace.device, workspace.precision)],
         }
         row: Row = workspace.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, workspace))
         return row | {"uri": backbone.origin.get("uri")}  # the same weights may lie in two places
@@ -196,16 +213,16 @@ def _measured(data: ImageSplits, backbone: Backbone, seed: int, workspace: Works
     started = time.perf_counter()
     features = workspace.features(backbone, data.train, _read(backbone))
     folds = _folds(features, seed)
-    probes = _probes(folds)
-    row = _scored(backbone, features, folds, probes) | {"seconds": time.perf_counter() - started}
+    ridge = cross_validated_ridge(folds)
+    row = _scored(backbone, features, folds, ridge) | {"seconds": time.perf_counter() - started}
     if data.test is not None:
         unseen = workspace.features(backbone, data.test, [PENULTIMATE])
-        row["test_accuracy"] = probes.ridge.head.accuracy(unseen[PENULTIMATE], data.test.labels)
+        row["test_accuracy"] = ridge.head.accuracy(unseen[PENULTIMATE], data.test.labels)
     return row
 
 
 def _read(backbone: Backbone) -> list[str]:
-    return [PENULTIMATE, OUTPUT] if backbone.head is not None else [PENULTIMATE]
+    return [*every_layer(backbone), *([OUTPUT] if backbone.head is not None else [])]
 
 
 def _folds(features: Features, seed: int) -> Folds:
@@ -214,37 +231,24 @@ def _folds(features: Features, seed: int) -> Folds:
     return folds
 
 
-class _Probes(NamedTuple):
-    """The held-out classifiers from which expected accuracy is made."""
-
-    ridge: ProbeResult
-    lda: ProbeResult
-    knn: NeighborsResult
-
-    @property
-    def correct(self) -> dict[str, np.ndarray]:
-        """What each got right while held out, (n,) a probe."""
-        return {name: getattr(self, name).correct for name in self._fields}
+def _outcome(backbone: Backbone, features: Features) -> Outcome:
+    """What the reading of all layers says of each image left out."""
+    blocks = {name: features[name] for name in features if name != OUTPUT}
+    found = read_layers(blocks, features.labels, len(features.classes))
+    return Outcome.of(Evidence(found.held_out.numpy(), features.labels))
 
 
-def _probes(folds: Folds) -> _Probes:
-    return _Probes(
-        cross_validated_ridge(folds),
-        cross_validated_lda(folds, LDA_PENALTIES),
-        neighbors_accuracy(folds.features, folds.labels, folds.total.classes),
-    )
-
-
-def _scored(backbone: Backbone, features: Features, folds: Folds, probes: _Probes) -> Row:
+def _scored(backbone: Backbone, features: Features, folds: Folds, ridge: ProbeResult) -> Row:
     """All that features of training images say."""
+    outcome = _outcome(backbone, features)
     return {
         "model": backbone.name,
         "uri": backbone.origin.get("uri"),
-        "probe_accuracy": probes.ridge.accuracy,
-        "probe_low": probes.ridge.low,
-        "probe_high": probes.ridge.high,
-        "lda_accuracy": probes.lda.accuracy,
-        "knn_accuracy": probes.knn.accuracy,
+        "probe_accuracy": ridge.accuracy,
+        "probe_low": ridge.low,
+        "probe_high": ridge.high,
+        "lda_accuracy": cross_validated_lda(folds, LDA_PENALTIES).accuracy,
+        "knn_accuracy": neighbors_accuracy(folds.features, folds.labels, folds.total.classes).accuracy,
         "source_accuracy": backbone.source_accuracy,
         **_scores(features, folds),
         PARTS: _ncti_parts(features),
@@ -254,7 +258,8 @@ def _scored(backbone: Backbone, features: Features, folds: Folds, probes: _Probe
         "saturated": len(features.labels) <= backbone.penultimate.dimension + 1,
         "dimension": backbone.penultimate.dimension,
         "precision": features.precision,
-        "correct": {probe: [int(right) for right in found] for probe, found in probes.correct.items()},
+        CORRECT: [int(right) for right in outcome.correct],
+        PROBABLE: [round(float(share), 6) for share in outcome.probability],
     }
 
 
@@ -297,7 +302,7 @@ def _possible(
 def _notes(good: list[Row], sort_by: str) -> list[str]:
     notes = []
     tied = [row["model"] for row in good if row["tied"]]
-    best = max(good, key=lambda row: row[EXPECTED])["model"] if good else ""
+    best = max(good, key=lambda row: row[MERIT])["model"] if good else ""
     if tied:
         notes.append(f"these images can't tell {best} from {', '.join(tied)}: more of them would")
     saturated = [row["model"] for row in good if row.get("h_score") is not None and row.get("saturated")]
