@@ -104,8 +104,8 @@ class Trainer:
         kept, held_out = stratified(self.labels, config.validation_share, config.seed)
         recipe = config.recipe(lrs[0], decays[0])
         pace = self._pace(recipe, kept, start) if clock.limited else 0.0
-        short = replace(recipe, epochs=config.search_epochs or max(1, config.epochs // 3), patience=None)
         if len(lrs) * len(decays) > 1 and len(held_out):
+            short = replace(recipe, epochs=config.search_epochs or max(1, config.epochs // 3), patience=None)
             short = self._affordable(short, len(lrs) + len(decays) - 1, pace * len(kept), SEARCH_SHARE)
             found, rows, notes = self._search(
                 short, {"lr": lrs, "weight_decay": decays}, self._split(kept, held_out), start
@@ -114,8 +114,7 @@ class Trainer:
             notes += overfitting(trial_of(rows, recipe.lr, recipe.weight_decay), len(held_out), title)
         elif not len(held_out) and (len(lrs) * len(decays) > 1 or config.patience):
             notes.append("too few images a class to hold any out: the first learning rate and weight decay are used")
-        short = replace(short, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        evidence = self._out_of_fold(short, config, pace, start)
+        evidence = self._out_of_fold(replace(recipe, patience=None), config, pace, start)
         split = self._split(kept, held_out) if config.patience and len(held_out) else self._split(everything)
         recipe = self._in_time(recipe, pace * len(split.training))
         if recipe.epochs < config.epochs:

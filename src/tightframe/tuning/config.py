@@ -54,7 +54,7 @@ class TrainConfig:
         search_epochs: Epochs of each trial of a learning rate and weight decay; a third of the epochs by default.
         validation_share: Share of the training images held out while learning rate and weight decay are chosen.
         folds: Folds of cross-validation that tell what to expect of a trained model on new images; 0 for none, which
-            saves the time of as many trials.
+            saves the time of as many trainings.
         views: Views kept of each image, the image itself among them, where augmentation meets a frozen prefix;
             elsewhere every epoch draws its own.
         head_init: Start of the new head: zeros, or probe (a logistic regression on the features, whose statistics batch
