@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.stats import beta, t
 
-from tightframe.errors import MeasureError
+from tightframe.errors import MeasureError, SettingsError
+from tightframe.probes.calibration import temperature
 
 DOUBT = 0.02
 """Standard deviation of what predictions on these images don't tell of accuracy on others."""
@@ -64,6 +66,22 @@ class Evidence:
     def expected_accuracy(self) -> Estimate:
         """Accuracy to expect on new images like these: see ``expected``."""
         return expected(self.correct)
+
+    def calibrated(self) -> tuple[Evidence, float]:
+        """The same at the temperature of least log loss, and the factor of logits that this takes."""
+        said = torch.tensor(np.maximum(self.log_probabilities, LEAST_LOG))
+        factor = temperature(said, torch.tensor(self.labels))
+        return Evidence((factor * said).log_softmax(1).numpy(), self.labels), factor
+
+    def rejected_below(self, false_alarms: float) -> float:
+        """The probability of the most probable class that this share of held-out images falls short of.
+
+        Raises:
+            SettingsError: ``false_alarms`` does not lie between 0 and 1.
+        """
+        if not 0 < false_alarms < 1:
+            raise SettingsError(f"a share of false alarms is {false_alarms:g}; it must lie between 0 and 1")
+        return float(np.quantile(np.exp(self.log_probabilities.max(1)), false_alarms))
 
     def gain_over(self, other: Evidence) -> Estimate:
         """By how much less this loses than ``other`` on the same images: the mean paired difference of log loss.

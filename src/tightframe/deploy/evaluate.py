@@ -28,7 +28,8 @@ def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, 
 
     The one row holds ``images``, ``classes`` (those that occur), ``accuracy`` with its exact 95 % interval
     (``accuracy_low``, ``accuracy_high``), ``balanced_accuracy`` (mean over classes), ``calibration_error`` (expected,
-    in 0 … 1) and ``log_loss`` (mean, in nats). ``tables`` holds
+    in 0 … 1; ``calibration_error_before``: without the temperature of a trained model) and ``log_loss`` (mean, in
+    nats). ``tables`` holds
 
     - ``classes``: a row for each class that occurs: ``images``, ``correct``, ``accuracy`` with its interval, and how
       often the class was predicted (``times_predicted``)
@@ -51,8 +52,12 @@ def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, 
     labels = _labels_of(tuned, judged)
     logits, _ = tuned.logits_and_features(judged, batch_size, device)
     answers = Answers(judged, tuned.classes, labels, logits)
+    overall = answers.overall()
+    if tuned.metrics.get("temperature"):
+        before = torch.softmax(logits.double() * tuned.metrics["temperature"], 1)
+        overall["calibration_error_before"] = calibration_error(before, labels)
     settings = tuned.settings | {"data": judged.name, "images": judged.fingerprint}
-    return Result("evaluate", [answers.overall()], settings, notes, tables=answers.tables())
+    return Result("evaluate", [overall], settings, notes, tables=answers.tables())
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from tightframe.backbone import Backbone
 from tightframe.data.items import ImageLike, unlabeled
 from tightframe.decide.evidence import Evidence
 from tightframe.deploy.training_set import read_training_set, write_training_set
-from tightframe.errors import SavedError
+from tightframe.errors import SavedError, SettingsError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
@@ -30,6 +30,8 @@ from tightframe.tuning.surgery import TunableModel
 
 KEPT_BYTES = 1 << 30
 """Decoded images that ``predict`` keeps in memory between finding the bad ones and running the model."""
+NONE = "none of these"
+"""What is predicted of an image that is rejected."""
 NAMED = 5
 """Most class names in one line."""
 
@@ -80,6 +82,7 @@ class Tuned:
         images: ImageLike | Iterable[ImageLike] | Images,
         *,
         on_error: Literal["row", "raise"] = "row",
+        reject: float | None = None,
         device: str = "auto",
     ) -> list[Row]:
         """Classify images with a tuned model.
@@ -92,12 +95,16 @@ class Tuned:
                 (n, height, width, 3), images of Pillow's; or ``Images``.
             on_error: What becomes of a file that can't be read: ``"row"`` gives it a row with ``path`` and ``error``,
                 ``"raise"`` raises.
+            reject: Say "none of these" of images that the model is less sure of than of all but this share of its own
+                held-out training images: the share of false alarms.
             device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
         Raises:
             BadImage: a file can't be read as an image, with ``on_error="raise"``.
             DataError: a folder without images, or an array of another type or shape.
+            SettingsError: ``reject`` is not between 0 and 1, or the model was tuned without held-out predictions.
         """
+        least = None if reject is None else self._rejected_below(reject)
         shown = images if isinstance(images, Images) else unlabeled(images, self.classes)
         shown = shown.decoded_once(KEPT_BYTES)
         faults = undecodable(shown.items) if on_error == "row" else {}
@@ -110,7 +117,19 @@ class Tuned:
                 "probability": float(shares.max()),
                 "probabilities": dict(zip(self.classes, map(float, shares), strict=True)),
             }
+            if least is not None:
+                rows[index]["rejected"] = bool(shares.max() < least)
+                if rows[index]["rejected"]:
+                    rows[index]["predicted"] = NONE
         return rows
+
+    def _rejected_below(self, false_alarms: float) -> float:
+        if self.evidence is None:
+            raise SettingsError(
+                "this model was tuned without predictions of held-out images (--folds 0), so there is nothing to tell "
+                "which images are none of its classes; tune again, or leave out --reject"
+            )
+        return self.evidence.rejected_below(false_alarms)
 
     def probabilities(self, data: Images, batch_size: int = 64, device: str = "auto") -> np.ndarray:
         """Class probabilities (n, K) of the images."""

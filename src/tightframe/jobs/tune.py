@@ -204,10 +204,22 @@ def _trained(run: Run, method: Method, session: Session) -> tuple[Tuned, Tensor]
     lrs, decays = config.choices(backbone.module, model.warm)
     found = trainer.run(config, lrs, decays)
     metrics: Row = {name: getattr(found.recipe, name) for name in ("lr", "weight_decay", "epochs")}
-    metrics |= _expected(found.evidence)
+    evidence = found.evidence
+    if evidence is not None:
+        evidence, metrics["temperature"] = _calibrated(model, evidence)
+    metrics |= _expected(evidence)
     history, notes = [*race, *found.history], [*data.notes, *notes, *found.notes]
-    tuned = Tuned(backbone, model, data.classes, metrics, history, notes, evidence=found.evidence)
+    tuned = Tuned(backbone, model, data.classes, metrics, history, notes, evidence=evidence)
     return tuned, _features(trainer.model, trainer.inputs, len(data.train), workspace)
+
+
+def _calibrated(model: TunableModel, evidence: Evidence) -> tuple[Evidence, float]:
+    """Bring the head to the temperature of least held-out loss; the evidence at it, and the temperature."""
+    evidence, factor = evidence.calibrated()
+    with torch.no_grad():
+        model.head.weight.mul_(factor)
+        model.head.bias.mul_(factor)
+    return evidence, 1 / factor
 
 
 def _expected(evidence: Evidence | None) -> Row:

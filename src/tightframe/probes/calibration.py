@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from jaxtyping import Float64, Int64
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional
 
 from tightframe.errors import MeasureError
 from tightframe.features.samples import as_tensor, check_samples
 
 BINS = 15
+NEVER = -1e4
+"""Logit of a class that can't be: one without images."""
+TEMPERATURES = (-12.0, 6.0)
+"""Natural logarithms between which factors of scores are looked for."""
 SUM_TOLERANCE = 1e-3
 
 
@@ -39,6 +48,28 @@ def calibration_error(probabilities: Any, labels: Any, bins: int = BINS) -> floa
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/bins] is the first
     gap = confidence - (said == labels).double()
     return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, place.cpu(), gap.cpu()).abs().sum() / len(labels))
+
+
+def temperature(
+    scores: Float64[Tensor, "n k"], labels: Int64[Tensor, " n"], prior: Float64[Tensor, " k"] | None = None
+) -> float:
+    """The factor of ``scores`` with the least log loss: temperature scaling (Guo et al. 2017), as its inverse.
+
+    One more image, of no class, is counted in: images that are all told apart would else be told apart beyond doubt.
+
+    Args:
+        scores: of held-out samples, (n, K); logits are ``factor * scores + prior``.
+        labels: integers (n,).
+        prior: log-probabilities (K,) of the classes, ``NEVER`` for one that can't be; 0 by default.
+    """
+    before = torch.zeros(scores.shape[1], dtype=torch.float64) if prior is None else prior
+
+    def loss(power: float) -> float:
+        said = (math.exp(power) * scores + before).log_softmax(1)
+        return float(functional.nll_loss(said, labels) - said[:, before > NEVER].mean() / len(labels))
+
+    found = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded", options={"xatol": 1e-3})
+    return math.exp(found.x)
 
 
 def per_class_accuracy(predicted: Any, labels: Any, classes: int) -> list[float | None]:

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
 from tightframe.errors import MeasureError
 from tightframe.features.samples import as_tensor, check_samples
+from tightframe.probes.calibration import NEVER, temperature
 from tightframe.probes.left_out import Grouping, Narrow, Wide, left_out, noise
 
 SHRINKAGES = (0.1, 0.3, 1.0)
@@ -40,10 +40,6 @@ LEAST_LOG = -27.6
 """log 1e-12: the least log-probability that a class left out counts with."""
 SAME = 1e-4
 """Mean squared distance, where the mean square is 1, below which two layers are one, in half precision too."""
-NEVER = -1e4
-"""Logit of a class without images."""
-TEMPERATURES = (-12.0, 6.0)
-"""Natural logarithms between which temperatures are looked for."""
 
 
 class Candidate(NamedTuple):
@@ -128,14 +124,14 @@ def _averaged(
 ) -> tuple[list[float], list[Candidate]]:
     """The factor of each candidate's scores in the average, by the log loss of the images ``judged`` (n,)."""
     known = labels[judged]
-    temperatures = [_temperature(one.held_out[judged], known, prior) for one in tried]
+    temperatures = [temperature(one.held_out[judged], known, prior) for one in tried]
     losses = [
         _loss(factor * one.held_out[judged] + prior, known) for factor, one in zip(temperatures, tried, strict=True)
     ]
     shares = torch.softmax(-SHARPNESS * len(known) * torch.tensor(losses, dtype=torch.float64), 0).tolist()
     factors = [share * temperature for share, temperature in zip(shares, temperatures, strict=True)]
     average = torch.stack([factor * one.held_out[judged] for factor, one in zip(factors, tried, strict=True)]).sum(0)
-    last = _temperature(average, known, prior)
+    last = temperature(average, known, prior)
     told = [
         Candidate(one.depth, one.shrinkage, loss, share) for one, loss, share in zip(tried, losses, shares, strict=True)
     ]
@@ -217,20 +213,6 @@ def _discriminant(solver: Narrow | Wide, shrinkage: float, read: list[_Scaled], 
     for weight, part in zip(weights, read, strict=True):
         bias -= weight @ part.mean
     return _Tried(len(read), shrinkage, left_out(products, grouping), weights, bias)
-
-
-def _temperature(scores: Tensor, labels: Tensor, prior: Tensor) -> float:
-    """The factor of ``scores`` (n, K) with the least log loss, one more image of no class being counted in.
-
-    Without that one, images that are all told apart would be told apart beyond doubt.
-    """
-
-    def loss(power: float) -> float:
-        said = (math.exp(power) * scores + prior).log_softmax(1)
-        return float(functional.nll_loss(said, labels) - said[:, prior > NEVER].mean() / len(labels))
-
-    found = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded", options={"xatol": 1e-3})
-    return math.exp(found.x)
 
 
 def _loss(logits: Tensor, labels: Tensor) -> float:

@@ -129,7 +129,7 @@ _SCORES = "nc1 cdnv vci h_score h_score_shrunk logme leep nce gbc gbc_of_feature
 _TUNED = (
     "method block expected_accuracy held_out_loss test_accuracy train_accuracy nc1 trainable_parameters "
     "trainable_share lr weight_decay seconds bytes",
-    "all_parameters epochs",
+    "all_parameters epochs temperature",
 )
 
 TABLES: dict[str, Table] = {
@@ -171,9 +171,13 @@ TABLES: dict[str, Table] = {
         "epoch train_loss train_accuracy nc1 nc2 nc3 test_accuracy test_nc1 test_nc2 test_nc3 seconds",
         "lr test_loss",
     ),
-    "predict": _table("Predictions", "path predicted probability", "probabilities"),
+    "predict": _table("Predictions", "path predicted probability", "probabilities rejected"),
     "samples": _table("Sample predictions", "path true predicted probability", "index"),
-    "evaluate": _table("Accuracy", "images accuracy balanced_accuracy calibration_error log_loss", "classes"),
+    "evaluate": _table(
+        "Accuracy",
+        "images accuracy balanced_accuracy calibration_error calibration_error_before log_loss",
+        "classes",
+    ),
     "classes": _table("Each class", "class images correct accuracy times_predicted"),
     "confusion": _table("Confusion matrix", "true predicted count share"),
     "mistakes": _table("Most confident mistakes", "path true predicted probability", "index"),
