@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.stats import beta, t
 
-from tightframe.errors import MeasureError, SettingsError
+from tightframe.errors import MeasureError
 from tightframe.probes.calibration import temperature
 
 DOUBT = 0.02
@@ -72,16 +72,6 @@ class Evidence:
         said = torch.tensor(np.maximum(self.log_probabilities, LEAST_LOG))
         factor = temperature(said, torch.tensor(self.labels))
         return Evidence((factor * said).log_softmax(1).numpy(), self.labels), factor
-
-    def rejected_below(self, false_alarms: float) -> float:
-        """The probability of the most probable class that this share of held-out images falls short of.
-
-        Raises:
-            SettingsError: ``false_alarms`` does not lie between 0 and 1.
-        """
-        if not 0 < false_alarms < 1:
-            raise SettingsError(f"a share of false alarms is {false_alarms:g}; it must lie between 0 and 1")
-        return float(np.quantile(np.exp(self.log_probabilities.max(1)), false_alarms))
 
     def gain_over(self, other: Evidence) -> Estimate:
         """By how much less this loses than ``other`` on the same images: the mean paired difference of log loss.

@@ -1,14 +1,17 @@
-"""Which images a model was trained on, kept beside it by hash, and what was predicted of each while it was held out."""
+"""What is kept beside a model of the images that it was trained on: hashes, held-out predictions, where they lie."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from tightframe.decide.evidence import Evidence
+from tightframe.deploy.novelty import Familiar
 from tightframe.errors import SavedError
 from tightframe.files import write_tensors
 
@@ -17,41 +20,76 @@ DIGEST = 16
 """Bytes of a hash."""
 
 
-def write_training_set(folder: Path, digests: tuple[str, ...], evidence: Evidence | None) -> None:
-    """Write the hashes of the training images, and what was predicted of each, into ``folder``."""
-    packed = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, DIGEST)
-    tensors = {"digests": torch.tensor(packed)}
-    if evidence is not None:
-        tensors["labels"] = torch.tensor(evidence.labels)
-        tensors["log_probabilities"] = torch.tensor(evidence.log_probabilities)
-    write_tensors(folder / TRAINING_SET, tensors)
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What a model knows of the n images that it was trained on.
 
-
-def read_training_set(folder: Path, classes: int) -> tuple[tuple[str, ...], Evidence | None]:
-    """What ``write_training_set`` left in ``folder``; nothing where there is no such file.
-
-    Raises:
-        SavedError: the file is damaged.
+    Attributes:
+        digests: hashes of their contents, n of them, or none where they are not known.
+        evidence: what was predicted of each while it was held out, where it was.
+        familiar: where what the head sees of them lies.
     """
-    path = folder / TRAINING_SET
-    if not path.is_file():
-        return (), None
-    try:
-        with safe_open(str(path), "pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise SavedError(f"{path} can't be read ({error}); it is damaged") from error
-    digests = found.pop("digests", torch.zeros(0))
-    images = len(digests)
-    sound = digests.dtype == torch.uint8 and tuple(digests.shape) == (images, DIGEST)
-    if found:
-        labels, said = found.pop("labels", torch.zeros(0)), found.pop("log_probabilities", torch.zeros(0))
-        sound &= tuple(labels.shape) == (images,) and labels.dtype == torch.int64
-        sound &= tuple(said.shape) == (images, classes) and said.is_floating_point() and not found
-        sound = bool(sound and torch.isfinite(said).all() and ((labels >= 0) & (labels < classes)).all())
-        evidence = Evidence(said.double().numpy(), labels.numpy()) if sound else None
-    else:
-        evidence = None
-    if not sound:
-        raise SavedError(f"{path} does not hold hashes and predictions of training images; it is damaged")
-    return tuple(row.tobytes().hex() for row in digests.numpy()), evidence
+
+    digests: tuple[str, ...] = ()
+    evidence: Evidence | None = None
+    familiar: Familiar | None = None
+
+    def write(self, folder: Path) -> None:
+        """Into one file in ``folder``."""
+        packed = np.frombuffer(bytes.fromhex("".join(self.digests)), np.uint8).reshape(-1, DIGEST)
+        tensors = {"digests": torch.tensor(packed)}
+        if self.evidence is not None:
+            tensors["labels"] = torch.tensor(self.evidence.labels)
+            tensors["log_probabilities"] = torch.tensor(self.evidence.log_probabilities)
+        if self.familiar is not None:
+            tensors |= self.familiar._asdict()
+        write_tensors(folder / TRAINING_SET, tensors)
+
+    @classmethod
+    def read(cls, folder: Path, classes: int, width: int) -> TrainingSet:
+        """What ``write`` left in ``folder``, for a model of so many classes whose head sees ``width`` values.
+
+        Raises:
+            SavedError: the file is damaged.
+        """
+        path = folder / TRAINING_SET
+        if not path.is_file():
+            return cls()
+        try:
+            with safe_open(str(path), "pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise SavedError(f"{path} can't be read ({error}); it is damaged") from error
+        if flaw := _flaw(found, classes, width):
+            raise SavedError(f"{path} does not hold what is known of training images ({flaw}); it is damaged")
+        evidence, familiar = None, None
+        if "labels" in found:
+            evidence = Evidence(found["log_probabilities"].numpy(), found["labels"].numpy())
+        if "center" in found:
+            familiar = Familiar(found["center"], found["factor"], found["distances"])
+        return cls(tuple(row.tobytes().hex() for row in found["digests"].numpy()), evidence, familiar)
+
+
+def _flaw(found: dict[str, Tensor], classes: int, width: int) -> str:
+    """Why these can't be what was written; empty if they can."""
+    images = len(found["digests"]) if found.get("digests", torch.zeros(())).ndim else -1
+    wanted = {
+        "digests": (torch.uint8, (images, DIGEST)),
+        "labels": (torch.int64, (images,)),
+        "log_probabilities": (torch.float64, (images, classes)),
+        "center": (torch.float32, (width,)),
+        "factor": (torch.float32, (width,)),
+        "distances": (torch.float32, (images,)),
+    }
+    groups = (("digests",), ("labels", "log_probabilities"), ("center", "factor", "distances"))
+    present = [group for group in groups if set(group) <= set(found)]
+    if groups[0] not in present or {name for group in present for name in group} != set(found):
+        return f"it holds {sorted(found)}"
+    for name, tensor in found.items():
+        dtype, shape = wanted[name]
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            return f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}"
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return f"{name} has values that are not finite"
+    labels = found.get("labels", torch.zeros(0))
+    return "labels are no classes" if bool(((labels < 0) | (labels >= classes)).any()) else ""

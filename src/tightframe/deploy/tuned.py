@@ -14,7 +14,8 @@ import torch
 from tightframe.backbone import Backbone
 from tightframe.data.items import ImageLike, unlabeled
 from tightframe.decide.evidence import Evidence
-from tightframe.deploy.training_set import read_training_set, write_training_set
+from tightframe.deploy.novelty import Familiar, rejected
+from tightframe.deploy.training_set import TrainingSet
 from tightframe.errors import SavedError, SettingsError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
@@ -50,6 +51,7 @@ class Tuned:
         test_logits: logits (n, K) of the test images; not saved.
         evidence: out-of-fold predictions of the training images, where they were made.
         trained_on: hashes of the training images.
+        familiar: where what the head sees of training images lies.
     """
 
     backbone: Backbone
@@ -61,6 +63,7 @@ class Tuned:
     test_logits: torch.Tensor | None = None
     evidence: Evidence | None = None
     trained_on: tuple[str, ...] = ()
+    familiar: Familiar | None = None
 
     def __repr__(self) -> str:
         model = self.model
@@ -95,8 +98,8 @@ class Tuned:
                 (n, height, width, 3), images of Pillow's; or ``Images``.
             on_error: What becomes of a file that can't be read: ``"row"`` gives it a row with ``path`` and ``error``,
                 ``"raise"`` raises.
-            reject: Say "none of these" of images that the model is less sure of than of all but this share of its own
-                held-out training images: the share of false alarms.
+            reject: Say "none of these" of images that the model is unsure of, or that are far from those it was trained
+                on, so that this share of images like those, at most, is rejected wrongly.
             device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
         Raises:
@@ -104,32 +107,30 @@ class Tuned:
             DataError: a folder without images, or an array of another type or shape.
             SettingsError: ``reject`` is not between 0 and 1, or the model was tuned without held-out predictions.
         """
-        least = None if reject is None else self._rejected_below(reject)
+        if reject is not None and (self.evidence is None or self.familiar is None):
+            raise SettingsError(
+                "this model was tuned without predictions of held-out images (--folds 0), so there is nothing to tell "
+                "which images are none of its classes; tune again, or leave out --reject"
+            )
         shown = images if isinstance(images, Images) else unlabeled(images, self.classes)
         shown = shown.decoded_once(KEPT_BYTES)
         faults = undecodable(shown.items) if on_error == "row" else {}
         good = [index for index in range(len(shown)) if index not in faults]
         rows: list[Row] = [{"path": name, "error": faults.get(index)} for index, name in enumerate(shown.identifiers)]
-        for index, shares in zip(good, self.probabilities(shown.subset(good), device=device), strict=True):
+        logits, features = self.logits_and_features(shown.subset(good), device=device)
+        probabilities = torch.softmax(logits, 1).numpy()
+        for index, shares in zip(good, probabilities, strict=True):
             rows[index] = {
                 "path": shown.identifiers[index],
                 "predicted": self.classes[int(shares.argmax())],
                 "probability": float(shares.max()),
                 "probabilities": dict(zip(self.classes, map(float, shares), strict=True)),
             }
-            if least is not None:
-                rows[index]["rejected"] = bool(shares.max() < least)
-                if rows[index]["rejected"]:
-                    rows[index]["predicted"] = NONE
+        if reject is not None and self.evidence is not None and self.familiar is not None:
+            strange = rejected(probabilities, features, self.evidence, self.familiar, reject)
+            for index, rejecting in zip(good, strange.tolist(), strict=True):
+                rows[index] |= {"rejected": rejecting} | ({"predicted": NONE} if rejecting else {})
         return rows
-
-    def _rejected_below(self, false_alarms: float) -> float:
-        if self.evidence is None:
-            raise SettingsError(
-                "this model was tuned without predictions of held-out images (--folds 0), so there is nothing to tell "
-                "which images are none of its classes; tune again, or leave out --reject"
-            )
-        return self.evidence.rejected_below(false_alarms)
 
     def probabilities(self, data: Images, batch_size: int = 64, device: str = "auto") -> np.ndarray:
         """Class probabilities (n, K) of the images."""
@@ -178,7 +179,7 @@ class Tuned:
             metrics=self.metrics,
             versions=versions(),
         )
-        write_training_set(Path(folder), self.trained_on, self.evidence)
+        TrainingSet(self.trained_on, self.evidence, self.familiar).write(Path(folder))
         checkpoint.write(Path(folder), self.model, description)
 
 
@@ -197,9 +198,16 @@ def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned
     description = checkpoint.read(folder)
     backbone = model if isinstance(model, Backbone) else _base(folder, description, model)
     restored = checkpoint.restore(folder, description, backbone)
-    digests, evidence = read_training_set(folder, len(description.classes))
-    classes, metrics = tuple(description.classes), description.metrics
-    return Tuned(backbone, restored, classes, metrics, evidence=evidence, trained_on=digests)
+    seen = TrainingSet.read(folder, len(description.classes), restored.neck.width)
+    return Tuned(
+        backbone,
+        restored,
+        tuple(description.classes),
+        description.metrics,
+        evidence=seen.evidence,
+        trained_on=seen.digests,
+        familiar=seen.familiar,
+    )
 
 
 def _base(folder: Path, description: checkpoint.Description, model: str | None) -> Backbone:

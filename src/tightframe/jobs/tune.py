@@ -20,6 +20,7 @@ from tightframe.decide.evidence import Evidence
 from tightframe.decide.reading import read_model
 from tightframe.decide.start import model_of, start_of, tuning_precision
 from tightframe.decide.training import FOLD_SHARE, Session, Trainer
+from tightframe.deploy.novelty import Familiar
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import ModelError
 from tightframe.features.capture import CannotCut
@@ -315,7 +316,9 @@ def _judged(tuned: Tuned, run: Run, features: Tensor, seconds: float) -> Tuned:
         right = int((test_logits.argmax(1).numpy() == data.test.labels).sum())
         low, high = interval(right, len(data.test))
         metrics |= {"test_accuracy": right / len(data.test), "test_low": low, "test_high": high}
-    return replace(tuned, metrics=metrics, test_logits=test_logits, trained_on=data.train.digests)
+    familiar = Familiar.of(features, model.neck.widths if len(model.read) > 2 else [model.neck.width])
+    known = replace(tuned, trained_on=data.train.digests, familiar=familiar)
+    return replace(known, metrics=metrics, test_logits=test_logits)
 
 
 def _features(model: Trainable, inputs: Inputs, count: int, workspace: Workspace) -> Tensor:
