@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import tightframe
@@ -42,7 +44,10 @@ def test_the_readmes_python_runs(names, tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         data.train[index].save(folder / f"{index}.png")
     batches = [(data.train.labels[:, None] * [1.0, 2.0, 3.0] + [[0.1, 0.2, 0.3]] * 30, data.train.labels)]
-    space = {"batches": batches, "features": None}
+    space: dict[str, Any] = {"batches": batches, "features": None}
+    generator = np.random.default_rng(0)
+    for name, images in (("features", 30), ("unseen", 3)):
+        space |= {f"{name}{block}": generator.normal(size=(images, 4 * block)) for block in (3, 4)}
     for block in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S):
         block = block.replace("timm/resnet18", names["wide"]).replace("timm/mobilenetv3_small_100", names["narrow"])
         block = block.replace("torchvision/densenet121", names["narrow"])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tightframe.features.workspace import Workspace
     from tightframe.images import Images, ImageSplits
     from tightframe.jobs.compare import Comparison, compare
-    from tightframe.jobs.estimator import TransferClassifier
+    from tightframe.jobs.estimator import LayerDiscriminant, TransferClassifier
     from tightframe.jobs.fewshot import fewshot
     from tightframe.jobs.layers import layers
     from tightframe.jobs.measure import measure
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tightframe.metrics.summary import CollapseMetrics, collapse_metrics
     from tightframe.metrics.torchmetric import NeuralCollapse
     from tightframe.models.backbones import load_backbone
+    from tightframe.probes.discriminant import LayerReading, read_layers
     from tightframe.report.result import Result
     from tightframe.scores.transferability import transferability
     from tightframe.studies import STUDIES, run_study
@@ -47,7 +48,7 @@ _HOMES = {
     "features.moments": ("ClassMoments",),
     "features.workspace": ("Workspace",),
     "jobs.compare": ("Comparison", "compare"),
-    "jobs.estimator": ("TransferClassifier",),
+    "jobs.estimator": ("LayerDiscriminant", "TransferClassifier"),
     "deploy.evaluate": ("evaluate",),
     "deploy.export": ("export_onnx",),
     "jobs.fewshot": ("fewshot",),
@@ -65,6 +66,7 @@ _HOMES = {
     "metrics.collapse": ("Head",),
     "metrics.torchmetric": ("NeuralCollapse",),
     "metrics.summary": ("CollapseMetrics", "collapse_metrics"),
+    "probes.discriminant": ("LayerReading", "read_layers"),
     "scores.transferability": ("transferability",),
     "backbone": ("Backbone",),
     "images": ("Images", "ImageSplits"),
@@ -86,6 +88,8 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "Head",
     "ImageSplits",
     "Images",
+    "LayerDiscriminant",
+    "LayerReading",
     "Pretraining",
     "Result",
     "TightframeError",
@@ -108,6 +112,7 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "pretrain",
     "push_to_hub",
     "rank",
+    "read_layers",
     "run_study",
     "transfer",
     "transferability",

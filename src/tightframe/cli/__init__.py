@@ -37,14 +37,14 @@ EXAMPLES = {
     "layers": "flowers --model timm/resnet18",
     "fewshot": "flowers --model timm/resnet18 --ways 5 --shots 1 5",
     "rank": "flowers --models timm/resnet18 torchvision/densenet121 local-dir:mine",
-    "tune": "flowers --model timm/resnet18 --out runs/flowers-scl",
+    "tune": "flowers --model timm/resnet18 --out runs/flowers-tuned",
     "pretrain": "cifar10 --arch cifar_resnet20 --loss mse --projector 1 --out runs/mse",
     "study": "layers --models timm/resnet18 --data flowers --out runs/layers",
-    "predict": "runs/flowers-scl new/1.jpg new/2.jpg",
-    "evaluate": "runs/flowers-scl flowers",
-    "merge": "runs/flowers/full --out flowers-net",
-    "export": "runs/flowers-scl --onnx flowers.onnx --data flowers",
-    "push": "runs/flowers-scl ann/flowers-scl",
+    "predict": "runs/flowers-tuned new/1.jpg new/2.jpg",
+    "evaluate": "runs/flowers-tuned flowers",
+    "merge": "runs/flowers/linear --out flowers-net",
+    "export": "runs/flowers-tuned --onnx flowers.onnx --data flowers",
+    "push": "runs/flowers-tuned ann/flowers",
 }
 EXITS = "Exit status: 0 done, 1 it can't be done (one line says why), 2 wrong usage, 130 interrupted."
 

@@ -1,4 +1,6 @@
-"""Fine-tuning as a scikit-learn classifier: ``TransferClassifier(...).fit(paths, labels).predict(paths)``.
+"""Two scikit-learn classifiers: ``TransferClassifier`` of images, ``LayerDiscriminant`` of features.
+
+``TransferClassifier(...).fit(paths, labels).predict(paths)`` fine-tunes a model.
 
 Images are paths, arrays of bytes (height, width, 3) or (n, height, width, 3), or images of Pillow's. Parameters are
 plain values, so that ``clone``, ``cross_val_score``, ``GridSearchCV`` and joblib's workers treat it as any classifier.
@@ -18,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from tightframe.backbone import Backbone
 from tightframe.data.items import unlabeled
@@ -34,6 +37,7 @@ from tightframe.files import write_bytes
 from tightframe.images import Images, ImageSplits
 from tightframe.jobs.tune import tune
 from tightframe.models.backbones import load_backbone
+from tightframe.probes.discriminant import read_layers
 from tightframe.tuning.config import TrainConfig
 
 
@@ -166,6 +170,59 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 tuned.save(folder)
                 state["_saved"] = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
         return state | {"_tuned": None} if "_tuned" in state else state
+
+
+class LayerDiscriminant(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Shrunk linear discriminants of several layers' features, averaged (see ``read_layers``).
+
+    Args:
+        widths: number of columns of each layer, in the order of depth; by default all columns are one layer.
+        balanced: take all classes for equally frequent.
+
+    Attributes:
+        classes_: sorted labels (K,), the columns of ``predict_proba``.
+        reading_: the linear classifier, with its predictions of each sample left out.
+    """
+
+    def __init__(self, widths: Sequence[int] | None = None, *, balanced: bool = False):
+        self.widths = widths
+        self.balanced = balanced
+
+    def fit(self, X: Any, y: Any) -> LayerDiscriminant:
+        """Fit to features ``X`` (n, d), the layers side by side, with labels ``y`` (n,) of two classes or more.
+
+        Raises:
+            UnusableInput: ``X`` or ``y`` can't be used, or ``widths`` don't add up to d.
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        check_classification_targets(y)
+        self.classes_, labels = _encoded(y, len(X))
+        if self.widths is not None and sum(self.widths) != X.shape[1]:
+            raise UnusableInput(f"widths {list(self.widths)} don't add up to the {X.shape[1]} columns of X")
+        self.reading_ = read_layers(self._layers(X), labels, len(self.classes_), balanced=self.balanced)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits (n, K); for two classes, as scikit-learn has it, how far the second is ahead (n,)."""
+        check_is_fitted(self, "classes_")
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        logits = self.reading_.logits(self._layers(X)).numpy()
+        return logits if len(self.classes_) > 2 else logits[:, 1] - logits[:, 0]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (n, K) of the classes in ``classes_``."""
+        logits = self.decision_function(X)
+        logits = logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], 1)
+        return softmax(logits, axis=1)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class (n,) of each sample."""
+        shares = self.predict_proba(X)
+        return self.classes_[shares.argmax(1)]
+
+    def _layers(self, X: np.ndarray) -> dict[str, np.ndarray]:
+        widths = [X.shape[1]] if self.widths is None else self.widths
+        return {str(place): part for place, part in enumerate(np.split(X, np.cumsum(widths)[:-1], 1))}
 
 
 def _images(X: Any) -> Images:

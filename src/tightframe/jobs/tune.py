@@ -19,7 +19,7 @@ from tightframe.decide.choice import choose
 from tightframe.decide.evidence import Evidence
 from tightframe.decide.reading import read_model
 from tightframe.decide.start import model_of, start_of, tuning_precision
-from tightframe.decide.training import FOLD_SHARE, Session, Trainer
+from tightframe.decide.training import FOLD_SHARE, Session, Trained, Trainer
 from tightframe.deploy.novelty import Familiar
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import ModelError
@@ -137,7 +137,10 @@ def tune_by(method: Method, run: Run, folder: Path | None, resume: bool) -> Tune
             tuned, seen = _read(run, method)
         else:
             unfinished = folder / UNFINISHED if folder is not None else None
-            tuned, seen = _trained(run, method, Session(title, scope, unfinished, tell, run.clock))
+            model, trainer, race, notes = _prepared(run, method, Session(title, scope, unfinished, tell, run.clock))
+            found = trainer.run(run.config, *run.config.choices(run.backbone.module, model.warm))
+            tuned = _with_history(run, model, found, race, notes)
+            seen = _features(trainer.model, trainer.inputs, len(run.data.train), run.workspace)
     tuned = _judged(tuned, run, seen, time.perf_counter() - started)
     if folder is not None:
         _save(tuned, folder, scope)
@@ -193,25 +196,27 @@ def _read(run: Run, method: Method) -> tuple[Tuned, Tensor]:
     return tuned, found.features
 
 
-def _trained(run: Run, method: Method, session: Session) -> tuple[Tuned, Tensor]:
-    """A trained model, and what its head sees of each training image, (n, d)."""
-    data, backbone, block, config, workspace = run.data, run.backbone, run.block, run.config, run.workspace
-    race = list[Row]()
+def _prepared(run: Run, method: Method, session: Session) -> tuple[TunableModel, Trainer, list[Row], list[str]]:
+    """The model, what trains it, a row for each trial of its block, and notes."""
+    backbone, config, workspace, race = run.backbone, run.config, run.workspace, list[Row]()
+    block: str | None = None
     if method.needs_block:
-        race_for = partial(chosen_block, data.train, backbone, block, method, config, workspace, session.clock)
+        race_for = partial(chosen_block, run.data.train, backbone, run.block, method, config, workspace, session.clock)
         block, race = Stages(session.folder).remember("block", session.scope, race_for)
-    model = model_of(backbone, method, block if method.needs_block else None, len(data.classes), config, workspace)
-    trainer, notes = _trainer(model, data.train, config, workspace, session)
-    lrs, decays = config.choices(backbone.module, model.warm)
-    found = trainer.run(config, lrs, decays)
+    model = model_of(backbone, method, block, len(run.data.classes), config, workspace)
+    trainer, notes = _trainer(model, run.data.train, config, workspace, session)
+    return model, trainer, race, notes
+
+
+def _with_history(run: Run, model: TunableModel, found: Trained, race: list[Row], notes: list[str]) -> Tuned:
+    """The trained model at the temperature of its evidence, with what is known of its training."""
     metrics: Row = {name: getattr(found.recipe, name) for name in ("lr", "weight_decay", "epochs")}
     evidence = found.evidence
     if evidence is not None:
         evidence, metrics["temperature"] = _calibrated(model, evidence)
     metrics |= _expected(evidence)
-    history, notes = [*race, *found.history], [*data.notes, *notes, *found.notes]
-    tuned = Tuned(backbone, model, data.classes, metrics, history, notes, evidence=evidence)
-    return tuned, _features(trainer.model, trainer.inputs, len(data.train), workspace)
+    told = [*run.data.notes, *notes, *found.notes]
+    return Tuned(run.backbone, model, run.data.classes, metrics, [*race, *found.history], told, evidence=evidence)
 
 
 def _calibrated(model: TunableModel, evidence: Evidence) -> tuple[Evidence, float]:
