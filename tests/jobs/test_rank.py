@@ -190,3 +190,11 @@ def test_a_model_named_twice_is_measured_once_and_one_that_cannot_be_pooled_so_i
     assert sum(row["p_best"] for row in result.rows) == pytest.approx(1)
     (row,) = rank(data, [names["wide"]], workspace=Workspace(pool="cls")).rows
     assert "no class token" in row["error"]
+
+
+def test_models_that_are_too_large_are_left_out(data, names, wide, narrow):
+    between = (wide.parameters + narrow.parameters) / 2e6
+    for options in ({}, {"time_limit": 5.0}):
+        result = rank(data, [names["wide"], names["narrow"]], max_params=between, **options)
+        assert [row["model"] for row in result.rows] == ["narrow", "wide"]
+        assert "--max-params" in result.rows[1]["error"]

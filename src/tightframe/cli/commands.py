@@ -39,6 +39,7 @@ MOST_ROWS = 40
 """Most rows of a study that are shown."""
 FIRST = ("epochs", "lr", "weight_decay", "batch_size", "augment", "patience", "time_limit", "seed")
 """Training options that people use first."""
+DEFAULT_MODELS = ("default",)
 REST = tuple(field.name for field in fields(TrainConfig) if field.name not in FIRST)
 
 OPTIONS, IMAGES, MODELS = GROUPS["Options"], GROUPS["Images"], GROUPS["Models"]
@@ -59,7 +60,7 @@ HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad"], IMAGES)
     Source(load_images, ["source"], OPTIONS, {"source": "data"}, ["source"], {"source": "digits"}),
     Source(
         transfer.transfer,
-        ["models", "out", "methods", "block", "sort_by", "log_to"],
+        ["models", "out", "methods", "block", "sort_by", "max_params", "log_to"],
         OPTIONS,
         defaults={"models": (), "out": Path("runs/transfer")},
     ),
@@ -81,7 +82,7 @@ def transfer_command(given: Given) -> None:
             data = demo.downstream(given.max_per_class, given.seed)
             models = demo.candidates(_beside(given.out), progress)
         else:
-            raise SettingsError(f"no models to choose from for {given.data}; name some with --models")
+            data, models = given.call(load_images, progress=progress), list(DEFAULT_MODELS)
         more = {"methods": methods, "config": _config(given), **_shared(given, progress)}
         run = given.call(transfer.transfer, data, models, **more)
     terminal.show("Models", "rank", run.ranking.rows)
@@ -136,7 +137,7 @@ def fewshot_command(given: Given) -> None:
 
 @command(
     DATA,
-    Source(rank.rank, ["models", "sort_by", "truth", "time_limit"], OPTIONS),
+    Source(rank.rank, ["models", "sort_by", "truth", "time_limit", "max_params"], OPTIONS),
     SPLITTING,
     BUILDING,
     CACHED,
@@ -148,7 +149,8 @@ def rank_command(given: Given) -> None:
         found = given.call(rank.rank, data, given.models, seed=given.seed, **_shared(given, progress))
     terminal.show(f"Models on {data.train.name}", "rank", found.rows)
     scored = [row for row in found.rows if "nc1" in row]
-    terminal.show("Scores, higher is better except NC1, CDNV and VCI", "scores", scored)
+    if scored:
+        terminal.show("Scores, higher is better except NC1, CDNV and VCI", "scores", scored)
     if found.tables:
         terminal.show("How well each column ranks these models", "quality", found.tables["quality"])
     terminal.close(found, given.json, given.data)

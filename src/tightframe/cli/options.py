@@ -66,7 +66,7 @@ class Source:
                 negative=None if default is True else "",
                 show_choices=False,
                 validator=_check_writable if name in self.written else None,
-                show_default=not isinstance(default, bool | NoneType) and default != (),
+                show_default=_shown if not isinstance(default, bool | NoneType) and default != () else False,
             )
             yield inspect.Parameter(
                 self.renamed.get(name, name),
@@ -167,3 +167,8 @@ def as_size(given: list[int] | None) -> int | tuple[int, ...] | None:
     if given and len(given) > 2:
         raise SettingsError("--input-size takes one number, or height and width")
     return given[0] if given and len(given) == 1 else tuple(given) if given else None
+
+
+def _shown(default: Any) -> str:
+    """A default as it would be typed."""
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

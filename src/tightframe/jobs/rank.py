@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tightframe.decide.ranking import (
     told,
 )
 from tightframe.decide.recommendation import Outcome
-from tightframe.errors import DataError, MeasureError, SettingsError, TightframeError
+from tightframe.errors import DataError, MeasureError, ModelError, SettingsError, TightframeError
 from tightframe.features.extract import Features
 from tightframe.features.precision import likely_precision
 from tightframe.features.workspace import Workspace, every_layer
@@ -37,6 +38,7 @@ from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.registry import MEASURES
 from tightframe.models.backbones import load_backbone
+from tightframe.models.lists import listed
 from tightframe.models.names import short_name, tune_command
 from tightframe.probes.discriminant import read_layers
 from tightframe.probes.knn import neighbors_accuracy
@@ -47,16 +49,18 @@ from tightframe.row import Row
 from tightframe.scores.fisher import ncti_parts
 from tightframe.scores.transferability import SLOW
 
+Load = Callable[[str | Backbone], Backbone]
 LDA_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 def rank(
     data: ImageSplits,
-    models: Sequence[str | Backbone],
+    models: Sequence[str | Backbone] = ("default",),
     *,
     sort_by: str = EXPECTED,
     truth: str | Mapping[str, float] | None = None,
     time_limit: float | None = None,
+    max_params: float | None = None,
     model_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     workspace: Workspace | None = None,
@@ -74,11 +78,13 @@ def rank(
     Args:
         data: The images.
         models: Models by name, each as for ``load_backbone`` (timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED,
-            hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones.
+            hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones; also a list by one word
+            (default, fast or accurate) or a pattern (timm/*resnet*), whose weights are downloaded one after the other.
         sort_by: Column to sort by: expected_accuracy, probe_accuracy, knn_accuracy, nc1, logme or another score.
         truth: Also judge every score against known accuracies: a CSV file (model,accuracy), or probe for the ridge
             probe on the test images.
         time_limit: Minutes to spend: models then race, and images go to those that can still win.
+        max_params: Leave out models with more parameters than so many millions.
         model_options: Further arguments of ``load_backbone`` for models given by name.
         seed: Seed of every random choice.
         workspace: Where and how backbones run, and what was computed before.
@@ -88,16 +94,17 @@ def rank(
         raise SettingsError(f'can\'t sort by "{sort_by}"; choose {", ".join(orders())}')
     if not models:
         raise SettingsError("no models to rank; name some with --models")
-    known = _known(truth, data)
+    known, models = _known(truth, data), listed(models)
+    make = partial(_loaded, options=options, max_params=max_params)
     places = [place for place, model in enumerate(models) if model not in models[:place]]
     once = [models[place] for place in places]
     if time_limit is None:
-        listed = workspace.progress(once, "models", len(once))
-        given = [_row(data, model, options, seed, workspace) | {"given": place} for place, model in enumerate(listed)]
+        shown = workspace.progress(once, "models", len(once))
+        given = [_row(data, model, make, seed, workspace) | {"given": place} for place, model in enumerate(shown)]
         rows = ordered(given, sort_by, seed)
     else:
         _check_race(time_limit, sort_by, truth)
-        rows = _raced(data, once, time_limit, options, seed, workspace)
+        rows = _raced(data, once, time_limit, make, seed, workspace)
     rows = [row | {"given": places[row["given"]]} for row in rows]
     good = [row for row in rows if "error" not in row]
     settings = {
@@ -148,12 +155,12 @@ def _raced(
     data: ImageSplits,
     models: Sequence[str | Backbone],
     minutes: float,
-    options: dict[str, Any],
+    make: Load,
     seed: int,
     workspace: Workspace,
 ) -> list[Row]:
     """Rows of a race: those still in it at the end, then the others, the later they left the earlier."""
-    contenders = [_contender(model, options) for model in models]
+    contenders = [Contender(_name(model), partial(make, model), _read) for model in models]
     finalists = race(contenders, data.train, _outcome, minutes, seed, workspace)
     rows = []
     for place, contender in enumerate(contenders):
@@ -172,10 +179,16 @@ def _raced(
     return sorted(rows, key=lambda r: ("error" in r, -r.get("images_seen", 0), -r.get(MERIT, 0.0)))
 
 
-def _contender(model: str | Backbone, options: dict[str, Any]) -> Contender:
-    if isinstance(model, str):
-        return Contender(short_name(model), lambda: load_backbone(model, **options), _read)
-    return Contender(model.name, lambda: model, _read)
+def _name(model: str | Backbone) -> str:
+    return short_name(model) if isinstance(model, str) else model.name
+
+
+def _loaded(model: str | Backbone, options: Mapping[str, Any], max_params: float | None) -> Backbone:
+    backbone = load_backbone(model, **options) if isinstance(model, str) else model
+    if max_params is not None and backbone.parameters > 1e6 * max_params:
+        millions = f"{backbone.parameters / 1e6:.3g} million parameters"
+        raise ModelError(f"left out: it has {millions}, more than the {max_params:g} allowed (--max-params)")
+    return backbone
 
 
 def _spared(good: list[Row], images: int) -> str:
@@ -186,10 +199,10 @@ def _spared(good: list[Row], images: int) -> str:
     )
 
 
-def _row(data: ImageSplits, model: str | Backbone, options: dict[str, Any], seed: int, workspace: Workspace) -> Row:
-    name = short_name(model) if isinstance(model, str) else model.name
+def _row(data: ImageSplits, model: str | Backbone, make: Load, seed: int, workspace: Workspace) -> Row:
+    name = _name(model)
     try:
-        backbone = load_backbone(model, **options) if isinstance(model, str) else model
+        backbone = make(model)
         key = {
             "model": backbone.fingerprint,
             "data": [split.fingerprint for split in (data.train, data.test) if split],

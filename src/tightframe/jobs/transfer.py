@@ -27,6 +27,7 @@ from tightframe.jobs.measure import layer_rows
 from tightframe.jobs.rank import rank
 from tightframe.jobs.story import epoch_rows, write_story
 from tightframe.models.backbones import load_backbone
+from tightframe.models.lists import listed
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.tuning.config import TrainConfig
@@ -68,12 +69,13 @@ class Transfer:
 
 def transfer(
     data: ImageSplits,
-    models: Sequence[str | Backbone],
+    models: Sequence[str | Backbone] = ("default",),
     *,
     out: Path | str,
     methods: Sequence[str] = DEFAULT,
     block: str = "auto",
     sort_by: str = "expected_accuracy",
+    max_params: float | None = None,
     config: TrainConfig | None = None,
     log_to: Sequence[str] = (),
     model_options: Mapping[str, Any] | None = None,
@@ -86,12 +88,14 @@ def transfer(
     Args:
         data: The images.
         models: Models by name, each as for ``load_backbone`` (timm/NAME, torchvision/NAME, open_clip/NAME/PRETRAINED,
-            hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones.
+            hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones; also a list by one word
+            (default, fast or accurate) or a pattern (timm/*resnet*), whose weights are downloaded one after the other.
         out: Folder for all of it.
         methods: Tuning methods to choose from: discriminant, linear, layer, scl, full, bitfit, norm, lp-ft or lora.
         block: The block to tune, for the methods that tune one; auto lets a few race.
         sort_by: Column of the ranking that chooses the model: expected_accuracy, probe_accuracy, nc1, logme or another
             score.
+        max_params: Leave out models with more parameters than so many millions.
         config: How to choose and train.
         log_to: Also report every epoch to tensorboard, wandb or mlflow; log.jsonl is always kept.
         model_options: Further arguments of ``load_backbone`` for models given by name.
@@ -102,13 +106,16 @@ def transfer(
         ModelError: none of the models could be used.
     """
     config, folder, options = config or TrainConfig(), Path(out), dict(model_options or {})
-    names = unique_methods(methods)
-    asked = {"models": [m if isinstance(m, str) else m.name for m in models], "model_options": options}
+    names, models = unique_methods(methods), listed(models)
+    asked: dict[str, Any] = {"models": [m if isinstance(m, str) else m.name for m in models], "model_options": options}
     workspace = (workspace or Workspace()).in_folder(folder)
-    settings = settings_of(data, names, block, config, workspace) | asked | {"sort_by": sort_by}
+    settings = (
+        settings_of(data, names, block, config, workspace) | asked | {"sort_by": sort_by, "max_params": max_params}
+    )
     claim(folder, settings)
     unseen = replace(data, test=None)  # test images are for the saved models alone
-    ranking = rank(unseen, models, sort_by=sort_by, model_options=options, seed=config.seed, workspace=workspace)
+    how: dict[str, Any] = {"sort_by": sort_by, "max_params": max_params, "model_options": options, "seed": config.seed}
+    ranking = rank(unseen, models, **how, workspace=workspace)
     backbone = _winner(ranking.rows, models, options)
     compared = tune_each(data, backbone, names, block, config, folder, settings, log_to, workspace)
     features = workspace.features(backbone, data.train)
