@@ -82,7 +82,7 @@ class Preprocessing:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Backbone:
     """A pretrained model, ready to be measured or tuned.
 
@@ -109,6 +109,11 @@ class Backbone:
     origin: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     source_accuracy: float | None = None
+
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.input_size
+        size = f"{self.parameters / 1e6:.3g} million parameters, images of {height} × {width}"
+        return f"Backbone {self.name}: {len(self.layers)} blocks, {self.penultimate.dimension} features, {size}"
 
     @property
     def parameters(self) -> int:

@@ -120,10 +120,10 @@ def test_tune_compares_methods(run, images, names, tmp_path):
     status, out, _ = run(*command, *training)
     assert status == 0
     assert re.search(r"linear +–? .*\n *scl +layer\d", out)
-    assert "Validation" in out
+    assert "Expected accuracy" in out
     found = json.loads((tmp_path / "rows.json").read_text())
     assert [row["method"] for row in found["rows"]] == ["linear", "scl"]
-    assert all(row["validation_low"] <= row["validation_accuracy"] for row in found["rows"])
+    assert all(row["expected_low"] <= row["expected_accuracy"] for row in found["rows"])
     following = re.search(r"next: (.*)", out)
     assert following is not None
     assert run(*shlex.split(following[1])[1:3], next(images.rglob("*.png")))[0] == 0
@@ -133,7 +133,7 @@ def test_methods_to_compare_are_checked_before_anything_is_loaded(run):
     tune = ("tune", "nowhere", "--model", "x", "--out", "o")
     status, _, err = run(*tune, "--compare", "linear,magic")
     assert status == 1
-    assert 'no method "magic"; choose linear, layer, scl, full' in err.replace("\n", " ")
+    assert 'no method "magic"; choose discriminant, linear, layer, scl,' in err.replace("\n", " ")
     status, _, err = run(*tune, "--compare", "linear,full", "--method", "layer")
     assert status == 1
     assert "not both" in err
@@ -169,10 +169,14 @@ def test_nothing_lies_beside_the_root(run):
     assert "--out /" in err
 
 
-def test_transfer_of_other_images_needs_models(run, images):
-    status, _, err = run("transfer", images)
+def test_transfer_of_other_images_needs_no_models(run, images, tmp_path, monkeypatch):
+    """Where the hub can't be reached, each of the default list says so."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    status, _, err = run("transfer", images, "--out", tmp_path / "run")
     assert status == 1
-    assert "--models" in err
+    assert "none of the models could be used" in err
+    assert "mobilenetv3_large_100" in err
 
 
 @pytest.mark.slow
@@ -309,7 +313,7 @@ def test_predict_takes_any_image_format(run, tuned, tmp_path):
 
 def test_help_names_what_the_code_knows():
     from tightframe.decide.ranking import orders
-    from tightframe.jobs import rank, tune
+    from tightframe.jobs import compare, rank, transfer, tune
     from tightframe.tuning import config
     from tightframe.tuning.methods import METHODS
 
@@ -322,7 +326,9 @@ def test_help_names_what_the_code_knows():
     told = rank.rank.__doc__ or ""
     assert {"expected_accuracy", "probe_accuracy", "knn_accuracy", "nc1", "logme"} <= set(orders())
     assert "expected_accuracy, probe_accuracy, knn_accuracy, nc1, logme" in told
-    assert ", ".join([*METHODS][:-1]) + f" or {[*METHODS][-1]}" in (tune.tune.__doc__ or "")
+    named = ", ".join([*METHODS][:-1]) + f" or {[*METHODS][-1]}"
+    for job in (tune.tune, compare.compare, transfer.transfer):
+        assert named in " ".join((job.__doc__ or "").split()), f"{job.__name__} names other methods than there are"
 
 
 @pytest.mark.parametrize(

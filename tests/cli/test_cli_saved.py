@@ -22,10 +22,10 @@ def test_evaluate_judges_what_tune_held_out(run, tuned, images, tmp_path):
     assert max(map(len, out.split("rows, settings")[0].splitlines())) <= 80
 
 
-def test_evaluate_all_says_what_that_means(run, tuned, images):
-    status, out, _ = run("evaluate", tuned, images, "--test-share", "0")
+def test_evaluate_leaves_out_what_was_trained_on(run, tuned, images):
+    status, out, _ = run("evaluate", tuned, images)
     assert status == 0
-    assert "all 40 images" in out.replace("\n", " ")
+    assert "images are left out: the model was trained on the same" in out.replace("\n", " ")
 
 
 def test_evaluate_of_other_classes_is_refused(run, tuned):

@@ -46,6 +46,7 @@ def test_it_holds_what_was_trained_and_no_more(saved):
     assert {path.name for path in folder.iterdir()} == {
         "tightframe.json",
         "tuned.safetensors",
+        "training_set.safetensors",
         "history.json",
         "log.jsonl",
         "run.txt",

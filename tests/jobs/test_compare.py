@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from tightframe import TrainConfig, compare, load_backbone, load_images, load_tuned, tune
-from tightframe.data.selection import stratified
+from tightframe.decide.evidence import Evidence
 from tightframe.errors import BadImage, LayerNotFound, ModelError, SettingsError
 from tightframe.features.workspace import Workspace
 from tightframe.jobs.compare import verdict
-from tightframe.probes.results import interval
 from tightframe.tuning.methods import METHODS
 
 SMALL = f"{Path(__file__).with_name('small_model.py')}:make"
@@ -72,25 +71,22 @@ def test_each_is_what_tune_alone_makes_of_the_same_block(data, small, finished):
         assert untimed([alone])[0] == {key: row[key] for key in alone if key != "seconds"}
 
 
-def test_validation_is_that_of_the_chosen_trial(data, finished):
+def test_what_to_expect_is_how_predictions_of_images_held_out_did(data, finished):
     compared, _ = finished
-    held_out = len(stratified(data.train.labels, PLAN.validation_share, PLAN.seed)[1])
     assert {row["lr"] for row in compared.rows} == {1.0, 0.3}
-    assert len({row["validation_accuracy"] for row in compared.rows}) > 1
+    assert len({row["held_out_loss"] for row in compared.rows}) > 1
     for row in compared.rows:
-        history = compared.tuned[row["method"]].history
-        last = [r for r in history if r["phase"] == "search" and r["epoch"] == PLAN.search_epochs]
-        assert len(last) == 2
-        assert row["validation_accuracy"] == min(last, key=lambda r: r["validation_loss"])["validation_accuracy"]
-        right = row["validation_accuracy"] * held_out
-        assert right == pytest.approx(round(right))
-        assert (row["validation_low"], row["validation_high"]) == interval(round(right), held_out)
+        evidence = compared.tuned[row["method"]].evidence
+        right = evidence.log_probabilities.argmax(1) == data.train.labels
+        assert row["expected_accuracy"] == right.mean()
+        assert row["expected_low"] < row["expected_accuracy"] < row["expected_high"]
+        assert row["held_out_loss"] == evidence.log_loss
 
 
 def test_the_method_to_use_is_named_and_comes_next(finished):
     compared, folder = finished
-    assert "validates best" in compared.result.notes[0]
-    assert compared.best in NAMES
+    evidence = {name: tuned.evidence for name, tuned in compared.tuned.items()}
+    assert (compared.best, compared.result.notes[0]) == verdict(evidence)
     assert compared.result.next_steps == [compared.tuned[compared.best].predict_command(folder / compared.best)]
 
 
@@ -100,45 +96,39 @@ def test_test_images_choose_nothing(data, small, finished, tmp_path):
     again = compare(dataclasses.replace(data, test=None), small, NAMES, config=PLAN, out=tmp_path / "run")
     assert "test_accuracy" not in again.rows[0]
     assert (again.best, again.block, again.result.notes) == (compared.best, compared.block, compared.result.notes)
-    seen = ("validation_accuracy", "validation_low", "validation_high", "train_accuracy", "lr", "weight_decay")
+    seen = ("expected_accuracy", "expected_low", "held_out_loss", "train_accuracy", "lr", "weight_decay")
     for one, other in zip(compared.rows, again.rows, strict=True):
         assert [one[key] for key in seen] == [other[key] for key in seen]
 
 
-def row(method, right, parameters, total=100):
-    low, high = interval(right, total)
-    judged = {"validation_accuracy": right / total, "validation_low": low, "validation_high": high}
-    return {"method": method, "trainable_parameters": parameters, "test_accuracy": 1 - right / total} | judged
+def sure_of(loss, images=100):
+    """Evidence on two classes that loses so much on each image."""
+    share = np.exp(-np.broadcast_to(loss, images))
+    return Evidence(np.log(np.stack([share, 1 - share], 1)), np.zeros(images, dtype=int))
 
 
-def test_of_methods_alike_the_smallest_is_used():
-    rows = [row("full", 92, 9000), row("scl", 90, 500), row("linear", 60, 50)]
-    best, told = verdict(rows, 100)
-    assert best == "scl"
-    assert told.startswith("full validates best: 92.0 % of 100 training images held out; intervals overlap with scl,")
-    assert "linear" not in told
+def test_discriminants_are_used_unless_another_loses_less_beyond_doubt():
+    loss = np.random.default_rng(0).uniform(0.1, 0.5, 100)
+    swings = np.where(np.arange(100) % 2, 0.06, -0.05)  # a mean of 0.005, within its standard error
+    rivals = {"linear": sure_of(loss + 0.1), "scl": sure_of(loss - swings), "discriminant": sure_of(loss)}
+    assert verdict(rivals)[0] == "discriminant"
+    assert verdict(rivals | {"full": sure_of(loss - 0.05)})[0] == "full"
 
 
-def test_of_methods_apart_the_best_is_used():
-    best, told = verdict([row("linear", 60, 50), {"method": "norm", "error": "none"}, row("full", 92, 9000)], 100)
-    assert best == "full"
-    assert "overlap" not in told
-
-
-def test_at_the_same_accuracy_the_smaller_is_the_best():
-    best, told = verdict([row("full", 100, 9000), row("linear", 100, 50)], 100)
-    assert best == "linear"
-    assert told.startswith("linear validates best")
+def test_without_them_what_loses_least_is_used():
+    found, told = verdict({"full": sure_of(0.2), "linear": sure_of(0.3)})
+    assert found == "full"
+    assert "linear loses 0.1 nats" in told
 
 
 @pytest.mark.parametrize("few", [False, True])
 def test_where_nothing_was_held_out_none_is_chosen(data, small, tmp_path, few):
-    plan = PLAN if few else dataclasses.replace(PLAN, lr=(0.3,))
+    plan = PLAN if few else dataclasses.replace(PLAN, folds=0)
     if few:
         firsts = np.unique(data.train.labels, return_index=True)[1]
         data = dataclasses.replace(data, train=data.train.subset(firsts))
     compared = compare(data, small, ["linear", "full"], config=plan, out=tmp_path / "run")
-    assert [row["validation_accuracy"] for row in compared.rows] == [None, None]
+    assert not [row for row in compared.rows if "expected_accuracy" in row]
     assert all("test_accuracy" in row for row in compared.rows)
     assert compared.best is None
     assert compared.result.next_steps == []
@@ -182,11 +172,21 @@ def test_if_all_fail_it_fails(data, small, broken, tmp_path):
         compare(data, small, [broken], config=PLAN, out=tmp_path / "run")
 
 
+def test_too_little_memory_for_one_method_ends_nothing(data, small, finished, tmp_path, monkeypatch):
+    def too_much(base, layer):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(METHODS, "huge", dataclasses.replace(METHODS["full"], name="huge", owns=too_much))
+    compared = compare(data, small, ["huge", "linear"], config=PLAN, out=tmp_path / "run")
+    assert compared.rows[0]["error"] == "RuntimeError: out of memory"
+    assert compared.best == "linear"
+
+
 def test_images_that_can_not_be_read_end_it(data, small, tmp_path, monkeypatch):
     def bad(*arguments, **options):
         raise BadImage("a.png", "cut short")
 
-    monkeypatch.setattr("tightframe.jobs.compare.tune", bad)
+    monkeypatch.setattr("tightframe.jobs.compare.tune_by", bad)
     with pytest.raises(BadImage, match="--skip-bad"):
         compare(data, small, ["linear", "full"], config=PLAN, out=tmp_path / "run")
 
@@ -225,7 +225,7 @@ def test_a_folder_is_one_comparisons_own(data, small, finished, tmp_path):
 
 def test_names_are_checked_before_anything_is_done(data, small, tmp_path):
     for methods in (["linear", "magic"], []):
-        with pytest.raises(SettingsError, match="linear, layer, scl"):
+        with pytest.raises(SettingsError, match="discriminant, linear, layer, scl"):
             compare(data, small, methods, config=PLAN, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(LayerNotFound, match="nearest"):

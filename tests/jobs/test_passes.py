@@ -92,10 +92,12 @@ def test_what_was_computed_for_the_ranking_serves_the_other_jobs(data, listened,
     blind = replace(data, test=None)
     rank(blind, [wide], workspace=workspace)
     assert passed["wide"] == len(data.train)
-    tune(blind, wide, config=CONFIG, workspace=workspace)
-    assert passed["wide"] == 2 * len(data.train), "block inputs and the features of all other layers, together"
     measure(blind, wide, workspace=workspace)
     layers(blind, wide, workspace=workspace)
+    tune(blind, wide, method="discriminant", config=CONFIG, workspace=workspace)
+    assert passed["wide"] == len(data.train), "the ranking has read all layers"
+    tune(blind, wide, config=CONFIG, workspace=workspace)
+    assert passed["wide"] == 2 * len(data.train), "block inputs"
     tune(blind, wide, method="linear", config=CONFIG, workspace=workspace)
     rank(blind, [wide], workspace=workspace)
     assert passed["wide"] == 2 * len(data.train)

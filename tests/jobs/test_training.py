@@ -19,7 +19,7 @@ from tightframe.tuning.loop import Diverged
 from tightframe.tuning.recipe import Recipe
 
 MODEL = f"{Path(__file__).parent / 'small_model.py'}:make"
-PLAN = TrainConfig(epochs=4, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-4, 1e-3), batch_size=8)
+PLAN = TrainConfig(epochs=4, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-4, 1e-3), batch_size=8, folds=0)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def test_views_change_training_and_are_the_same_again(data, small, method, layer
 def test_kept_views_train_as_the_whole_model_does(data, small, augment):
     """With as many views kept as there are, what is kept and what is run each time are the same images."""
     plan = replace(PLAN, lr=(0.05,), weight_decay=(1e-4,), augment=augment, views=2)
-    kept = tune(data, small, block="1", config=plan)
+    kept = tune(data, small, method="scl", block="1", config=plan)
     if augment == "none":
-        whole = tune(data, small, block="1", config=replace(plan, prefix_cache_gb=0.0))
+        whole = tune(data, small, method="scl", block="1", config=replace(plan, prefix_cache_gb=0.0))
         torch.testing.assert_close(kept.model.head.weight, whole.model.head.weight, rtol=1e-2, atol=1e-3)
     assert kept.history[-1]["train_loss"] < np.log(5)
 
@@ -85,7 +85,7 @@ def test_with_patience_images_are_held_out_to_the_end(data, small):
 @pytest.mark.slow
 def test_little_time_tries_fewer_rates_and_trains_less_but_gives_a_model(data, small, tmp_path):
     plan = replace(PLAN, epochs=5000, search_epochs=200, lr=(0.05, 0.02, 0.01), time_limit=0.05)
-    tuned = tune(data, small, block="1", config=plan, out=tmp_path / "a")
+    tuned = tune(data, small, method="scl", block="1", config=plan, out=tmp_path / "a")
     assert tuned.metrics["seconds"] < 60 * 0.05 * 3
     assert tuned.metrics["epochs"] < 5000
     assert any("of 5000 epochs, within the time limit" in note for note in tuned.notes)
@@ -95,10 +95,10 @@ def test_little_time_tries_fewer_rates_and_trains_less_but_gives_a_model(data, s
 @pytest.mark.slow
 def test_without_a_search_an_epoch_tells_how_many_there_is_time_for(data, small):
     plan = replace(PLAN, epochs=5000, lr=(0.01,), weight_decay=(1e-4,), time_limit=0.03)
-    tuned = tune(data, small, block="1", config=plan)
+    tuned = tune(data, small, method="scl", block="1", config=plan)
     assert 1 <= tuned.metrics["epochs"] < 5000
-    enough = tune(data, small, block="1", config=replace(plan, epochs=3, time_limit=10.0))
-    unlimited = tune(data, small, block="1", config=replace(plan, epochs=3, time_limit=None))
+    enough = tune(data, small, method="scl", block="1", config=replace(plan, epochs=3, time_limit=10.0))
+    unlimited = tune(data, small, method="scl", block="1", config=replace(plan, epochs=3, time_limit=None))
     assert torch.equal(enough.model.head.weight, unlimited.model.head.weight)
 
 
@@ -136,16 +136,18 @@ def test_every_trial_of_a_probe_starts_where_training_does(data, small, monkeypa
 
 def test_a_probe_is_fitted_to_an_image_of_each_class_or_none(small):
     data = load_images("digits:5-9", max_per_class=2, test_share=0.2)
-    tuned = tune(data, small, block="1", config=replace(PLAN, head_init="probe"))
+    tuned = tune(data, small, method="scl", block="1", config=replace(PLAN, head_init="probe"))
     assert tuned.metrics["test_accuracy"] >= 0
     some = replace(data, train=data.train.subset(np.flatnonzero(data.train.labels < 3)))
-    tuned = tune(some, small, block="1", config=replace(PLAN, head_init="probe"))
+    tuned = tune(some, small, method="scl", block="1", config=replace(PLAN, head_init="probe"))
     assert all(torch.isfinite(tensor).all() for tensor in tuned.model.changed_state().values())
 
 
 def test_patience_that_holds_images_out_is_not_told_that_there_are_none(data, small):
     plan = replace(PLAN, lr=(0.01,), weight_decay=(1e-4,), patience=1)
-    assert not [note for note in tune(data, small, block="1", config=plan).notes if "too few images" in note]
+    assert not [
+        note for note in tune(data, small, method="scl", block="1", config=plan).notes if "too few images" in note
+    ]
 
 
 @pytest.mark.parametrize("broken", [1, 2])
@@ -162,7 +164,7 @@ def test_training_that_falls_apart_is_done_again_at_a_lower_rate(data, small, mo
 
     monkeypatch.setattr(job, "fit", breaking)
     monkeypatch.setattr(job, "best", lambda tried: max(tried, key=lambda recipe: recipe.lr))
-    tuned = tune(data, small, block="1", config=PLAN)
+    tuned = tune(data, small, method="scl", block="1", config=PLAN)
     assert tuned.metrics["lr"] == min(PLAN.lr)
     told = [note for note in tuned.notes if "collapsed at" in note]
     assert len(told) == broken
@@ -206,10 +208,18 @@ def test_if_every_rate_diverges_it_says_which():
 
 def test_every_row_is_logged_once_also_after_a_stop(data, small, tmp_path, stopping_at, monkeypatch):
     monkeypatch.setattr("tightframe.tuning.state.SAVE_SECONDS", 0)
-    whole = tune(data, small, block="1", config=PLAN, out=tmp_path / "whole")
+    whole = tune(data, small, method="scl", block="1", config=PLAN, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        tune(data, small, block="1", config=PLAN, out=tmp_path / "cut", workspace=Workspace(progress=stopping_at(9)))
-    tune(data, small, block="1", config=PLAN, out=tmp_path / "cut", resume=True)
+        tune(
+            data,
+            small,
+            method="scl",
+            block="1",
+            config=PLAN,
+            out=tmp_path / "cut",
+            workspace=Workspace(progress=stopping_at(9)),
+        )
+    tune(data, small, method="scl", block="1", config=PLAN, out=tmp_path / "cut", resume=True)
     logs = [
         [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "cut")
     ]
@@ -234,10 +244,10 @@ def test_every_row_is_logged_once_also_after_a_stop(data, small, tmp_path, stopp
 )
 def test_values_out_of_range_are_refused(data, small, change, said):
     with pytest.raises(SettingsError, match=said):
-        tune(data, small, block="1", config=replace(PLAN, **change))
+        tune(data, small, method="scl", block="1", config=replace(PLAN, **change))
 
 
 def test_logs_are_checked_before_any_work(data, small, tmp_path):
     with pytest.raises(SettingsError, match="tensorboard"):
-        tune(data, small, block="1", config=PLAN, log_to=["comet"], out=tmp_path / "a")
+        tune(data, small, method="scl", block="1", config=PLAN, log_to=["comet"], out=tmp_path / "a")
     assert not (tmp_path / "a").exists()

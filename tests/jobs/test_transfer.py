@@ -44,17 +44,19 @@ def outcome(folder: Path):
 
 
 def test_everything_is_there_at_the_end(data, finished):
-    assert [row["method"] for row in finished.methods] == ["linear", "layer", "scl", "full"]
+    assert [row["method"] for row in finished.methods] == ["discriminant", "linear", "scl"]
     assert sum(row["chosen"] for row in finished.layers) == 1
     chosen = next(row["layer"] for row in finished.layers if row["chosen"])
     assert {row["block"] for row in finished.methods} == {None, chosen}
     assert finished.ranking.rows[0]["model"] == finished.tuned.backbone.name
-    assert finished.tuned.model.method.name == "scl"
+    method = finished.tuned.model.method.name
+    assert f"chosen: {finished.tuned.backbone.name} by {method}" in finished.result.notes[0]
+    assert finished.result.next_steps[0] == finished.tuned.predict_command(finished.folder / method)
     report = (finished.folder / "report.html").read_text()
     assert all(cls in report for cls in data.classes)
     assert {path.name for path in finished.folder.iterdir()} == {
         *("run.txt", "features", "stages", "report.html", "result.json"),
-        *("linear", "layer", "scl", "full"),
+        *("discriminant", "linear", "scl"),
     }
 
 

@@ -16,7 +16,7 @@ from tightframe.features.workspace import Workspace
 from tightframe.tuning.loop import Diverged
 from tightframe.tuning.methods import METHODS
 
-PLAN = TrainConfig(epochs=3, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-4, 1e-3))
+PLAN = TrainConfig(epochs=3, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-4, 1e-3), folds=2)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def data():
 @pytest.fixture(scope="module")
 def finished(data, wide, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "scl"
-    return tune(data, wide, config=PLAN, out=folder), folder
+    return tune(data, wide, method="scl", config=PLAN, out=folder), folder
 
 
 def weights(tuned):
@@ -88,7 +88,7 @@ def test_rates_are_tried_first_then_decays_at_the_best_of_them(finished):
 
 def test_test_images_decide_nothing(data, wide, finished, steps):
     blind = dataclasses.replace(data, test=None)
-    tuned = tune(blind, wide, config=PLAN)
+    tuned = tune(blind, wide, method="scl", config=PLAN)
     assert steps
     assert same(weights(tuned), weights(finished[0]))
     assert "test_accuracy" not in tuned.metrics
@@ -103,7 +103,9 @@ def test_auto_is_the_block_that_won_the_race(data, wide, finished):
 
 def test_stopped_again_and_again_it_goes_on_to_the_same(data, wide, finished, tmp_path, often_stopped):
     def run(progress):
-        return tune(data, wide, config=PLAN, out=tmp_path, resume=True, workspace=Workspace(progress=progress))
+        return tune(
+            data, wide, method="scl", config=PLAN, out=tmp_path, resume=True, workspace=Workspace(progress=progress)
+        )
 
     tuned, stops = often_stopped(run)
     assert stops > 3
@@ -114,7 +116,7 @@ def test_stopped_again_and_again_it_goes_on_to_the_same(data, wide, finished, tm
 
 def test_a_finished_run_is_loaded_not_repeated(data, wide, finished, steps):
     tuned, folder = finished
-    again = tune(data, wide, config=PLAN, out=folder, resume=True)
+    again = tune(data, wide, method="scl", config=PLAN, out=folder, resume=True)
     assert steps == []
     assert same(weights(again), weights(tuned))
     assert again.metrics == tuned.metrics
@@ -125,12 +127,12 @@ def test_nothing_is_overwritten(data, wide, finished, tmp_path):
     _, folder = finished
     before = (folder / "tuned.safetensors").read_bytes()
     with pytest.raises(SettingsError, match="--resume"):
-        tune(data, wide, config=PLAN, out=folder)
+        tune(data, wide, method="scl", config=PLAN, out=folder)
     with pytest.raises(SettingsError, match="other settings"):
-        tune(data, wide, config=dataclasses.replace(PLAN, seed=1), out=folder, resume=True)
+        tune(data, wide, method="scl", config=dataclasses.replace(PLAN, seed=1), out=folder, resume=True)
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="is a file"):
-        tune(data, wide, config=PLAN, out=tmp_path / "file")
+        tune(data, wide, method="scl", config=PLAN, out=tmp_path / "file")
     assert (folder / "tuned.safetensors").read_bytes() == before
 
 

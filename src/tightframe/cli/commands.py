@@ -174,7 +174,7 @@ def tune_command(given: Given) -> None:
     """Fine-tune by one method, or compare several."""
     compared = _names(given.compare or ())
     names = unique_methods(compared) if compared else []  # before anything is loaded
-    if names and given.method != "scl":
+    if names and given.method != tune.AUTO:
         raise SettingsError("give --method or --compare, not both")
     with terminal.progress() as progress:
         data, backbone = _loaded(given, progress)

@@ -17,8 +17,9 @@ from tightframe.features.samples import as_tensor, check_samples
 BINS = 15
 NEVER = -1e4
 """Logit of a class that can't be: one without images."""
-TEMPERATURES = (-12.0, 6.0)
-"""Natural logarithms between which factors of scores are looked for."""
+SPREADS = (0.05, 50.0)
+"""Standard deviations of logits over classes between which factors of scores are looked for: with less, which class is
+ahead would be lost in rounding."""
 SUM_TOLERANCE = 1e-3
 
 
@@ -63,12 +64,16 @@ def temperature(
         prior: log-probabilities (K,) of the classes, ``NEVER`` for one that can't be; 0 by default.
     """
     before = torch.zeros(scores.shape[1], dtype=torch.float64) if prior is None else prior
+    spread = float(scores[:, before > NEVER].std(1).mean())
+    if not spread > 0:
+        return 1.0
 
     def loss(power: float) -> float:
         said = (math.exp(power) * scores + before).log_softmax(1)
         return float(functional.nll_loss(said, labels) - said[:, before > NEVER].mean() / len(labels))
 
-    found = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded", options={"xatol": 1e-3})
+    bounds = tuple(math.log(wanted / spread) for wanted in SPREADS)
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3})
     return math.exp(found.x)
 
 

@@ -40,10 +40,10 @@ class Method:
     Attributes:
         name: value of ``--method``.
         owns: from an adapted model and the name of the tuned block to what the method trains.
+        summary: one line of help.
         needs_block: whether a block has to be named or chosen.
         skip: whether the head sees the tuned block's pooled output beside the penultimate features.
         warm: whether the head starts, by default, from a fitted probe instead of zeros.
-        summary: one line of help.
         adapt: inserts modules into a copy of the backbone without its head, which must leave its outputs unchanged.
             What such a method trains is saved in peft's format.
         closed_form: whether the head is a formula of the features of all layers: nothing is trained.
@@ -51,10 +51,10 @@ class Method:
 
     name: str
     owns: Callable[[nn.Module, str | None], Owned]
-    needs_block: bool
-    skip: bool
-    warm: bool
     summary: str
+    needs_block: bool = False
+    skip: bool = False
+    warm: bool = False
     adapt: Callable[[nn.Module, Backbone], None] | None = None
     closed_form: bool = False
 
@@ -89,20 +89,23 @@ METHODS = {
         Method(
             "discriminant",
             _nothing,
-            False,
-            False,
-            False,
             "shrunk linear discriminants of all layers, in closed form: nothing is trained",
             closed_form=True,
         ),
-        Method("linear", _nothing, False, False, False, "linear probe: a new head on frozen features"),
-        Method("layer", _block, True, False, False, "Layer FT: one block and a new head"),
-        Method("scl", _block, True, True, False, "SCL FT: one block, skip-connected to the features of the new head"),
-        Method("full", _everything, False, False, False, "full fine-tuning: every parameter and a new head"),
-        Method("bitfit", _biases, False, False, False, "BitFit: all biases and a new head"),
-        Method("norm", _norms, False, False, False, "all normalization layers and a new head"),
-        Method("lp-ft", _everything, False, False, True, "LP-FT: a probe first, then every parameter"),
-        Method("lora", _adapters, False, False, False, "LoRA: maps of low rank and a new head", lora.adapt),
+        Method("linear", _nothing, "linear probe: a new head on frozen features"),
+        Method("layer", _block, "Layer FT: one block and a new head", needs_block=True),
+        Method(
+            "scl",
+            _block,
+            "SCL FT: one block, skip-connected to the features of the new head",
+            needs_block=True,
+            skip=True,
+        ),
+        Method("full", _everything, "full fine-tuning: every parameter and a new head"),
+        Method("bitfit", _biases, "BitFit: all biases and a new head"),
+        Method("norm", _norms, "all normalization layers and a new head"),
+        Method("lp-ft", _everything, "LP-FT: a probe first, then every parameter", warm=True),
+        Method("lora", _adapters, "LoRA: maps of low rank and a new head", adapt=lora.adapt),
     )
 }
 PAPER = ("linear", "layer", "scl", "full")

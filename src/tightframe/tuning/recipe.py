@@ -25,6 +25,9 @@ ClassWeights = Literal["none", "balanced"]
 class Recipe:
     """How one training runs: a ``TrainConfig`` with its learning rate and weight decay chosen.
 
+    ``loop.fit`` obeys all of it, and ``heads.fit_heads``, which searches for linear probes, all but ``ema_decay`` and
+    ``patience``.
+
     Attributes:
         lr: learning rate at the start of the cosine schedule.
         weight_decay: of SGD.
