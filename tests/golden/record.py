@@ -104,10 +104,6 @@ PRETRAINING = {
 PROBES = {"ridge": "ridge", "logistic": "logistic", "center": "center", "knn": "knn"}  # in the rows of ``layers``
 FEWSHOT = {"logistic": "logistic", "ridge": "ridge", "cosine": "cosine", "center": "center"}
 RANK_SHARES = {
-    "expected_accuracy": "expected_accuracy",
-    "expected_low": "expected_low",
-    "expected_high": "expected_high",
-    "chance_best": "p_best",
     "probe_accuracy": "probe_accuracy",
     "probe_low": "probe_low",
     "probe_high": "probe_high",
@@ -115,7 +111,7 @@ RANK_SHARES = {
     "knn_accuracy": "knn_accuracy",
     "test_accuracy": "test_accuracy",
 }
-RANK_CHOICES = {"tied": "tied", "parameters": "parameters", "macs": "macs", "dimension": "dimension"}
+RANK_CHOICES = {"parameters": "parameters", "macs": "macs", "dimension": "dimension"}
 AGREEMENT = {name: name for name in ("weighted_tau", "tau", "spearman", "pearson", "regret")}
 
 
@@ -321,7 +317,7 @@ def tuned_model(data: Any, backbone: Any, method: str, block: str = "auto", **pl
     settings = {PLAN[name]: value for name, value in plan.items()}
     if "class_weights" in settings:
         settings["class_weights"] = "balanced" if settings["class_weights"] else "none"
-    config = tightframe.TrainConfig(seed=0, **settings)
+    config = tightframe.TrainConfig(seed=0, folds=0, **settings)
     return tightframe.tune(data, backbone, method=METHODS[method], block=block, config=config, workspace=workspace())
 
 
@@ -714,7 +710,7 @@ def rank_section(data: Any, backbones: Mapping[str, Any]) -> Section:
     """``rank``."""
     rows = ranked(data, backbones)
     return section(
-        choices={"order": list(rows), **{name: row["choices"] for name, row in rows.items()}},
+        choices={name: row["choices"] for name, row in rows.items()},
         shares={name: row["shares"] for name, row in rows.items()},
         statistics={name: row["values"] for name, row in rows.items()},
     )

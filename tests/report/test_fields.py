@@ -41,7 +41,7 @@ def found(names, tmp_path_factory):
     backbone = tf.load_backbone(names["wide"])
     moved = tf.transfer(data, list(names.values()), out=folder / "run", methods=("linear", "layer"), config=TUNED)
     tuned = tf.load_tuned(folder / "run" / "linear")
-    many = [names["wide"], names["narrow"], names["wide"]]
+    many = [names["wide"], names["narrow"], backbone]
     ranked = tf.rank(data, many, truth="probe")
     results = {
         "rank": ranked,
@@ -58,7 +58,7 @@ def found(names, tmp_path_factory):
     }
     rows = {name: list(result.rows) for name, result in results.items()}
     rows["rank"] += rows.pop("raced")
-    rows |= {"tune": [tuned.metrics], "compare": moved.methods, "predict": tuned.predict([data.test[0]])}
+    rows |= {"tune": [tuned.metrics], "compare": moved.methods, "predict": tuned.predict([data.test[0]], reject=0.1)}
     for result in results.values():
         for name, table in result.tables.items():
             rows.setdefault(name, []).extend(table)

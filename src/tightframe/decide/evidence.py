@@ -14,6 +14,7 @@ from scipy.stats import beta, t
 
 from tightframe.errors import MeasureError
 from tightframe.probes.calibration import temperature
+from tightframe.row import Row
 
 DOUBT = 0.02
 """Standard deviation of what predictions on these images don't tell of accuracy on others."""
@@ -66,6 +67,12 @@ class Evidence:
     def expected_accuracy(self) -> Estimate:
         """Accuracy to expect on new images like these: see ``expected``."""
         return expected(self.correct)
+
+    def told(self) -> Row:
+        """What rows say of it."""
+        value, low, high = self.expected_accuracy
+        told = {"expected_accuracy": value, "expected_low": low, "expected_high": high}
+        return told | {"held_out_loss": self.log_loss}
 
     def calibrated(self) -> tuple[Evidence, float]:
         """The same at the temperature of least log loss, and the factor of logits that this takes."""

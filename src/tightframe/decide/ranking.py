@@ -17,7 +17,7 @@ EXPECTED = "expected_accuracy"
 NCTI = "ncti"
 """The one score that is scaled over the models at hand, and changes with them."""
 COLLAPSE = ("nc1", "cdnv", "vci")
-PARTS, CORRECT, PROBABLE, MERIT = "ncti_parts", "correct", "true_probability", "merit"
+PARTS, CORRECT, PROBABLE, PRETRAINED, MERIT = "ncti_parts", "correct", "true_probability", "pretrained", "merit"
 """Keys of rows that say what is needed to put them in order."""
 BASELINES = {
     "probe_accuracy": True,
@@ -41,7 +41,9 @@ def ordered(rows: list[Row], sort_by: str, seed: int = 0) -> list[Row]:
     good = [row for row in rows if "error" not in row]
     if good:
         outcomes = [Outcome(np.array(row[CORRECT]), np.array(row[PROBABLE])) for row in good]
-        for row, standing in zip(good, standings(outcomes, [row["parameters"] for row in good], seed), strict=True):
+        smallest = min(row["parameters"] for row in good)  # that random weights are many says nothing for them
+        sizes = [row["parameters"] if row.get(PRETRAINED, True) else smallest for row in good]
+        for row, standing in zip(good, standings(outcomes, sizes, seed), strict=True):
             row |= told(standing)
         pool = [row for row in good if row.get(PARTS) is not None]
         for row, score in zip(pool, ncti([tuple(row[PARTS]) for row in pool]), strict=True):

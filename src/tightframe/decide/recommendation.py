@@ -14,7 +14,7 @@ import numpy as np
 
 from tightframe.decide.evidence import DOUBT, Evidence, expected
 
-SIZE = 0.08
+SIZE = 0.05
 """What a model with e times the parameters is ahead by before any image is seen."""
 FADING = 100
 """Number of images that halve that."""

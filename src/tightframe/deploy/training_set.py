@@ -35,7 +35,10 @@ class TrainingSet:
     familiar: Familiar | None = None
 
     def write(self, folder: Path) -> None:
-        """Into one file in ``folder``."""
+        """Into one file in ``folder``; none where nothing is known."""
+        if not self.digests and self.evidence is None and self.familiar is None:
+            (folder / TRAINING_SET).unlink(missing_ok=True)
+            return
         packed = np.frombuffer(bytes.fromhex("".join(self.digests)), np.uint8).reshape(-1, DIGEST)
         tensors = {"digests": torch.tensor(packed)}
         if self.evidence is not None:

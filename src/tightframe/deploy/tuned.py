@@ -179,6 +179,7 @@ class Tuned:
             metrics=self.metrics,
             versions=versions(),
         )
+        Path(folder).mkdir(parents=True, exist_ok=True)
         TrainingSet(self.trained_on, self.evidence, self.familiar).write(Path(folder))
         checkpoint.write(Path(folder), self.model, description)
 

@@ -22,6 +22,7 @@ from tightframe.decide.ranking import (
     MERIT,
     NCTI,
     PARTS,
+    PRETRAINED,
     PROBABLE,
     ordered,
     orders,
@@ -117,7 +118,7 @@ def rank(
         "pool": workspace.pool,
         "seed": seed,
     }
-    inner = (CORRECT, PROBABLE, PARTS, MERIT)
+    inner = (CORRECT, PROBABLE, PRETRAINED, PARTS, MERIT)
     told = [{key: value for key, value in row.items() if key not in inner} for row in rows]
     tables = {"quality": quality(good, known, seed)} if truth is not None else {}
     spared = [_spared(good, len(data.train))] if time_limit is not None else []
@@ -271,6 +272,7 @@ def _scored(backbone: Backbone, features: Features, folds: Folds, ridge: ProbeRe
         "saturated": len(features.labels) <= backbone.penultimate.dimension + 1,
         "dimension": backbone.penultimate.dimension,
         "precision": features.precision,
+        PRETRAINED: backbone.origin.get("pretrained", True),
         CORRECT: [int(right) for right in outcome.correct],
         PROBABLE: [round(float(share), 6) for share in outcome.probability],
     }

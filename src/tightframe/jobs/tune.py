@@ -191,7 +191,7 @@ def _read(run: Run, method: Method) -> tuple[Tuned, Tensor]:
     """A model in closed form, and what its head sees of each training image, (n, d)."""
     data, backbone = run.data, run.backbone
     found = read_model(data.train, backbone, method, run.config, run.workspace)
-    metrics = {"lr": None, "weight_decay": None, "epochs": 0, **_expected(found.left_out)}
+    metrics = {"lr": None, "weight_decay": None, "epochs": 0, **found.left_out.told()}
     tuned = Tuned(backbone, found.model, data.classes, metrics, [], data.notes, evidence=found.evidence)
     return tuned, found.features
 
@@ -214,7 +214,7 @@ def _with_history(run: Run, model: TunableModel, found: Trained, race: list[Row]
     evidence = found.evidence
     if evidence is not None:
         evidence, metrics["temperature"] = _calibrated(model, evidence)
-    metrics |= _expected(evidence)
+        metrics |= evidence.told()
     told = [*run.data.notes, *notes, *found.notes]
     return Tuned(run.backbone, model, run.data.classes, metrics, [*race, *found.history], told, evidence=evidence)
 
@@ -226,15 +226,6 @@ def _calibrated(model: TunableModel, evidence: Evidence) -> tuple[Evidence, floa
         model.head.weight.mul_(factor)
         model.head.bias.mul_(factor)
     return evidence, 1 / factor
-
-
-def _expected(evidence: Evidence | None) -> Row:
-    """What accuracy to expect on new images."""
-    if evidence is None:
-        return {}
-    value, low, high = evidence.expected_accuracy
-    told = {"expected_accuracy": value, "expected_low": low, "expected_high": high}
-    return told | {"held_out_loss": evidence.log_loss}
 
 
 def _trainer(
