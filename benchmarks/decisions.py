@@ -128,7 +128,10 @@ def judged(tuned: tightframe.Tuned, labels: np.ndarray) -> Row:
 
 
 def rows_in(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """The rows of the file; of several of one point, the one with the most methods."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = sorted(map(json.loads, lines), key=lambda row: len(row["methods"]))
+    return list({tuple(row[key] for key in KEY): row for row in rows}.values())
 
 
 def report(rows: list[Row]) -> str:
@@ -187,6 +190,9 @@ def accuracies(title: str, rows: list[Row]) -> str:
 
 def decisions(rows: list[Row]) -> str:
     """Regret of the rule against the better of what it chooses from, and against all methods in hindsight."""
+    rows = [row for row in rows if "scl" in row["methods"]]
+    if not rows:
+        return ""
     table = [["images a class", "`scl` taken", "regret of two", "worst", "regret of all", "worst"]]
     for shots, some in by_shots(rows):
         two = [max(accuracy(r, "discriminant"), accuracy(r, "scl")) - accuracy(r, "auto") for r in some]
