@@ -4,10 +4,10 @@
     python benchmarks/decisions.py ROWS.jsonl --report benchmarks/results/decisions.md
 
 DIR holds `zoo/zoo.py` (a builder) and `data/*`; `--models` also takes names as `load_backbone` does. A row is a model,
-a set, so many training images a class, and a draw of them; it holds every method, tuned as `tightframe tune` does it with
-nothing chosen by a look at test images. `auto` is what the rule of `decide.choice` takes of `discriminant` and `scl`.
-Rows are added one by one, those that are there are not made again, and the draw changes slowest, so that a run that was
-stopped is a smaller study.
+a set, so many training images a class, and a draw of them; it holds every method, tuned as `tightframe tune` does it
+with nothing chosen by a look at test images. `auto` is what the rule of `decide.choice` takes of `discriminant` and
+`scl`. Rows are added one by one, those that are there are not made again, and the draw changes slowest, so that a run
+that was stopped is a smaller study. `--methods discriminant linear` is the quick part, without training blocks.
 
 `discriminant` averages depths and shrinkages by leave-one-out on the training images at hand. Its three constants
 (grid of shrinkages, sharpness of the average, one image of no class) were set on draws 0 and 1 of the sets below; the
@@ -206,8 +206,8 @@ def decisions(rows: list[Row]) -> str:
         ]
         table.append([str(shots), f"{taken} of {len(some)}", *cells])
     return (
-        "## Regret\n\nPoints of test accuracy that `auto` is behind the better one in hindsight. The best of several on "
-        f"250 to 500 test images is ahead by luck alone: by one point or two.\n\n{markdown(table)}"
+        "## Regret\n\nPoints of test accuracy that `auto` is behind the better one in hindsight. The best of several "
+        f"on 250 to 500 test images is ahead by luck alone: by one point or two.\n\n{markdown(table)}"
     )
 
 

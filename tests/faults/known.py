@@ -336,4 +336,32 @@ FAULTS = (
         "content(path)",
         "report/test_page.py::test_writing_replaces_the_whole_file_or_nothing",
     ),
+    Fault(
+        "what was trained is used wherever it loses less",
+        "decide/choice.py",
+        "if gain.low > 0}",
+        "if gain.value > 0}",
+        "decide/test_choice.py::test_the_first_stays_where_nothing_is_beyond_doubt",
+    ),
+    Fault(
+        "an image that is left out has a part in its own class mean",
+        "probes/left_out.py",
+        "distance[rows, labels] = factor.square() * own + grown * (factor * own).square()",
+        "distance[rows, labels] = own + grown * (factor * own).square()",
+        "probes/test_discriminant.py::test_each_discriminant_is_the_formula_and_each_image_is_left_out",
+    ),
+    Fault(
+        "a model's folds are trained on the images that they predict",
+        "decide/training.py",
+        "training, held = np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)",
+        "training, held = np.arange(images), np.flatnonzero(assigned == fold)",
+        "jobs/test_training.py::test_no_fold_has_seen_the_images_that_it_predicts",
+    ),
+    Fault(
+        "a model is judged on images that it was trained on",
+        "deploy/evaluate.py",
+        "if digest not in known]",
+        "if digest]",
+        "deploy/test_training_set.py::test_a_folder_that_was_partly_trained_on_is_judged_on_the_rest",
+    ),
 )

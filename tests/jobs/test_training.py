@@ -118,6 +118,31 @@ def test_a_warm_start_has_not_seen_the_images_that_judge_it(data, small, monkeyp
     assert seen == [len(kept), len(data.train)]  # each once, however many trials start from it
 
 
+def test_no_fold_has_seen_the_images_that_it_predicts(data, small, monkeypatch):
+    import tightframe.decide.training as job
+
+    fitted, judged, trained, held = job.fit, job.predict_features, [], []
+
+    def fit(model, inputs, split, recipe, **options):
+        trained.append(set(split.training.tolist()))
+        assert recipe.epochs == PLAN.epochs, "for as long as the model itself"
+        return fitted(model, inputs, split, recipe, **options)
+
+    def predict(model, inputs, order, *rest):
+        held.append(set(order.tolist()))
+        return judged(model, inputs, order, *rest)
+
+    monkeypatch.setattr(job, "fit", fit)
+    monkeypatch.setattr(job, "predict_features", predict)
+    plan = replace(PLAN, lr=(0.05,), weight_decay=(1e-4,), folds=3)
+    tuned = tune(data, small, method="scl", block="1", config=plan)
+    everything = set(range(len(data.train)))
+    assert [one | other for one, other in zip(trained[:3], held, strict=True)] == [everything] * 3
+    assert not any(one & other for one, other in zip(trained[:3], held, strict=True))
+    assert trained[3:] == [everything]
+    assert len(tuned.evidence.labels) == len(everything) == sum(map(len, held))
+
+
 @pytest.mark.parametrize(("start", "minutes"), [("probe", None), ("zeros", 5.0)])
 def test_every_trial_of_a_probe_starts_where_training_does(data, small, monkeypatch, start, minutes):
     import tightframe.decide.training as job
