@@ -22,20 +22,22 @@ SWINGS = np.where(np.arange(100) % 2, 0.06, -0.05)
 def test_the_first_stays_where_nothing_is_beyond_doubt():
     found = choose({"first": losing(BASE), "other": losing(BASE - SWINGS)}, "first")
     assert found.name == "first"
-    assert "other does not lose less beyond doubt (the difference is 0.005 nats" in found.why
+    assert "other is not better beyond doubt: its log loss is lower by 0.005 (95 % interval -0.0" in found.why
 
 
 def test_what_loses_less_beyond_doubt_is_used_and_of_several_the_least():
     rivals = {"first": losing(BASE), "good": losing(BASE - 0.05), "best": losing(BASE - 0.1), "bad": losing(BASE + 1)}
     found = choose(rivals, "first")
     assert found.name == "best"
-    assert found.why.startswith("best is used: held out, it loses 0.1 nats")
+    assert found.why == (
+        "best is used: on held-out images its log loss is lower by 0.1 (95 % interval 0.1 to 0.1) than first's"
+    )
 
 
 def test_what_loses_more_beyond_doubt_is_said_so():
     found = choose({"first": losing(BASE), "bad": losing(BASE + 0.3), "worse": losing(BASE + 0.5)}, "first")
     assert found.name == "first"
-    assert "bad loses 0.3 nats (0.3 to 0.3) more an image" in found.why
+    assert found.why.endswith("on held-out images bad's log loss is higher by 0.3 (95 % interval 0.3 to 0.3)")
 
 
 def test_one_alone_is_used():

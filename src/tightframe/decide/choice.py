@@ -25,18 +25,17 @@ def choose(evidence: Mapping[str, Evidence], first: str) -> Choice:
     better = {name: gain for name, gain in gains.items() if gain.low > 0}
     if better:
         name = min(better, key=lambda name: evidence[name].log_loss)
-        return Choice(name, f"{name} is used: held out, it loses {told(gains[name])} less an image than {first}")
+        return Choice(name, f"{name} is used: on held-out images its log loss is {told(gains[name])} than {first}'s")
     if not gains:
         return Choice(first, f"{first} is used")
     nearest = max(gains, key=lambda name: gains[name].value)
-    gain = gains[nearest]
-    if gain.high < 0:
-        worse = Estimate(-gain.value, -gain.high, -gain.low)
-        return Choice(first, f"{first} is used: held out, {nearest} loses {told(worse)} more an image")
-    doubt = f"held out, {nearest} does not lose less beyond doubt (the difference is {told(gain)} an image)"
+    if gains[nearest].high < 0:
+        return Choice(first, f"{first} is used: on held-out images {nearest}'s log loss is {told(gains[nearest])}")
+    doubt = f"on held-out images {nearest} is not better beyond doubt: its log loss is {told(gains[nearest])}"
     return Choice(first, f"{first} is used: {doubt}")
 
 
 def told(gain: Estimate) -> str:
-    """Such as "0.12 nats (0.05 to 0.19)"."""
-    return f"{gain.value:.2g} nats ({gain.low:.2g} to {gain.high:.2g})"
+    """Such as "lower by 0.12 (95 % interval 0.05 to 0.19)"."""
+    value, low, high = (gain.value, gain.low, gain.high) if gain.value >= 0 else (-gain.value, -gain.high, -gain.low)
+    return f"{'lower' if gain.value >= 0 else 'higher'} by {value:.2g} (95 % interval {low:.2g} to {high:.2g})"

@@ -28,6 +28,7 @@ from tightframe.jobs.rank import rank
 from tightframe.jobs.story import epoch_rows, write_story
 from tightframe.models.backbones import load_backbone
 from tightframe.models.lists import listed
+from tightframe.report.formats import percent
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.tuning.config import TrainConfig
@@ -133,6 +134,11 @@ def _reported(
     main = tuned[compared.best] if compared.best else next(iter(tuned.values()))
     where = f" at block {main.model.block}" if main.model.block else ""
     chosen = f"chosen: {main.backbone.name} by {main.model.method.name}{where}"
+    if main.metrics.get("expected_accuracy") is not None:
+        value, low, high = (main.metrics[f"expected_{end}"] for end in ("accuracy", "low", "high"))
+        chosen += (
+            f"; expect {percent(value)} on new images like these (95 % interval {percent(low)} to {percent(high)})"
+        )
     notes = list(dict.fromkeys([chosen, *compared.result.notes, *ranking.notes]))
     next_steps = [
         main.predict_command(folder / main.model.method.name),

@@ -33,7 +33,7 @@ def ranking_chart(rows: Sequence[Row]) -> Chart | None:
         Axis("accuracy"),
         Axis("model"),
         title="Accuracy of each model",
-        subtitle="Simple classifiers on the frozen features, best model first. Bars: 95 % intervals.",
+        subtitle="Discriminants of all layers, best model first. Bars: 95 % intervals.",
         color="kind",
         tips=("model", "kind", "accuracy", "nc1", "h_score", "logme", "parameters", "seconds"),
     )
