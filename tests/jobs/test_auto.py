@@ -41,6 +41,8 @@ def test_what_the_rule_takes_is_saved_and_returned(data, wide, tmp_path, favorin
     assert tuned.model.method.name == name
     assert tuned.notes[0] == f"{name} is used: the test says so"
     assert not (tmp_path / "run" / "unfinished").exists()
+    series = [json.loads(line)["series"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {one.partition(" ")[0] for one in series} == {"fold", "final"}
     again = load_tuned(tmp_path / "run", wide)
     assert again.model.method.name == name
     np.testing.assert_array_equal(again.evidence.log_probabilities, tuned.evidence.log_probabilities)

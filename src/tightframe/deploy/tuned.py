@@ -179,9 +179,11 @@ class Tuned:
             metrics=self.metrics,
             versions=versions(),
         )
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        TrainingSet(self.trained_on, self.evidence, self.familiar).write(Path(folder))
-        checkpoint.write(Path(folder), self.model, description)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / checkpoint.DESCRIPTION).unlink(missing_ok=True)  # nothing counts until all of it is there
+        TrainingSet(self.trained_on, self.evidence, self.familiar).write(folder)
+        checkpoint.write(folder, self.model, description)
 
 
 def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned:

@@ -36,6 +36,7 @@ from tightframe.row import Row, plain
 from tightframe.tuning.checkpoint import DESCRIPTION
 from tightframe.tuning.config import Clock, TrainConfig
 from tightframe.tuning.logs import check as check_logs
+from tightframe.tuning.logs import keep as keep_logs
 from tightframe.tuning.logs import logging_to
 from tightframe.tuning.loop import Diverged, Inputs, collapse_of, logits_of, predict_features
 from tightframe.tuning.methods import METHODS, Method, Owned, method_named
@@ -173,6 +174,9 @@ def best_of_two(run: Run, folder: Path | None, resume: bool) -> Tuned:
     metrics = best.metrics | {"seconds": time.perf_counter() - started}
     best = replace(best, metrics=metrics, notes=list(dict.fromkeys([*notes, *best.notes])))
     if folder is not None:
+        for source in place.values() if is_first() else ():
+            if source is not None:
+                keep_logs(source, folder)
         _save(best, folder, scope)
     return best
 

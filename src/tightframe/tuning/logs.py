@@ -28,6 +28,7 @@ TRACKERS = {
     "mlflow": "set MLFLOW_TRACKING_URI to a server or a database that can be reached",
 }
 """Names of trackers, and what to do where one can't start."""
+LOG = "log.jsonl"
 
 
 class LogFailed(TightframeError):
@@ -53,7 +54,7 @@ def logging_to(names: Sequence[str], folder: Path | None, title: str, settings: 
     tells: list[Tell] = []
     with ExitStack() as stack:
         if is_first() and folder is not None:
-            tells.append(partial(_write, stack.enter_context((folder / "log.jsonl").open("w", encoding="utf-8"))))
+            tells.append(partial(_write, stack.enter_context((folder / LOG).open("w", encoding="utf-8"))))
         for name in dict.fromkeys(names) if is_first() else ():
             tracker = _started(name, folder, title, settings)
             stack.callback(tracker.finish)
@@ -73,6 +74,14 @@ def check(names: Sequence[str], folder: Path | None) -> None:
             raise SettingsError(f'no log "{name}"; choose {", ".join(TRACKERS)} (log.jsonl is always written to --out)')
         if folder is None and name == "tensorboard":
             raise SettingsError("the log tensorboard is kept in the folder of the result: give one with --out (out=…)")
+
+
+def keep(source: Path, folder: Path) -> None:
+    """Move what was logged into the folder ``source`` to ``folder``, in place of an earlier run's."""
+    for name in (LOG, *TRACKERS):
+        if (source / name).exists():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (source / name).replace(folder / name)
 
 
 def _write(file: TextIO, series: str, row: Row) -> None:
