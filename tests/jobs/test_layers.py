@@ -80,3 +80,11 @@ def test_the_most_accurate_layer_is_recommended_and_among_its_like_the_most_coll
 def test_no_layers():
     with pytest.raises(MeasureError, match="--layers"):
         recommended([], [])
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_next_step_tunes_the_block_that_was_recommended(data, backbone, monkeypatch, place):
+    chosen = range(len(backbone.layers) + 1)[place]
+    monkeypatch.setattr("tightframe.jobs.layers.recommended", lambda rows, correct: (chosen, "since the test says so"))
+    (command,) = layers(dataclasses.replace(data, test=None), backbone).next_steps
+    assert command.endswith("--out DIR" if place else f" --block {backbone.layers[0].name}")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tightframe.backbone import Backbone
+from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import MeasureError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
@@ -76,13 +76,11 @@ def layers(
         "precision": features.precision,
         "seed": seed,
     }
-    return Result(
-        "layers",
-        rows,
-        settings,
-        [*notes, why, STANDARDIZED],
-        [tune_command(backbone.origin.get("uri", backbone.name), backbone.origin)],
-    )
+    command = tune_command(backbone.origin.get("uri", backbone.name), backbone.origin)
+    best = rows[chosen]["layer"]
+    if best != PENULTIMATE:  # do what was said
+        command += f" --block {best}"
+    return Result("layers", rows, settings, [*notes, why, STANDARDIZED], [command])
 
 
 def _row(name: str, features: Features, test: Features | None, classes: int, seed: int) -> tuple[Row, np.ndarray]:
