@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 import tightframe
-from tightframe.decide.block import candidates, readings
+from tightframe.decide.block import candidates, chosen_block, readings
 from tightframe.decide.layers import recommend_layer
-from tightframe.jobs.tune import choose_layer
 from tightframe.tuning.methods import METHODS
 
 SHOTS, EPOCHS = 20, 20
@@ -50,15 +49,15 @@ def main() -> None:
     for name, model, side in CASES:
         data = tightframe.load_images(str(shared / "data" / name), max_per_class=SHOTS)
         backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}", input_size=side)
-        plan = tightframe.TrainConfig(epochs=EPOCHS)
+        plan = tightframe.TrainConfig(epochs=EPOCHS, folds=0)
         known = readings(backbone, tightframe.Workspace().features(backbone, data.train), plan.align)
         racing, usual = candidates(*known), recommend_layer(*known)
         started = time.perf_counter()
-        chosen, _ = choose_layer(data, backbone, METHODS["scl"], plan, {})
+        chosen, _ = chosen_block(data.train, backbone, "auto", METHODS["scl"], plan, tightframe.Workspace())
         race = time.perf_counter() - started
         found, seconds = {}, []
         for block in dict.fromkeys([*racing, usual]):
-            tuned = tightframe.tune(data, backbone, block=block, config=replace(plan))
+            tuned = tightframe.tune(data, backbone, method="scl", block=block, config=replace(plan))
             found[block] = 100 * tuned.metrics["test_accuracy"]
             seconds.append(tuned.metrics["seconds"])
         best = max(found.values())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,16 +19,16 @@ import torch
 from few_samples import truth
 
 from tightframe.features.moments import ClassMoments
+from tightframe.metrics.collapse import cdnv, nc1
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.intervals import COLLAPSE, Interval, collapse_intervals, corrected_intervals, intervals
-from tightframe.scores.from_moments import h_score_shrunk, logme
+from tightframe.metrics.intervals import Interval, collapse_intervals, corrected_intervals
+from tightframe.metrics.summary import collapse_metrics
 
 DRAWS = 400
 EACH = 100
 """Draws from one population; then means and scales are drawn anew."""
 FEW = 8
 """Draws that an interval around a corrected value is made of here, for time: Student's t makes up for it."""
-SCORES = {"logme": logme, "h_score_shrunk": h_score_shrunk}
 
 
 class Setting(NamedTuple):
@@ -51,11 +50,10 @@ SETTINGS = (
     Setting(128, 0.5, (3, 5, 8, 12, 20, 30, 40, 60)),
     Setting(64, 0.5, (100,) * 10),
 )
-OF_CLASSES = (Setting(64, 0.5, (20,) * 10), Setting(64, 0.5, (20,) * 30))
 
 
 class Draw(NamedTuple):
-    index: int
+    seed: int
     population: int
     folds: Folds
     truth: dict[str, float]
@@ -92,7 +90,7 @@ def judged(made: Sequence[Interval], about: np.ndarray) -> Found:
 
 
 def around_mean(given: list[Draw], make: Callable[..., dict[str, Interval]]) -> dict[str, Found]:
-    made = [make(draw.folds, seed=draw.index) for draw in given]
+    made = [make(draw.folds, seed=draw.seed) for draw in given]
     of = np.array([draw.population for draw in given])
     found = {}
     for name in made[0]:
@@ -104,7 +102,7 @@ def around_mean(given: list[Draw], make: Callable[..., dict[str, Interval]]) -> 
 
 
 def around_truth(given: list[Draw]) -> dict[str, Found]:
-    made = [corrected_intervals(draw.folds, draws=FEW, seed=draw.index) for draw in given]
+    made = [corrected_intervals(draw.folds, draws=FEW, seed=draw.seed) for draw in given]
     found = {}
     for name in made[0]:
         about = np.array([draw.truth[name] for draw in given])
@@ -116,31 +114,17 @@ def around_truth(given: list[Draw]) -> dict[str, Found]:
 def bootstrap(folds: Folds, seed: int, resamples: int = 200) -> dict[str, Interval]:
     """The percentile bootstrap of images, class by class: what not to do."""
     rng = np.random.default_rng(seed)
-    names = ("nc1", "cdnv")
+    metrics = {"nc1": nc1, "cdnv": cdnv}
     rows = []
     for _ in range(resamples):
         chosen = np.concatenate(
             [rng.choice(own, len(own)) for own in (np.flatnonzero(folds.labels == k) for k in folds.labels.unique())]
         )
         moments = ClassMoments.from_features(folds.features[chosen], folds.labels[chosen], folds.total.classes)
-        rows.append([COLLAPSE[name](moments) for name in names])
+        rows.append([metric(moments) for metric in metrics.values()])
     low, high = np.quantile(rows, [0.025, 0.975], axis=0)
-    return {name: Interval(COLLAPSE[name](folds.total), *ends) for name, *ends in zip(names, low, high, strict=True)}
-
-
-def over_classes(setting: Setting, number: int) -> dict[str, Found]:
-    """Classes are drawn anew, the covariance within them stays."""
-    scales = np.exp(0.5 * np.random.default_rng(0).standard_normal(setting.dimension))
-    labels = np.repeat(np.arange(len(setting.counts)), setting.counts)
-    made = []
-    for index in range(number):
-        rng = np.random.default_rng([index, 3])
-        means = setting.signal * rng.standard_normal((len(setting.counts), setting.dimension))
-        features = means[labels] + scales * rng.standard_normal((len(labels), setting.dimension))
-        folds = Folds.of(features, labels, len(means), folds=2)
-        made.append(intervals(folds, COLLAPSE, over="classes", seed=index))
-    usual = {name: np.mean([one[name].value for one in made]) for name in COLLAPSE}
-    return {name: judged([one[name] for one in made], np.full(number, usual[name])) for name in COLLAPSE}
+    values = [metric(folds.total) for metric in metrics.values()]
+    return {name: Interval(*ends) for name, *ends in zip(metrics, values, low, high, strict=True)}
 
 
 def cost() -> None:
@@ -154,9 +138,8 @@ def cost() -> None:
         seconds = [time.perf_counter()]
         total = ClassMoments.from_features(features, labels, classes)
         seconds.append(time.perf_counter())
-        folds = Folds(torch.from_numpy(features), torch.from_numpy(labels), (torch.arange(samples),), (total,))
-        for metric in COLLAPSE.values():
-            metric(folds.total)
+        folds = Folds(torch.from_numpy(features), torch.from_numpy(labels), classes, (torch.arange(samples),))
+        collapse_metrics(total)
         seconds.append(time.perf_counter())
         collapse_intervals(folds)
         seconds.append(time.perf_counter())
@@ -193,8 +176,6 @@ def main() -> None:
     given = {setting: draws(setting, number) for setting in SETTINGS}
     table("Plug-in values", {str(s): around_mean(d, collapse_intervals) for s, d in given.items()})
     table("Percentile bootstrap, for comparison", {str(s): around_mean(given[s], bootstrap) for s in SETTINGS[:3:2]})
-    table("Scores", {str(s): around_mean(given[s], of_scores) for s in SETTINGS[:1]})
-    table("Over classes", {str(s): over_classes(s, number) for s in OF_CLASSES})
     cost()
     table(
         f"Corrected values, each of another population, {FEW} draws an interval",
@@ -202,9 +183,5 @@ def main() -> None:
     )
 
 
-def of_scores(folds: Folds, seed: int) -> dict[str, Interval]:
-    return intervals(folds, SCORES, seed=seed)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

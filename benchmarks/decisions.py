@@ -33,6 +33,7 @@ import torch
 
 import tightframe
 from tightframe.decide.choice import choose
+from tightframe.decide.evidence import Evidence
 from tightframe.errors import TightframeError
 from tightframe.features.workspace import Workspace
 from tightframe.probes.calibration import calibration_error
@@ -90,9 +91,12 @@ def study(shared: Path, options: argparse.Namespace, done: set[tuple[Any, ...]])
             images = tightframe.load_images(shared / "data" / data, max_per_class=shots, seed=draw)
             workspace = Workspace(device=options.device)
             found = dict(tuned_by_all(images, backbone, options.methods, draw, workspace))
+            assert images.test is not None
             methods = {name: judged(one, images.test.labels) for name, one in found.items()}
-            evidence = {name: found[name].evidence for name in ("discriminant", "scl") if name in found}
-            known = {name: one for name, one in evidence.items() if one is not None}
+            evidence: dict[str, Evidence | None] = {
+                name: found[name].evidence for name in ("discriminant", "scl") if name in found
+            }
+            known: dict[str, Evidence] = {name: one for name, one in evidence.items() if one is not None}
             gain = None
             if set(known) == {"discriminant", "scl"}:
                 gain = known["scl"].gain_over(known["discriminant"])
@@ -118,12 +122,13 @@ def tuned_by_all(
 
 def judged(tuned: tightframe.Tuned, labels: np.ndarray) -> Row:
     """What a model promised, and what it did on test images."""
+    assert tuned.test_logits is not None
     said = torch.softmax(tuned.test_logits.double(), 1)
     wanted = ("test_accuracy", "expected_accuracy", "expected_low", "expected_high", "seconds", "block", "lr")
     row = {name: tuned.metrics.get(name) for name in wanted}
     if tuned.evidence is not None:
         row["held_out_loss"] = tuned.evidence.log_loss
-    loss = torch.nn.functional.cross_entropy(tuned.test_logits.double(), torch.from_numpy(labels))
+    loss = torch.nn.functional.cross_entropy(tuned.test_logits.double(), torch.tensor(labels))
     return row | {"calibration_error": calibration_error(said, labels), "test_loss": float(loss)}
 
 

@@ -1,4 +1,4 @@
-"""How well every column of `tightframe rank` ranks real models on real datasets, and the rule that combines them.
+"""How well every column of `tightframe rank` ranks real models on real datasets, and the order that it gives them.
 
     TIGHTFRAME_SHARED=DIR OMP_NUM_THREADS=1 python benchmarks/ranking.py CACHE > benchmarks/results/ranking.md
 
@@ -15,7 +15,6 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +22,14 @@ import torch
 
 import tightframe
 from tightframe.decide.ranking import orders, quality
-from tightframe.decide.recommendation import FADING, MOVING, SIZE, WEIGHTS
-from tightframe.features.stages import Run
+from tightframe.decide.recommendation import MOVING, SIZE
+from tightframe.features.workspace import Workspace
 from tightframe.jobs.rank import rank
 from tightframe.row import Row
 from tightframe.scores.agreement import agreement
 
 SHOTS = (10, 20, None)
 SHOWN = ("weighted_tau", "regret")
-PROBES = ("probe_accuracy", "lda_accuracy", "knn_accuracy")
-GRID = [
-    (weights, size)
-    for weights in product((0.0, 0.2, 0.4), repeat=len(PROBES))
-    for size in (0.0, 0.02, 0.05, 0.08, 0.12)
-    if sum(weights)
-]
 Found = dict[tuple[str, int | None], list[Row]]
 
 
@@ -63,8 +55,7 @@ def table(shared: Path, cache: Path) -> Found:
         for shots in SHOTS:
             started = time.perf_counter()
             data = tightframe.load_images(str(folder), max_per_class=shots)
-            run, store = Run(cache / f"{folder.name}-{shots}"), tightframe.FeatureStore(cache / "features")
-            rows = rank(data, models, run=run, store=store, precision="float32").rows
+            rows = rank(data, models, workspace=Workspace(cache, precision="float32")).rows
             found[folder.name, shots] = rows
             print(f"{folder.name} {shots}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         truth = {row["model"]: row["test_accuracy"] for row in found[folder.name, None]}
@@ -90,31 +81,6 @@ def columns(found: Found, shots: int | None) -> dict[str, dict[str, list[float]]
     return made
 
 
-def estimate(rows: list[Row], weights: tuple[float, ...], size: float) -> list[float]:
-    """Expected accuracy as ``metrics.recommendation`` makes it, with other numbers."""
-    images = rows[0]["images"]
-    logs = np.log([row["parameters"] for row in rows])
-    bonus = size * FADING / (FADING + images) * (logs - logs.mean())
-    held_out = np.array([[row[probe] for probe in PROBES] for row in rows])
-    return list(held_out @ weights / sum(weights) + bonus)
-
-
-def left_out(found: Found, shots: int | None) -> dict[str, float]:
-    """Weights of the probes and the bonus, chosen on all sets but the one they are judged on."""
-    sets = sorted({name for name, _ in found})
-    scored = {
-        (name, at): judged(found[name, shots], estimate(found[name, shots], *GRID[at]))
-        for name in sets
-        for at in range(len(GRID))
-    }
-    taken = []
-    for held in sets:
-        rest = [name for name in sets if name != held]
-        means = [np.mean([scored[name, at]["weighted_tau"] for name in rest]) for at in range(len(GRID))]
-        taken.append(scored[held, int(np.argmax(means))])
-    return {name: float(np.mean([one[name] for one in taken])) for name in SHOWN}
-
-
 def means(found: Found) -> None:
     """A line a column: mean weighted τ and regret over the sets, by images a class."""
     print("| ranked by | " + " | ".join(f"{shots or 'all'} a class" for shots in SHOTS) + " |")
@@ -123,8 +89,16 @@ def means(found: Found) -> None:
     known = [column for column in orders() if column in by_shots[None]]
     for column in sorted(known, key=lambda c: -np.mean(by_shots[None][c]["weighted_tau"])):
         print(f"| `{column}` | " + " | ".join(spelled(by_shots[shots].get(column)) for shots in SHOTS) + " |")
-    rule = [{name: [value] for name, value in left_out(found, shots).items()} for shots in SHOTS]
-    print("| the rule of `expected_accuracy`, numbers left out | " + " | ".join(map(spelled, rule)) + " |")
+    firsts = [{name: [value] for name, value in first_of_the_list(found, shots).items()} for shots in SHOTS]
+    print("| the order of the list, with its head start for larger models | " + " | ".join(map(spelled, firsts)) + " |")
+
+
+def first_of_the_list(found: Found, shots: int | None) -> dict[str, float]:
+    """How well the order of the rows themselves ranks the models."""
+    taken = [
+        judged(rows, [-float(place) for place in range(len(rows))]) for (_, at), rows in found.items() if at == shots
+    ]
+    return {name: float(np.mean([one[name] for one in taken])) for name in SHOWN}
 
 
 def spelled(cell: dict[str, list[float]] | None) -> str:
@@ -161,8 +135,8 @@ def races(shared: Path, cache: Path, found: Found) -> None:
     print("\n| images | first of all | first of the race | its regret | forward passes saved |\n|---|---|---|---|---|")
     for name in sorted({name for name, _ in found}):
         data, rows = tightframe.load_images(str(shared / "data" / name)), found[name, None]
-        store = tightframe.FeatureStore(cache / "features")
-        raced = rank(data, models_for(shared, name), time_limit=600.0, store=store, precision="float32").rows
+        workspace = Workspace(cache, precision="float32")
+        raced = rank(data, models_for(shared, name), time_limit=600.0, workspace=workspace).rows
         truth = {row["model"]: row["test_accuracy"] for row in rows}
         passes = len(rows) * len(data.train) / sum(row["images_seen"] for row in raced)
         regret = 100 * (max(truth.values()) - truth[raced[0]["model"]])
@@ -181,9 +155,11 @@ def main() -> None:
     print(f"`python benchmarks/ranking.py CACHE` on {platform.machine()}, {torch.get_num_threads()} thread; ", end="")
     print(f"Python {platform.python_version()}, PyTorch {torch.__version__}.\n")
     print(f"{count} models, {sets} datasets; mean weighted Kendall τ / mean regret of the first choice in points.")
-    print("Truth: test accuracy of the ridge probe on all training images. `expected_accuracy` uses weights of")
-    print(f"{dict(WEIGHTS)} and a bonus of {SIZE}; the last line is the same rule with numbers chosen without the set")
-    print("that it is judged on. A score that gives every model the same value counts as τ = −1.\n")
+    print("Truth: test accuracy of the ridge probe on all training images. `expected_accuracy` is of discriminants of")
+    print(
+        f"all layers; the order of the list adds a head start of {SIZE} for e times the parameters. A score that gives"
+    )
+    print("every model the same value counts as τ = −1.\n")
     means(found)
     some = {key: [row for row in rows if row["source_accuracy"] is not None] for key, rows in found.items()}
     few = len(next(iter(some.values())))
@@ -191,7 +167,7 @@ def main() -> None:
     means(some)
     print(f"\n## Set by set\n\nWeighted τ and its 95 % interval over {count} models, all training images.")
     by_set(found)
-    print("\n## Races (`rank --budget`)\n")
+    print("\n## Races (`rank --time-limit`)\n")
     print(f"{count} models each. Accuracies of models move apart by {moving(found):.3f} at each doubling of images,")
     print(f"root mean square over sets; the race takes {MOVING}.")
     races(shared, cache, found)

@@ -6,8 +6,8 @@
 DIR holds `zoo/zoo.py` (a builder) and `data/*`. A row is a method tuned as `tightframe tune` does it, rate, decay and
 block chosen without a look at test images. Rows are added to the file one by one, those that are there are not made
 again, and the seed changes slowest, so that a run that was stopped is a smaller study. Different seeds draw different
-training images from the set. Other forms of SCL: `scl-concat` (`--align concat --scale spread`), `scl-probe`
-(`--head-start probe`) and `scl-flip` (`--augment flip`).
+training images from the set. Other forms of SCL: `scl-concat` (`--align concat --skip-scale spread`), `scl-probe`
+(`--head-init probe`) and `scl-flip` (`--augment flip`).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ SIDES = dict.fromkeys(IMAGENET, 96) | dict.fromkeys(CIFAR, 32)
 QUICK = ("linear", "layer", "scl")
 FIRST = (*QUICK, "full")
 FORMS: dict[str, dict[str, Any]] = {
-    "scl-concat": {"align": "concat", "scale": "spread"},
-    "scl-probe": {"start": "probe"},
+    "scl-concat": {"align": "concat", "skip_scale": "spread"},
+    "scl-probe": {"head_init": "probe"},
     "scl-flip": {"augment": "flip"},
 }
 NAMES = (*FIRST, *FORMS, *(name for name in METHODS if name not in FIRST))
@@ -89,12 +89,12 @@ def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...
 
 
 def tuned_by(name: str, images: tightframe.ImageSplits, backbone: tightframe.Backbone, seed: int, epochs: int) -> Row:
-    plan = tightframe.TrainConfig(epochs=epochs, seed=seed, **FORMS.get(name, {}))
+    plan = tightframe.TrainConfig(epochs=epochs, seed=seed, folds=0, **FORMS.get(name, {}))
     try:
         tuned = tightframe.tune(images, backbone, method="scl" if name in FORMS else name, config=plan)
     except TightframeError as error:
         return {"test_accuracy": None, "seconds": None, "error": str(error)}
-    kept = ("layer", "test_accuracy", "train_accuracy", "share", "rate", "decay", "seconds", "bytes")
+    kept = ("block", "test_accuracy", "train_accuracy", "trainable_share", "lr", "weight_decay", "seconds", "bytes")
     return {key: tuned.metrics[key] for key in kept} | {"epochs": epochs, "nc1": penultimate_nc1(tuned, images.train)}
 
 

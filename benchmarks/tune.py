@@ -32,15 +32,16 @@ from torch.nn import functional
 
 import tightframe
 from tightframe.data.selection import stratified
+from tightframe.decide.block import chosen_block
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import autocast, likely_precision, on_device
-from tightframe.jobs.tune import choose_layer
+from tightframe.row import Row
 from tightframe.tuning.loop import Inputs, fit
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.state import Row, Trainable
-from tightframe.tuning.surgery import TunableModel, inputs_of
+from tightframe.tuning.state import Trainable
+from tightframe.tuning.surgery import TunableModel
 
 ROUNDS, EPOCHS, MEASURED = 2, 100, 4
 CPU = torch.device("cpu")
@@ -107,7 +108,8 @@ def measured(shared: Path, case: str, mode: str) -> dict[str, Any]:
 def block(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str) -> dict[str, Any]:
     started = time.perf_counter()
     plan = tightframe.TrainConfig(epochs=EPOCHS)
-    chosen, _ = choose_layer(data, backbone, METHODS["scl"], plan, {})
+    workspace = tightframe.Workspace(device="cpu")
+    chosen, _ = chosen_block(data.train, backbone, "auto", METHODS["scl"], plan, workspace)
     model = model_of(data, backbone, "scl", chosen)
     precision = likely_precision(model.base, CPU, "auto")
     looks, bare = backbone.preprocessing, {}
@@ -116,9 +118,7 @@ def block(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str
     before = resident(reset=True)
     if mode == "scl":
         part = model.from_block()
-        once = PixelInputs(Pixels(data.train, looks, keep_bytes=0))
-        count = len(data.train)
-        inputs = inputs_of(model.base, [chosen], once, count, device=CPU, precision=precision, budget=8)[chosen]
+        inputs = workspace.block_inputs(backbone, data.train, [chosen])[chosen]
     prepared = time.perf_counter() - started
     rows = fit(part, inputs, everything(data), recipe(MEASURED + 1), device=CPU, precision=precision)
     memory = resident(peak=True) - before
@@ -171,14 +171,13 @@ def to_accuracy(data: tightframe.ImageSplits, backbone: tightframe.Backbone) -> 
     plan, found = tightframe.TrainConfig(epochs=20), {}
     for method in ("full", "scl"):
         started = time.perf_counter()
-        chosen = choose_layer(data, backbone, METHODS["scl"], plan, {})[0] if method == "scl" else None
+        workspace, chosen = tightframe.Workspace(device="cpu"), None
+        if method == "scl":
+            chosen = chosen_block(data.train, backbone, "auto", METHODS["scl"], plan, workspace)[0]
         inputs: Inputs = PixelInputs(Pixels(data.train, backbone.preprocessing))
         precision = likely_precision(backbone.module, CPU, "auto")
         if chosen:
-            count = len(data.train)
-            module = on_device(backbone.module, CPU)
-            kept = inputs_of(module, [chosen], inputs, count, device=CPU, precision=precision, budget=8)  # type: ignore
-            inputs = kept[chosen]
+            inputs = workspace.block_inputs(backbone, data.train, [chosen])[chosen]
         prepared, best = time.perf_counter() - started, None
         for rate in (0.01, 0.002, 0.0005):
             model = model_of(data, backbone, method, chosen)
@@ -209,7 +208,7 @@ def model_of(
     data: tightframe.ImageSplits, backbone: tightframe.Backbone, method: str, chosen: str | None
 ) -> TunableModel:
     plan = tightframe.TrainConfig()
-    made = TunableModel(backbone, METHODS[method], chosen, len(data.classes), "auto", plan.align, plan.scale)
+    made = TunableModel(backbone, METHODS[method], chosen, len(data.classes), "auto", plan.align, plan.skip_scale)
     if chosen:
         features = tightframe.Workspace().features(backbone, data.train, made.read)
         made.neck.rescale([torch.from_numpy(features[name]) for name in made.read])
