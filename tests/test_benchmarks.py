@@ -14,4 +14,4 @@ SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_finds_what_it_imports(script, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
-    assert callable(runpy.run_path(str(script), run_name="imported")["main"])
+    assert runpy.run_path(str(script), run_name="imported")["__name__"] == "imported"
