@@ -248,8 +248,8 @@ class ImageSplits:
         shared = [] if self.test is None else [i for i, digest in enumerate(self.test.digests) if digest in known]
         if self.test is not None and shared:
             told.append(
-                f"{counted(len(shared), 'test image')} among the training images, with the same contents, and test "
-                f"accuracy is too high for it; the first: {self.test.identifiers[shared[0]]}"
+                f"{counted(len(shared), 'test image')} among the training images, with the same contents; the first: "
+                f"{self.test.identifiers[shared[0]]}. Take them out of one of the two"
             )
         return told
 

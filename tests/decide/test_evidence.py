@@ -63,3 +63,14 @@ def test_other_images_can_not_be_compared():
 def test_one_image_leaves_everything_open():
     one = Evidence(np.log([[0.5, 0.5]]), np.array([0]))
     assert one.gain_over(one)[1:] == (-np.inf, np.inf)
+
+
+def test_the_only_image_of_a_class_decides_nothing():
+    """Held out, it is of a class that no model has seen: what each says of it is a matter of form."""
+    labels = np.array([0, 0, 1, 1, 2])
+    said = np.log(np.full((5, 3), 1 / 3))
+    harsh, mild = said.copy(), said.copy()
+    harsh[4] = np.log([0.5, 0.5 - 1e-12, 1e-12])
+    assert Evidence(harsh, labels).gain_over(Evidence(mild, labels)) == (0, 0, 0)
+    assert Evidence(harsh, labels).log_loss == pytest.approx(np.log(3))
+    assert Evidence(said[:3], np.arange(3)).log_loss == pytest.approx(np.log(3))

@@ -83,3 +83,15 @@ def test_two_images_a_class_are_enough(data, wide):
     few = np.concatenate([np.flatnonzero(data.train.labels == label)[:2] for label in range(5)])
     some = type(data)(data.name, data.train.subset(few), data.test)
     assert tune(some, wide, block="layer3.0", config=PLAN).metrics["test_accuracy"] >= 0
+
+
+@pytest.mark.parametrize("why", ["no folds", "one image a class"])
+def test_where_nothing_says_whether_training_helps_nothing_is_trained(data, wide, steps, why):
+    firsts = np.unique(data.train.labels, return_index=True)[1]
+    few = why != "no folds"
+    some = type(data)(data.name, data.train.subset(firsts), data.test) if few else data
+    tuned = tune(some, wide, config=TrainConfig() if few else TrainConfig(folds=0))
+    assert steps == []
+    assert tuned.model.method.name == "discriminant"
+    assert "without folds" in tuned.notes[0]
+    assert ("expected_accuracy" in tuned.metrics) == (not few)

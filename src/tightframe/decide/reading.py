@@ -26,14 +26,14 @@ class Read(NamedTuple):
     Attributes:
         model: on which the head is.
         features: what the head sees of each training image, (n, d).
-        left_out: predictions of each training image by all others.
+        left_out: predictions of each training image by all others; ``None`` where no class has two images.
         evidence: out-of-fold predictions, to be compared with those of trained models; without folds, ``left_out``.
     """
 
     model: TunableModel
     features: Tensor
-    left_out: Evidence
-    evidence: Evidence
+    left_out: Evidence | None
+    evidence: Evidence | None
 
 
 def read_model(images: Images, backbone: Backbone, method: Method, config: TrainConfig, workspace: Workspace) -> Read:
@@ -50,9 +50,10 @@ def read_model(images: Images, backbone: Backbone, method: Method, config: Train
         model.head.weight.copy_(torch.cat(list(found.weights.values()), 1))
         model.head.bias.copy_(found.bias)
     seen = torch.cat([torch.tensor(features[name]) for name in model.read], 1)
-    left_out = Evidence(found.held_out.numpy(), labels)
-    evidence = left_out
-    if config.folds and np.bincount(labels).max() > 1:
+    if np.bincount(labels).max() < 2:
+        return Read(model.train(False), seen, None, None)
+    left_out = evidence = Evidence(found.held_out.numpy(), labels)
+    if config.folds:
         evidence = _out_of_fold(features, labels, classes, balanced, config)
     return Read(model.train(False), seen, left_out, evidence)
 

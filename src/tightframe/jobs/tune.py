@@ -159,7 +159,9 @@ def best_of_two(run: Run, folder: Path | None, resume: bool) -> Tuned:
     started, notes = time.perf_counter(), list[str]()
     place = {name: folder / UNFINISHED / name if folder is not None else None for name in (READING, TRAINED)}
     best = tune_by(METHODS[READING], run, place[READING], True)
-    if run.clock.past(FOLD_SHARE):
+    if best.evidence is None or not run.config.folds:
+        notes.append(f"{READING} is used: without folds, nothing would say whether {TRAINED} is better")
+    elif run.clock.past(FOLD_SHARE):
         notes.append(f"{READING} is used: there was no time to train {TRAINED}")
     else:
         try:
@@ -195,7 +197,7 @@ def _read(run: Run, method: Method) -> tuple[Tuned, Tensor]:
     """A model in closed form, and what its head sees of each training image, (n, d)."""
     data, backbone = run.data, run.backbone
     found = read_model(data.train, backbone, method, run.config, run.workspace)
-    metrics = {"lr": None, "weight_decay": None, "epochs": 0, **found.left_out.told()}
+    metrics = {"lr": None, "weight_decay": None, "epochs": 0, **(found.left_out.told() if found.left_out else {})}
     tuned = Tuned(backbone, found.model, data.classes, metrics, [], data.notes, evidence=found.evidence)
     return tuned, found.features
 
