@@ -16,7 +16,7 @@ from tightframe.studies import STUDIES, run_study
 from tightframe.tuning.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA finds")
-PLAN = TrainConfig(epochs=3, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-4, 1e-3))
+PLAN = TrainConfig(epochs=3, search_epochs=2, lr=(0.05, 0.01), weight_decay=(1e-4, 1e-3), folds=2)
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,12 @@ def test_tuning(names, data, tmp_path, method, augment):
         assert next(found.model.parameters()).device.type == device
     first, second = (rows[device].metrics for device in ("cpu", "cuda"))
     assert first["block"] == second["block"]
+    if METHODS[method].closed_form:
+        heads = [rows[device].model.head.weight.detach().cpu() for device in ("cpu", "cuda")]
+        torch.testing.assert_close(*heads, rtol=1e-2, atol=1e-3 * float(heads[0].abs().max()))
+        return
+    expected = [np.exp(rows[device].evidence.log_probabilities) for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(*expected, atol=0.05 if augment == "none" else 0.5)
     losses = [[row["train_loss"] for row in rows[device].history][:2] for device in ("cpu", "cuda")]
     assert losses[1] == pytest.approx(losses[0], rel=0.01 if augment == "none" else 0.1)
 

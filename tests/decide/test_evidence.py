@@ -18,11 +18,11 @@ def drawn(images=50, classes=3, seed=0):
 
 
 def test_losses_are_those_of_the_true_classes():
-    found = Evidence(np.log([[0.5, 0.5], [0.9, 0.1], [1.0, 1e-300]]), np.array([0, 1, 1]))
-    np.testing.assert_allclose(found.losses, [-np.log(0.5), -np.log(0.1), -LEAST_LOG])
+    found = Evidence(np.log([[0.5, 0.5], [0.9, 0.1], [1.0, 1e-300], [0.8, 0.2]]), np.array([0, 1, 1, 0]))
+    np.testing.assert_allclose(found.losses, [-np.log(0.5), -np.log(0.1), -LEAST_LOG, -np.log(0.8)])
     assert found.log_loss == pytest.approx(found.losses.mean())
-    np.testing.assert_array_equal(found.correct, [True, False, False])
-    np.testing.assert_allclose(found.probabilities, [0.5, 0.1, 1e-12], rtol=0.05)
+    np.testing.assert_array_equal(found.correct, [True, False, False, True])
+    np.testing.assert_allclose(found.probabilities, [0.5, 0.1, 1e-12, 0.8], rtol=0.05)
 
 
 @pytest.mark.parametrize("right", [0, 1, 25, 49, 50])

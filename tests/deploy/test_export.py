@@ -9,13 +9,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from tightframe import export_onnx, load_tuned
+from tightframe import export_onnx, load_backbone, load_tuned, tune
 from tightframe.deploy import export
 from tightframe.deploy.export import ExportFailed
 from tightframe.errors import PackageMissing, SettingsError
+from tightframe.features.workspace import Workspace
 
 
 def telling_apart(tuned, images):
@@ -69,6 +72,38 @@ def test_lora_is_exported(data, tuned_by, tmp_path):
     (row,) = export_onnx(tuned, tmp_path / "net.onnx", data).rows
     assert row["same"] == 1
     assert tuned.probabilities(data.test).std(0).max() > 0.03, "images must be told apart, or the test shows nothing"
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    """A vision transformer of three blocks, with tokens, drawn at random, in timm's layout."""
+    folder, small = tmp_path_factory.mktemp("vit"), {"img_size": 32, "depth": 3, "embed_dim": 48}
+    torch.manual_seed(0)
+    module = timm.create_model("vit_tiny_patch16_224", num_classes=3, **small)
+    size = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": small, "pretrained_cfg": size}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(module.state_dict(), str(folder / "model.safetensors"))
+    return load_backbone(f"local-dir:{folder}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["auto", "mean"])
+@pytest.mark.parametrize("kind", ["convolutions", "tokens"])
+def test_a_reading_of_layers_is_saved_and_exported(data, wide, transformer, kind, pool, tmp_path):
+    backbone = {"convolutions": wide, "tokens": transformer}[kind]
+    workspace = Workspace(precision="float32", pool=pool)
+    tuned = tune(data, backbone, method="discriminant", out=tmp_path / "saved", workspace=workspace)
+    assert len(tuned.model.read) > 2
+    loaded = load_tuned(tmp_path / "saved")
+    assert (loaded.model.read, loaded.model.pool) == (tuned.model.read, pool)
+    assert torch.equal(loaded.logits_and_features(data.test)[0], tuned.logits_and_features(data.test)[0])
+    (row,) = export_onnx(loaded, tmp_path / "net.onnx", data).rows
+    assert row["same"] == 1
+    shares, _ = run(tmp_path / "net.onnx", bytes_of(loaded, [data.test[index] for index in range(7)]))
+    wanted = tuned.probabilities(data.test)
+    np.testing.assert_allclose(shares, wanted[:7], atol=1e-4)
+    assert wanted.std(0).max() > 0.03, "images must be told apart, or the test shows nothing"
 
 
 def test_the_row_says_what_was_checked(exported):

@@ -102,6 +102,16 @@ def test_a_skip_connection_is_refused_with_what_to_do(tuned_by, tmp_path):
     assert not (tmp_path / "plain").exists()
 
 
+def test_a_reading_of_layers_is_refused_with_what_to_do(tuned_by, tmp_path):
+    tuned, _ = tuned_by("discriminant")
+    said = (
+        rf"wide tuned by discriminant reads the features of {len(tuned.model.read)} layers, .* --onnx .*--method linear"
+    )
+    with pytest.raises(NotPlain, match=said):
+        merge(tuned, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto", "cifar_resnet8"])

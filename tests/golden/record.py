@@ -325,7 +325,8 @@ def trained_tensors(tuned: Any) -> dict[str, np.ndarray]:
     """All tensors that were trained, by the names under which they are saved."""
     with tempfile.TemporaryDirectory() as folder:
         tuned.save(folder)
-        return load_file(next(Path(folder).glob("*.safetensors")))
+        (trained,) = (path for path in Path(folder).glob("*.safetensors") if path.name != "training_set.safetensors")
+        return load_file(trained)
 
 
 def logits_of(tuned: Any, part: Any) -> np.ndarray:

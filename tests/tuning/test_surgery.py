@@ -18,6 +18,7 @@ from tightframe.tuning.surgery import HeadOnly, Neck, TunableModel
 BLOCK = "layer2.0"
 NORMS = ("bn1", "bn2", "downsample.1")
 OWNED = {
+    "discriminant": lambda name: False,
     "linear": lambda name: False,
     "layer": lambda name: name.startswith(f"base.{BLOCK}."),
     "scl": lambda name: name.startswith(f"base.{BLOCK}."),
@@ -30,6 +31,8 @@ OWNED = {
 
 
 def model(backbone, method, layer=None, classes=5, **options):
+    if METHODS[method].closed_form:
+        options = {"align": "concat", "read": ["layer1.0", "penultimate"]} | options
     return TunableModel(backbone, METHODS[method], layer, classes, **options)
 
 
@@ -124,6 +127,25 @@ def test_wider_blocks_pad_the_features():
     tuned = model(backbone, "scl", layer.name)
     assert tuned.neck.width == max(backbone.penultimate.dimension, layer.dimension)
     assert tuned(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_head_in_closed_form_sees_the_layers_it_reads_side_by_side(wide):
+    tuned = model(wide, "discriminant", read=["layer1.0", BLOCK, "penultimate"]).train(False)
+    inputs = torch.randn(3, 3, 32, 32)
+    first, (last, second) = read_by_hand(wide, tuned, "layer1.0", inputs)[1], read_by_hand(wide, tuned, BLOCK, inputs)
+    torch.testing.assert_close(tuned.features(inputs), torch.cat([first, second, last], 1))
+    assert tuned.head.in_features == first.shape[1] + second.shape[1] + last.shape[1]
+
+
+def test_layers_to_read_are_for_closed_form_alone(wide):
+    with pytest.raises(SettingsError, match="discriminant needs layers to read"):
+        TunableModel(wide, METHODS["discriminant"], None, 5)
+    with pytest.raises(SettingsError, match="linear takes no layers"):
+        model(wide, "linear", read=["penultimate"])
+    with pytest.raises(SettingsError, match="discriminant takes no block"):
+        model(wide, "discriminant", BLOCK)
+    with pytest.raises(LayerNotFound):
+        model(wide, "discriminant", read=["layer9.0"])
 
 
 @pytest.mark.parametrize("method", ["linear", "layer", "full"])
