@@ -336,7 +336,7 @@ def test_help_names_what_the_code_knows():
     [
         (["rnk", "x"], "rank"),
         (["transfer", "x", "--model", "y"], "--models"),
-            (["measure", "x"], "--model"),
+        (["measure", "x"], "--model"),
         (["tune", "x", "--model", "y", "--out", "z", "--lr", "fast"], "fast"),
         (["tune", "x", "--model", "y", "--out", "z", "--augment", "cutout"], "randaugment"),
     ],
