@@ -34,7 +34,7 @@ import torch
 
 import tightframe
 from tightframe.decide.choice import choose
-from tightframe.decide.evidence import Evidence
+from tightframe.decide.evidence import Evidence, expected
 from tightframe.errors import TightframeError
 from tightframe.features.workspace import Workspace
 from tightframe.probes.calibration import calibration_error
@@ -227,7 +227,11 @@ def promises(title: str, rows: list[Row], method: str = "discriminant") -> str:
     for shots, some in by_shots(rows):
         found = [row["methods"][method] for row in some]
         gap = np.array([100 * (one["expected_accuracy"] - one["test_accuracy"]) for one in found])
-        covered = np.mean([one["expected_low"] <= one["test_accuracy"] <= one["expected_high"] for one in found])
+        intervals = [
+            expected(np.arange(r["images"]) < round(r["images"] * one["expected_accuracy"]))
+            for r, one in zip(some, found, strict=True)
+        ]
+        covered = np.mean([i.low <= one["test_accuracy"] <= i.high for i, one in zip(intervals, found, strict=True)])
         error = np.mean([100 * one["calibration_error"] for one in found])
         seconds = np.mean([one["seconds"] for one in found])
         cells = [
