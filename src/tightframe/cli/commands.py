@@ -39,7 +39,6 @@ MOST_ROWS = 40
 """Most rows of a study that are shown."""
 FIRST = ("epochs", "lr", "weight_decay", "batch_size", "augment", "patience", "time_limit", "seed")
 """Training options that people use first."""
-DEFAULT_MODELS = ("default",)
 REST = tuple(field.name for field in fields(TrainConfig) if field.name not in FIRST)
 
 OPTIONS, IMAGES, MODELS = GROUPS["Options"], GROUPS["Images"], GROUPS["Models"]
@@ -82,9 +81,9 @@ def transfer_command(given: Given) -> None:
             data = demo.downstream(given.max_per_class, given.seed)
             models = demo.candidates(_beside(given.out), progress)
         else:
-            data, models = given.call(load_images, progress=progress), list(DEFAULT_MODELS)
+            data = given.call(load_images, progress=progress)
         more = {"methods": methods, "config": _config(given), **_shared(given, progress)}
-        run = given.call(transfer.transfer, data, models, **more)
+        run = given.call(transfer.transfer, data, *([models] if models else []), **more)
     terminal.show("Models", "rank", run.ranking.rows)
     terminal.show(f"Methods on {run.tuned.backbone.name}", "compare", run.methods)
     if run.samples:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tightframe.decide.evidence import Estimate, Evidence
+from tightframe.decide.evidence import Evidence
+from tightframe.metrics.intervals import Interval
 
 
 class Choice(NamedTuple):
@@ -35,7 +36,7 @@ def choose(evidence: Mapping[str, Evidence], first: str) -> Choice:
     return Choice(first, f"{first} is used: {doubt}")
 
 
-def told(gain: Estimate) -> str:
+def told(gain: Interval) -> str:
     """Such as "lower by 0.12 (95 % interval 0.05 to 0.19)"."""
     value, low, high = (gain.value, gain.low, gain.high) if gain.value >= 0 else (-gain.value, -gain.high, -gain.low)
     return f"{'lower' if gain.value >= 0 else 'higher'} by {value:.2g} (95 % interval {low:.2g} to {high:.2g})"

@@ -6,30 +6,19 @@ All that is chosen among classifiers is chosen by this: paired, image by image, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import beta, t
 
 from tightframe.errors import MeasureError
-from tightframe.probes.calibration import temperature
+from tightframe.metrics.intervals import Interval
+from tightframe.probes.calibration import LEAST_LOG, temperature
+from tightframe.probes.results import interval, student_interval
 from tightframe.row import Row
 
 DOUBT = 0.03
 """Standard deviation of what predictions on these images don't tell of accuracy on others: on ten real sets
 (``benchmarks/decisions.py``) intervals with 0.02 held test accuracies in 88 % of cases."""
-LEVEL = 0.95
-LEAST_LOG = -27.6
-"""log 1e-12: a class that was called impossible counts with it."""
-
-
-class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +63,7 @@ class Evidence:
         return np.exp(-self.losses)
 
     @property
-    def expected_accuracy(self) -> Estimate:
+    def expected_accuracy(self) -> Interval:
         """Accuracy to expect on new images like these: see ``expected``."""
         return expected(self.correct)
 
@@ -90,7 +79,7 @@ class Evidence:
         factor = temperature(said[judged], torch.tensor(self.labels)[judged])
         return Evidence((factor * said).log_softmax(1).numpy(), self.labels), factor
 
-    def gain_over(self, other: Evidence) -> Estimate:
+    def gain_over(self, other: Evidence) -> Interval:
         """By how much less this loses than ``other`` on the same images: the mean paired difference of log loss.
 
         Positive where this is better; beyond doubt where ``low`` is, too.
@@ -100,10 +89,11 @@ class Evidence:
         """
         if not np.array_equal(self.labels, other.labels):
             raise MeasureError("predictions for other images can't be compared in pairs; use the same images for both")
-        return paired((other.losses - self.losses)[self.comparable])
+        gains = (other.losses - self.losses)[self.comparable]
+        return Interval(float(gains.mean()), *student_interval(gains))
 
 
-def expected(correct: np.ndarray) -> Estimate:
+def expected(correct: np.ndarray) -> Interval:
     """Accuracy to expect where these (n,) were right while held out, with what n images and ``DOUBT`` leave open.
 
     The interval is Clopper and Pearson's for as many images as would have that variance.
@@ -112,16 +102,4 @@ def expected(correct: np.ndarray) -> Estimate:
     smoothed = (correct.sum() + 1) / (images + 2)
     spread = smoothed * (1 - smoothed)
     effective = spread / (spread / images + DOUBT**2)
-    tail, right = (1 - LEVEL) / 2, value * effective
-    low = float(beta.ppf(tail, right, effective - right + 1)) if right > 0 else 0.0
-    high = float(beta.isf(tail, right + 1, effective - right)) if right < effective else 1.0
-    return Estimate(value, low, high)
-
-
-def paired(differences: np.ndarray) -> Estimate:
-    """The mean of paired differences (n,) with its interval by Student's t; infinite for one image."""
-    mean, images = float(differences.mean()), len(differences)
-    if images < 2:
-        return Estimate(mean, -np.inf, np.inf)
-    margin = float(t.isf((1 - LEVEL) / 2, images - 1) * differences.std(ddof=1) / images**0.5)
-    return Estimate(mean, mean - margin, mean + margin)
+    return Interval(value, *interval(value * effective, effective))

@@ -21,13 +21,12 @@ from tightframe.errors import DataError, ModelError, TightframeError
 from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.images import ImageSplits
-from tightframe.jobs.tune import READING, Run, tune_by
+from tightframe.jobs.tune import READING, TRAINED, Run, tune_by
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.tuning.config import Clock, TrainConfig
 from tightframe.tuning.methods import METHODS, unique_methods
 
-MAIN = "scl"
 UNJUDGED = (
     "no method is chosen: none was judged on held-out images (with folds at 0, or too few images a class); test "
     "accuracy is shown only"
@@ -134,7 +133,7 @@ def tune_each(
     chosen: str | TightframeError | None = None
     with_block = [METHODS[name] for name in names if METHODS[name].needs_block]
     if with_block:
-        method = METHODS[MAIN] if METHODS[MAIN] in with_block else with_block[0]
+        method = METHODS[TRAINED] if METHODS[TRAINED] in with_block else with_block[0]
         race = partial(chosen_block, data.train, backbone, block, method, config, workspace)
         try:
             chosen = Stages(folder).remember("block", [settings, backbone.fingerprint], race)[0]

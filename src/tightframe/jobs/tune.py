@@ -318,7 +318,7 @@ def _judged(tuned: Tuned, run: Run, features: Tensor, seconds: float) -> Tuned:
         right = int((test_logits.argmax(1).numpy() == data.test.labels).sum())
         low, high = interval(right, len(data.test))
         metrics |= {"test_accuracy": right / len(data.test), "test_low": low, "test_high": high}
-    familiar = Familiar.of(features, model.neck.widths if len(model.read) > 2 else [model.neck.width])
+    familiar = Familiar.of(features, model.neck.widths if model.neck.align == "concat" else [model.neck.width])
     known = replace(tuned, trained_on=data.train.digests, familiar=familiar)
     return replace(known, metrics=metrics, test_logits=test_logits)
 

@@ -15,6 +15,8 @@ from tightframe.errors import MeasureError
 from tightframe.features.samples import as_tensor, check_samples
 
 BINS = 15
+LEAST_LOG = -27.6
+"""log 1e-12: the least log-probability that a held-out class counts with."""
 NEVER = -1e4
 """Logit of a class that can't be: one without images."""
 SPREADS = (0.05, 50.0)

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from tightframe.errors import MeasureError
 from tightframe.features.samples import as_tensor, check_samples
-from tightframe.probes.calibration import NEVER, temperature
+from tightframe.probes.calibration import LEAST_LOG, NEVER, temperature
 from tightframe.probes.left_out import Grouping, Narrow, Wide, left_out, noise
 
 SHRINKAGES = (0.1, 0.3, 1.0)
@@ -36,8 +36,6 @@ USUAL = (8, 0.3)
 """Depth and shrinkage where no class has two images to judge by."""
 LARGEST = 4096
 """Dimensions, of features or of images, that are factored at most: deeper readings are left out beyond it."""
-LEAST_LOG = -27.6
-"""log 1e-12: the least log-probability that a class left out counts with."""
 SAME = 1e-4
 """Mean squared distance, where the mean square is 1, below which two layers are one, in half precision too."""
 
@@ -147,9 +145,9 @@ def _usual(tried: Sequence[_Tried]) -> tuple[list[float], list[Candidate]]:
 
 
 class _Scaled(NamedTuple):
-    """Features (n, d) of one layer, around their mean (d,), and the factor that makes their mean square 1."""
+    """Features (n, d) of one layer around their mean (d,), times the factor that makes their mean square 1."""
 
-    centered: Float64[Tensor, "n d"]
+    values: Float64[Tensor, "n d"]
     mean: Float64[Tensor, " d"]
     factor: float
 
@@ -161,17 +159,13 @@ class _Scaled(NamedTuple):
         mean = wide.mean(0)
         centered = wide - mean
         square = float(centered.square().sum(1).mean())
-        return cls(centered, mean, square**-0.5 if square > 0 else 0.0)
+        factor = square**-0.5 if square > 0 else 0.0
+        return cls(centered * factor, mean, factor)
 
     def repeats(self, other: _Scaled) -> bool:
         """Whether the two are the same but for rounding."""
-        return self.centered.shape == other.centered.shape and bool(
-            (self.values - other.values).square().sum(1).mean() < SAME
-        )
-
-    @property
-    def values(self) -> Float64[Tensor, "n d"]:
-        return self.centered * self.factor
+        same_shape = self.values.shape == other.values.shape
+        return same_shape and bool((self.values - other.values).square().sum(1).mean() < SAME)
 
 
 class _Tried(NamedTuple):
@@ -189,7 +183,7 @@ def _tried(parts: list[_Scaled], grouping: Grouping) -> Iterator[_Tried]:
     gram, added = torch.zeros(1, 1, dtype=torch.float64), 0
     for depth in [depth for depth in (2**power for power in range(32)) if depth < len(parts)] + [len(parts)]:
         read = parts[-depth:]
-        dimension = sum(part.centered.shape[1] for part in read)
+        dimension = sum(part.values.shape[1] for part in read)
         if depth > 1 and min(grouping.samples, dimension) > LARGEST:
             return
         if dimension < grouping.samples:

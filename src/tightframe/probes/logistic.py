@@ -24,7 +24,7 @@ from tightframe.errors import MeasureError
 from tightframe.features.samples import as_tensor, check_samples
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.folds import Folds
-from tightframe.probes.calibration import calibration_error
+from tightframe.probes.calibration import LEAST_LOG, calibration_error
 from tightframe.probes.results import ProbeResult, judged
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -43,8 +43,6 @@ RIDGE = 1e-6
 """Added to the preconditioner, in units of its mean diagonal, so that it can always be factored."""
 PART = 2048
 """Rows held in float64 at a time while features are standardized."""
-LEAST_LOG = -27.6
-"""log 1e-12: the least log-probability that a held-out class counts with."""
 
 
 class LogisticProbe(NamedTuple):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.stats import beta as beta_distribution
+from scipy.stats import t as student
 from torch import Tensor
 
 from tightframe.features.moments import CHUNK, work_type
@@ -75,8 +77,17 @@ def judged(
     return ProbeResult(accuracy, low, high, penalty, predicted.cpu().numpy(), right, head, squared_error)
 
 
-def interval(right: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper–Pearson interval of a proportion: ``right`` out of ``total``."""
+def student_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of a mean, infinite for one value."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    middle = float(np.mean(values))
+    half = float(student.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return middle - half, middle + half
+
+
+def interval(right: int | float, total: int | float, level: float = 0.95) -> tuple[float, float]:
+    """Clopper–Pearson interval of a proportion: ``right`` out of ``total``, which need not be whole numbers."""
     tail = (1 - level) / 2
     low = beta_distribution.ppf(tail, right, total - right + 1) if right else 0.0
     high = beta_distribution.isf(tail, right + 1, total - right) if right < total else 1.0

@@ -19,8 +19,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from tightframe.probes.results import student_interval
 from tightframe.row import Row
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
@@ -284,19 +284,10 @@ def averaged(rows: Sequence[Row], by: Sequence[str], measures: Sequence[str]) ->
         one: Row = dict(zip(by, key, strict=True)) | {"times": len(group)}
         for measure in measures:
             known = [value for row in group if (value := _number(row, measure)) is not None]
-            low, high = student_interval(known)
+            low, high = student_interval(known) if len(known) >= FEWEST_RANKED else (None, None)
             one |= {measure: float(np.mean(known)) if known else None, f"{measure}_low": low, f"{measure}_high": high}
         made.append(one)
     return made
-
-
-def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % interval of a mean; none for fewer than three values."""
-    if len(values) < FEWEST_RANKED:
-        return None, None
-    middle = float(np.mean(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return middle - half, middle + half
 
 
 def _number(row: Row, column: str) -> float | None:

@@ -108,8 +108,6 @@ METHODS = {
         Method("lora", _adapters, "LoRA: maps of low rank and a new head", adapt=lora.adapt),
     )
 }
-PAPER = ("linear", "layer", "scl", "full")
-"""The methods that the paper compares."""
 
 
 def method_named(name: str) -> Method:
