@@ -47,19 +47,28 @@ class Images:
         classes: class names; ``labels`` indexes them. A class may be left without an image.
         labels: shape (n,), int64, read-only.
         items: the n images.
+        groups: shape (n,), int64, read-only: images with the same number belong together (frames of one film, slices
+            of one patient), and no split or fold parts them; ``None`` where every image stands alone.
     """
 
     name: str
     classes: tuple[str, ...]
     labels: np.ndarray
     items: tuple[Item, ...]
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        labels = np.array(self.labels, dtype=np.int64)
-        labels.flags.writeable = False
-        if labels.shape != (len(self.items),):
-            raise DataError(f"{self.name}: labels of shape {labels.shape} for {len(self.items)} images; give one each")
-        object.__setattr__(self, "labels", labels)
+        for what in ("labels", "groups"):
+            values = getattr(self, what)
+            if values is None:
+                continue
+            values = np.array(values, dtype=np.int64)
+            values.flags.writeable = False
+            if values.shape != (len(self.items),):
+                raise DataError(
+                    f"{self.name}: {what} of shape {values.shape} for {len(self.items)} images; give one each"
+                )
+            object.__setattr__(self, what, values)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -84,7 +93,7 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of classes, labels, names and contents in this order; reads every file, the first time.
+        """A hash of classes, labels, names, contents and groups in this order; reads every file, the first time.
 
         Raises:
             BadImage: a file is gone, or can't be read.
@@ -93,6 +102,8 @@ class Images:
         digest.update(self.labels.astype("<i8").tobytes())
         for item, content in zip(self.items, self.digests, strict=True):
             digest.update(repr((item.name, content)).encode())
+        if self.groups is not None:
+            digest.update(self.groups.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def subset(self, indices: np.ndarray | Sequence[int], name: str = "") -> Images:
@@ -113,7 +124,8 @@ class Images:
         if outside.size:
             raise DataError(f"index {outside[0]}: {self.name} has {len(self)} images; count them from 0")
         items = tuple(self.items[index] for index in chosen)
-        return Images(name or self.name, self.classes, self.labels[chosen], items)
+        groups = None if self.groups is None else self.groups[chosen]
+        return Images(name or self.name, self.classes, self.labels[chosen], items, groups)
 
     def of_classes(self, names: Sequence[str]) -> Images:
         """The images of the classes ``names``; ``classes`` and the meaning of labels stay as they are.
@@ -129,9 +141,15 @@ class Images:
         return self.subset(np.flatnonzero(np.isin(self.labels, [self.classes.index(name) for name in names])))
 
     def joined(self, others: Images) -> Images:
-        """These images and then ``others``, which have the same classes."""
+        """These images and then ``others``, which have the same classes, and the same groups if both have any."""
         labels = np.concatenate([self.labels, others.labels])
-        return Images(f"{self.name} + {others.name}", self.classes, labels, self.items + others.items)
+        groups = None
+        if self.groups is not None or others.groups is not None:
+            mine = np.arange(len(self)) if self.groups is None else self.groups
+            first = 1 + max([-1, *mine.tolist()])
+            theirs = first + np.arange(len(others)) if others.groups is None else others.groups
+            groups = np.concatenate([mine, theirs])
+        return Images(f"{self.name} + {others.name}", self.classes, labels, self.items + others.items, groups)
 
     def decoded_once(self, budget_bytes: int) -> Images:
         """The same images, each kept in memory after it was decoded first, as far as ``budget_bytes`` reach.

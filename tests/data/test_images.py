@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +109,19 @@ def test_faults_are_told_by_index(tmp_path: Path) -> None:
     assert undecodable(data.items) == {1: "there is no such file"}
     with pytest.raises(BadImage, match=r"none\.png: there is no such file"):
         _ = data[1]
+
+
+def test_groups_go_with_their_images() -> None:
+    plain = counted()[0]
+    images = replace(plain, groups=np.arange(len(plain)) // 2)
+
+    def groups(of: Images) -> list[int]:
+        assert of.groups is not None
+        return of.groups.tolist()
+
+    assert images.fingerprint != plain.fingerprint
+    assert groups(images.subset([3, 0])) == [1, 0]
+    assert groups(images.subset([3]).joined(plain.subset([0, 1]))) == [1, 2, 3]
+    assert groups(images.subset([3]).joined(images.subset([2]))) == [1, 1]
+    with pytest.raises(DataError, match="groups of shape"):
+        replace(plain, groups=np.zeros(1))
