@@ -32,6 +32,25 @@ def as_tensor(values: Any, dtype: torch.dtype | None = None, device: torch.devic
     return torch.as_tensor(values, dtype=dtype, device=device)
 
 
+def group_numbers(groups: Any, samples: int) -> np.ndarray | None:
+    """Groups as numbers 0 … G − 1, int64 (n,); ``None`` where there are none, or every sample has one of its own.
+
+    Args:
+        groups: of each sample, values that can be sorted, shape (n,); equal ones belong together. ``None``: no groups.
+        samples: n.
+
+    Raises:
+        MeasureError: there are not as many as samples.
+    """
+    if groups is None:
+        return None
+    given = np.asarray(groups)
+    if given.shape != (samples,):
+        raise MeasureError(f"groups have shape {given.shape} for {samples} samples; give one group each")
+    found, numbers = np.unique(given, return_inverse=True)
+    return None if len(found) == samples else numbers.astype(np.int64)
+
+
 def check_samples(features: Tensor, labels: Tensor, classes: int, dimension: int | None = None) -> None:
     """Raise ``MeasureError`` unless features (n, d) are finite and labels (n,) are integers 0 … classes − 1."""
     if features.ndim != 2 or dimension not in (None, features.shape[1]):

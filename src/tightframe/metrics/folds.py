@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
-from tightframe.features.samples import as_tensor, check_samples
+from tightframe.features.samples import as_tensor, check_samples, group_numbers
 
 FOLDS = 5
 
@@ -27,24 +27,37 @@ class Folds:
         labels: shape (n,), integers 0 … ``classes`` − 1.
         classes: K.
         held: indices of the samples of each fold.
+        groups: of each sample, shape (n,); no two folds share one. ``None``: every sample stands alone.
     """
 
     features: Float[Tensor, "n d"]
     labels: Int64[Tensor, " n"]
     classes: int
     held: tuple[Int64[Tensor, " _"], ...]
+    groups: np.ndarray | None = None
 
     @classmethod
-    def of(cls, features: Any, labels: Any, classes: int, folds: int = FOLDS, seed: int = 0) -> Folds:
-        """Features (n, d) with integer labels (n,) in 0 … classes − 1, dealt into ``folds`` parts by ``seed``."""
+    def of(
+        cls,
+        features: Any,
+        labels: Any,
+        classes: int,
+        folds: int = FOLDS,
+        seed: int = 0,
+        groups: np.ndarray | None = None,
+    ) -> Folds:
+        """Features (n, d) with integer labels (n,) in 0 … classes − 1, dealt into ``folds`` parts by ``seed``.
+
+        Samples of the same number in ``groups`` (n,) are in one fold.
+        """
         features, labels = as_tensor(features), as_tensor(labels)
         check_samples(features, labels, classes)
         labels = labels.long().to(features.device)
-        assigned = fold_of(labels.cpu().numpy(), folds, seed)
+        assigned = fold_of(labels.cpu().numpy(), folds, seed, groups)
         held = tuple(
             torch.from_numpy(np.flatnonzero(assigned == fold)).to(features.device) for fold in np.unique(assigned)
         )
-        return cls(features, labels, classes, held)
+        return cls(features, labels, classes, held, group_numbers(groups, len(labels)))
 
     @cached_property
     def parts(self) -> tuple[ClassMoments, ...]:
@@ -72,7 +85,7 @@ class Folds:
             return self, None
         rows = self.features.double()
         basis = torch.linalg.qr(rows.T).Q
-        return Folds(rows @ basis, self.labels, self.classes, self.held), basis
+        return replace(self, features=rows @ basis), basis
 
     @property
     def _wide(self) -> bool:
@@ -80,14 +93,20 @@ class Folds:
         return samples < dimension
 
 
-def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def fold_of(labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Fold (n,) of each sample: every class is dealt out in turn, after shuffling, so folds are stratified.
 
     There are as many folds as the smallest class has samples, if those are fewer than ``folds``, but no fewer than
     two: the only sample of a class is held out once, and can't be recognized then.
+
+    With ``groups`` (n,), samples of one group are in one fold, and folds are as stratified as that allows; the smallest
+    class is then that of the fewest groups.
     """
     if folds < 2:
         raise MeasureError(f"cross-validation needs two folds or more, not {folds}")
+    numbers = group_numbers(groups, len(labels))
+    if numbers is not None:
+        return _dealt_whole(labels, numbers, folds, seed)
     sizes = np.unique(labels, return_counts=True)[1]
     if sizes.max(initial=0) < 2:
         raise MeasureError("cross-validation needs two samples of a class; give more images")
@@ -100,3 +119,54 @@ def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
         assigned[members] = (dealt + np.arange(len(members))) % folds
         dealt += len(members)
     return assigned
+
+
+def _dealt_whole(labels: np.ndarray, numbers: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold (n,) of each sample, where groups ``numbers`` (n,) stay whole.
+
+    Each group goes to the fold that has least of its classes, the largest groups first, as in scikit-learn's
+    ``StratifiedGroupKFold``.
+    """
+    if not can_hold_out(labels, numbers):
+        raise MeasureError(
+            "cross-validation that keeps groups whole needs two groups of each of two classes; give images of more "
+            "groups, or a pattern that makes smaller ones"
+        )
+    parts = tallied(labels, numbers)
+    spread = np.bincount(np.concatenate([classes for classes, _ in parts]))
+    folds = min(folds, int(spread[spread > 1].min()))
+    luck = np.random.default_rng(seed).random(len(parts))
+    weights = np.array([np.square(shares).sum() for _, shares in parts]).round(12)
+    order = np.lexsort((luck, -weights))
+    loads, sizes, place = np.zeros((folds, len(spread))), np.zeros(folds), np.empty(len(parts), dtype=np.int64)
+    members = np.bincount(numbers)
+    for group in order.tolist():
+        classes, shares = parts[group]
+        fold = np.lexsort((sizes, (loads[:, classes] @ shares).round(12)))[0]
+        loads[fold, classes] += shares
+        sizes[fold] += members[group]
+        place[group] = fold
+    return place[numbers]
+
+
+def tallied(labels: np.ndarray, numbers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each group 0 … G − 1, the classes that it has samples of, and which share of each class's samples."""
+    pairs, counts = np.unique(np.stack([numbers, labels], 1), axis=0, return_counts=True)
+    shares = counts / np.bincount(labels)[pairs[:, 1]]
+    starts = np.searchsorted(pairs[:, 0], np.arange(1, numbers.max() + 1))
+    return list(zip(np.split(pairs[:, 1], starts), np.split(shares, starts), strict=True))
+
+
+def known_without(labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Mask (n,) of the samples whose class others have, too: others of other ``groups`` (n,), where there are any."""
+    numbers = group_numbers(groups, len(labels))
+    if numbers is None:
+        return np.bincount(labels)[labels] > 1
+    pairs = np.unique(np.stack([labels, numbers], 1), axis=0)
+    return np.bincount(pairs[:, 0])[labels] > 1
+
+
+def can_hold_out(labels: np.ndarray, groups: np.ndarray | None = None) -> bool:
+    """Whether classifiers can be judged on samples held out: a class has two, or two classes have two ``groups``."""
+    known = np.unique(labels[known_without(labels, groups)])
+    return len(known) > (0 if group_numbers(groups, len(labels)) is None else 1)
