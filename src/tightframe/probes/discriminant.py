@@ -18,15 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 from torch.nn import functional
 
 from tightframe.errors import MeasureError
-from tightframe.features.samples import as_tensor, check_samples
+from tightframe.features.samples import as_tensor, check_samples, group_numbers
 from tightframe.probes.calibration import LEAST_LOG, NEVER, temperature
-from tightframe.probes.left_out import Grouping, Narrow, Wide, left_out, noise
+from tightframe.probes.left_out import Grouping, Narrow, Wide, groups_left_out, noise
 
 SHRINKAGES = (0.1, 0.3, 1.0)
 """Factors c of the shrinkage λ."""
@@ -63,7 +64,8 @@ class LayerReading:
     Attributes:
         weights: (K, d) of each layer that it reads, in the order of depth.
         bias: (K,).
-        held_out: log-probabilities (n, K) of the images it was fitted to, each as predicted without that image.
+        held_out: log-probabilities (n, K) of the images it was fitted to, each as predicted without that image, or,
+            where there are groups, without its group.
         candidates: what was averaged, the heaviest first.
     """
 
@@ -80,7 +82,9 @@ class LayerReading:
         return total
 
 
-def read_layers(features: Mapping[str, Any], labels: Any, classes: int, *, balanced: bool = False) -> LayerReading:
+def read_layers(
+    features: Mapping[str, Any], labels: Any, classes: int, *, balanced: bool = False, groups: Any = None
+) -> LayerReading:
     """The average of shrunk discriminants of the last 1, 2, 4, … and all layers.
 
     Args:
@@ -88,24 +92,28 @@ def read_layers(features: Mapping[str, Any], labels: Any, classes: int, *, balan
         labels: integers 0 … classes − 1, shape (n,).
         classes: K; one without images is never predicted.
         balanced: take all classes for equally frequent, instead of as frequent as their images are.
+        groups: of each image, shape (n,): images of the same group are left out together. ``None``: one by one.
 
     Raises:
-        MeasureError: there is no layer, shapes or labels don't fit, a feature is not finite, or fewer than two classes
-            have images.
+        MeasureError: there is no layer, shapes, labels or groups don't fit, a feature is not finite, or fewer than two
+            classes have images.
     """
     labels = as_tensor(labels).cpu()
     parts = _distinct({name: _Scaled.of(values, labels, classes) for name, values in features.items()})
     if not parts:
         raise MeasureError("no layer to read; give features of one or more")
     labels = labels.long()
-    grouping = Grouping.of(labels, classes)
+    numbers = group_numbers(groups, len(labels))
+    grouping = Grouping.of(labels, classes, numbers)
     prior = torch.zeros(classes, dtype=torch.float64) if balanced else (grouping.counts / grouping.samples).log()
     prior = torch.where(grouping.counts > 0, prior, NEVER)
     tried = list(_tried(list(parts.values()), grouping))
-    judged = grouping.counts[labels] > 1
-    factors, told = _averaged(tried, labels, prior, judged) if bool(judged.any()) else _usual(tried)
+    gone = grouping.gone
+    judged = (grouping.counts[labels] > 1) & ~gone[torch.arange(len(labels)), labels]
+    sure = int(judged.sum()) if numbers is None else len(np.unique(numbers[judged.numpy()]))
+    factors, told = _averaged(tried, labels, prior, judged, sure) if sure else _usual(tried)
     scores = torch.stack([factor * one.held_out for factor, one in zip(factors, tried, strict=True)]).sum(0)
-    held_out = (scores + prior).log_softmax(1)
+    held_out = (scores + prior).masked_fill(gone, NEVER).log_softmax(1)
     held_out[~judged, labels[~judged]] = LEAST_LOG
     weights, bias = _joined(list(parts), tried, factors, prior)
     return LayerReading(weights, bias, held_out.clamp(min=LEAST_LOG), tuple(sorted(told, key=lambda one: -one.weight)))
@@ -118,15 +126,18 @@ def _distinct(parts: dict[str, _Scaled]) -> dict[str, _Scaled]:
 
 
 def _averaged(
-    tried: Sequence[_Tried], labels: Tensor, prior: Tensor, judged: Tensor
+    tried: Sequence[_Tried], labels: Tensor, prior: Tensor, judged: Tensor, sure: int
 ) -> tuple[list[float], list[Candidate]]:
-    """The factor of each candidate's scores in the average, by the log loss of the images ``judged`` (n,)."""
+    """The factor of each candidate's scores in the average, by the log loss of the images ``judged`` (n,).
+
+    These count as so many independent ones as ``sure`` says: as they are images, or groups.
+    """
     known = labels[judged]
     temperatures = [temperature(one.held_out[judged], known, prior) for one in tried]
     losses = [
         _loss(factor * one.held_out[judged] + prior, known) for factor, one in zip(temperatures, tried, strict=True)
     ]
-    shares = torch.softmax(-SHARPNESS * len(known) * torch.tensor(losses, dtype=torch.float64), 0).tolist()
+    shares = torch.softmax(-SHARPNESS * sure * torch.tensor(losses, dtype=torch.float64), 0).tolist()
     factors = [share * temperature for share, temperature in zip(shares, temperatures, strict=True)]
     average = torch.stack([factor * one.held_out[judged] for factor, one in zip(factors, tried, strict=True)]).sum(0)
     last = temperature(average, known, prior)
@@ -199,14 +210,16 @@ def _tried(parts: list[_Scaled], grouping: Grouping) -> Iterator[_Tried]:
 
 def _discriminant(solver: Narrow | Wide, shrinkage: float, read: list[_Scaled], grouping: Grouping) -> _Tried:
     ridge = shrinkage * solver.trace / max(grouping.samples - 1, 1)
-    products, values = solver.at(ridge if ridge > 0 else 1.0), [part.values for part in read]
+    ridge = ridge if ridge > 0 else 1.0
+    products, values = solver.at(ridge), [part.values for part in read]
     bias = -0.5 * grouping.samples * (products.means.diagonal() - noise(products, grouping, grouping.counts))
     weights = [
         grouping.samples * part.factor * weight for part, weight in zip(read, products.weights(values), strict=True)
     ]
     for weight, part in zip(weights, read, strict=True):
         bias -= weight @ part.mean
-    return _Tried(len(read), shrinkage, left_out(products, grouping), weights, bias)
+    held_out = groups_left_out(solver, ridge, products, grouping)
+    return _Tried(len(read), shrinkage, held_out, weights, bias)
 
 
 def _loss(logits: Tensor, labels: Tensor) -> float:

@@ -2,15 +2,17 @@
 
 Leaving an image out changes the scatter within classes by one direction, and one class mean: scores of all n images,
 each by the discriminant of the others, are algebra (Sherman, Morrison 1950). The factorization has as many dimensions
-as features have values or, if there are fewer, as there are images.
+as features have values or, if there are fewer, as there are images. A group of images that is left out together is as
+many directions and class means at once (Woodbury 1950).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,25 +21,47 @@ from tightframe.metrics.factors import symmetric_eigen
 
 
 class Grouping(NamedTuple):
-    """Labels (n,), images of each class (K,), and the matrix (K, n) that takes class means."""
+    """Labels (n,), images of each class (K,), the matrix (K, n) that takes class means, and what is left out together.
+
+    ``together`` holds the indices of the images of each group of two or more.
+    """
 
     labels: Int64[Tensor, " n"]
     counts: Float64[Tensor, " k"]
     averaging: Float64[Tensor, "k n"]
+    together: tuple[Int64[Tensor, " _"], ...] = ()
 
     @classmethod
-    def of(cls, labels: Tensor, classes: int) -> Grouping:
-        """Of labels (n,) in 0 … classes − 1. Raises ``MeasureError`` unless two classes have images."""
+    def of(cls, labels: Tensor, classes: int, groups: np.ndarray | None = None) -> Grouping:
+        """Of labels (n,) in 0 … classes − 1. Raises ``MeasureError`` unless two classes have images.
+
+        Images of the same number, 0 … G − 1, in ``groups`` (n,) are left out together.
+        """
         indicator = functional.one_hot(labels, classes).double()
         counts = indicator.sum(0)
         if int((counts > 0).sum()) < 2:
             raise MeasureError("a classifier needs images of two classes or more")
-        return cls(labels, counts, (indicator / counts.clamp(min=1)).T)
+        together = () if groups is None else _together(groups)
+        return cls(labels, counts, (indicator / counts.clamp(min=1)).T, together)
 
     @property
     def samples(self) -> int:
         """Number of images, n."""
         return len(self.labels)
+
+    @property
+    def gone(self) -> Bool[Tensor, "n k"]:
+        """Whether a class has no images but in the group that an image is left out with."""
+        mask = torch.zeros(self.samples, len(self.counts), dtype=torch.bool)
+        for rows in self.together:
+            taken = torch.bincount(self.labels[rows], minlength=len(self.counts))
+            mask[rows] = (taken > 0) & (taken == self.counts)
+        return mask
+
+
+def _together(groups: np.ndarray) -> tuple[Tensor, ...]:
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+    return tuple(torch.from_numpy(rows) for rows in members if len(rows) > 1)
 
 
 class Products(NamedTuple):
@@ -100,6 +124,11 @@ class Narrow(NamedTuple):
             dual=False,
         )
 
+    def among(self, rows: Int64[Tensor, " m"], ridge: float) -> Float64[Tensor, "m m"]:
+        """xᵀ B y for all pairs of some images."""
+        values = self.values[rows]
+        return values / (self.spectrum + ridge) @ values.T
+
 
 class Wide(NamedTuple):
     """Features with more values than there are images, known by their Gram matrix X Xᵀ.
@@ -143,6 +172,11 @@ class Wide(NamedTuple):
             dual=True,
         )
 
+    def among(self, rows: Int64[Tensor, " m"], ridge: float) -> Float64[Tensor, "m m"]:
+        """xᵀ B y for all pairs of some images."""
+        turned = self.turned[rows]
+        return (self.gram[rows][:, rows] - turned / (self.spectrum + ridge) @ turned.T) / ridge
+
 
 def _around(rows: Float64[Tensor, "m n"], grouping: Grouping) -> Float64[Tensor, "m n"]:
     """Rows without their class means."""
@@ -169,3 +203,56 @@ def left_out(products: Products, grouping: Grouping) -> Float64[Tensor, "n k"]:
     others = counts.repeat(grouping.samples, 1)
     others[rows, labels] -= 1
     return -0.5 * (grouping.samples - 1) * (distance - noise(products, grouping, others))
+
+
+def groups_left_out(
+    solver: Narrow | Wide, ridge: float, products: Products, grouping: Grouping
+) -> Float64[Tensor, "n k"]:
+    """Scores (n, K) of each image by the discriminant of all that are not of its group, at the same λ.
+
+    A class that has no images then scores as low as the lowest that has.
+    """
+    scores = left_out(products, grouping)
+    for rows in grouping.together:
+        scores[rows] = _without(rows, solver.among(rows, ridge), products, grouping)
+    return scores
+
+
+def _without(
+    rows: Int64[Tensor, " m"], among: Float64[Tensor, "m m"], products: Products, grouping: Grouping
+) -> Float64[Tensor, "m k"]:
+    """Scores (m, K) of the images ``rows`` by the discriminant of all others.
+
+    All that changes lies in the span of these images and the a means μ of their classes: vectors there are rows of
+    coefficients (_, m + a), and ``between`` holds their products with B.
+    """
+    present, place = torch.unique(grouping.labels[rows], return_inverse=True)
+    member = functional.one_hot(place, len(present)).double().T
+    taken = member.sum(1)
+    remaining = grouping.counts[present] - taken
+    cross, means = products.cross[rows], products.means[present]
+    between = torch.cat(
+        [torch.cat([among, cross[:, present]], 1), torch.cat([cross[:, present].T, means[:, present]], 1)]
+    )
+    around = torch.cat([torch.eye(len(rows)).double(), -member.T], 1)
+    excess = torch.cat([member, -taken.diag()], 1)  # what these images add to n (mean − μ), in the others' absence
+    share = excess / remaining.clamp(min=1)[:, None]  # means move by − share
+    lost = torch.cat([around, (share * remaining.sqrt()[:, None])[remaining > 0]])  # S loses lostᵀ lost
+    toward = torch.cat([cross, means])  # of these vectors with the means of all classes
+    toward[:, present] -= between @ share.T
+    squares = products.means.diagonal().clone()
+    squares[present] += ((share @ between) * share).sum(1) - 2 * (share @ between)[:, len(rows) :].diagonal()
+    hole = torch.eye(len(lost)).double() - lost @ between @ lost.T
+    root = torch.linalg.cholesky(hole + 1e-12 * torch.eye(len(lost)))
+    own, other = (
+        torch.linalg.solve_triangular(root, lost @ seen, upper=False) for seen in (between[:, : len(rows)], toward)
+    )
+    distance = among.diagonal()[:, None] - 2 * toward[: len(rows)] + squares
+    distance = distance + own.square().sum(0)[:, None] - 2 * own.T @ other + other.square().sum(0)
+    others = grouping.counts.clone()
+    others[present] = remaining
+    scores = -0.5 * (grouping.samples - len(rows)) * (distance - noise(products, grouping, others))
+    if bool((others > 0).any()):
+        gone = present[remaining == 0]
+        scores[:, gone] = scores[:, others > 0].amin(1, keepdim=True)
+    return scores
