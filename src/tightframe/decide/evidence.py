@@ -5,15 +5,16 @@ All that is chosen among classifiers is chosen by this: paired, image by image, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from tightframe.errors import MeasureError
+from tightframe.metrics.folds import known_without
 from tightframe.metrics.intervals import Interval
 from tightframe.probes.calibration import LEAST_LOG, temperature
-from tightframe.probes.results import interval, student_interval
+from tightframe.probes.results import independent, interval, student_interval
 from tightframe.row import Row
 
 DOUBT = 0.03
@@ -28,10 +29,13 @@ class Evidence:
     Attributes:
         log_probabilities: of each class for each training image, by a model that was not trained on it, (n, K).
         labels: true classes (n,).
+        groups: of each image, (n,): no prediction is by a model that was trained on an image of the same group, and
+            what follows is over groups. ``None``: every image stands alone.
     """
 
     log_probabilities: np.ndarray
     labels: np.ndarray
+    groups: np.ndarray | None = None
 
     @property
     def losses(self) -> np.ndarray:
@@ -42,9 +46,10 @@ class Evidence:
     def comparable(self) -> np.ndarray:
         """Mask (n,) of the images that classifiers are compared by: not the only one of their class, if there are any.
 
-        Held out, such an image is of a class that no model has seen; what they say of it is a matter of form.
+        Held out, such an image is of a class that no model has seen; what they say of it is a matter of form. So are
+        the images of the only group of their class.
         """
-        shared = np.bincount(self.labels)[self.labels] > 1
+        shared = known_without(self.labels, self.groups)
         return shared if shared.any() else np.ones_like(shared)
 
     @property
@@ -65,7 +70,7 @@ class Evidence:
     @property
     def expected_accuracy(self) -> Interval:
         """Accuracy to expect on new images like these: see ``expected``."""
-        return expected(self.correct)
+        return expected(self.correct, self.groups)
 
     def told(self) -> Row:
         """What rows say of it."""
@@ -77,7 +82,7 @@ class Evidence:
         """The same at the temperature of least log loss, and the factor of logits that this takes."""
         said, judged = torch.tensor(np.maximum(self.log_probabilities, LEAST_LOG)), torch.tensor(self.comparable)
         factor = temperature(said[judged], torch.tensor(self.labels)[judged])
-        return Evidence((factor * said).log_softmax(1).numpy(), self.labels), factor
+        return replace(self, log_probabilities=(factor * said).log_softmax(1).numpy()), factor
 
     def gain_over(self, other: Evidence) -> Interval:
         """By how much less this loses than ``other`` on the same images: the mean paired difference of log loss.
@@ -89,17 +94,20 @@ class Evidence:
         """
         if not np.array_equal(self.labels, other.labels):
             raise MeasureError("predictions for other images can't be compared in pairs; use the same images for both")
-        gains = (other.losses - self.losses)[self.comparable]
-        return Interval(float(gains.mean()), *student_interval(gains))
+        gains, groups = (other.losses - self.losses)[self.comparable], None
+        if self.groups is not None:
+            groups = self.groups[self.comparable]
+        return Interval(float(gains.mean()), *student_interval(gains, groups=groups))
 
 
-def expected(correct: np.ndarray) -> Interval:
+def expected(correct: np.ndarray, groups: np.ndarray | None = None) -> Interval:
     """Accuracy to expect where these (n,) were right while held out, with what n images and ``DOUBT`` leave open.
 
-    The interval is Clopper and Pearson's for as many images as would have that variance.
+    The interval is Clopper and Pearson's for as many images as would have that variance. Images that belong to
+    ``groups`` (n,) count as the fewer that would tell as much alone: see ``probes.results.independent``.
     """
     value, images = float(correct.mean()), len(correct)
     smoothed = (correct.sum() + 1) / (images + 2)
     spread = smoothed * (1 - smoothed)
-    effective = spread / (spread / images + DOUBT**2)
+    effective = spread / (spread / independent(correct, groups) + DOUBT**2)
     return Interval(value, *interval(value * effective, effective))

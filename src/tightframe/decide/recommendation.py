@@ -1,7 +1,8 @@
 """Which model is likely the best of a list, and how sure that is.
 
 Each model's reading (``probes.discriminant``) said something of the same images, each image left out when it was
-judged. Their shared luck cancels in differences between models, so images are resampled for all models at once.
+judged. Their shared luck cancels in differences between models, so images are resampled for all models at once: whole
+groups of them where they belong together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tightframe.decide.evidence import DOUBT, Evidence, expected
+from tightframe.features.samples import group_numbers
 
 SIZE = 0.05
 """What a model with e times the parameters is ahead by before any image is seen."""
@@ -46,15 +48,19 @@ class Standing(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of the images that one model was judged on: whether each was right, and how probable it was held."""
+    """What came of the images that one model was judged on: whether each was right, and how probable it was held.
+
+    ``groups`` (n,) says which images belong together; ``None`` where each stands alone.
+    """
 
     correct: np.ndarray
     probability: np.ndarray
+    groups: np.ndarray | None = None
 
     @classmethod
     def of(cls, evidence: Evidence) -> Outcome:
         """Of out-of-fold predictions."""
-        return cls(evidence.correct, evidence.probabilities)
+        return cls(evidence.correct, evidence.probabilities, evidence.groups)
 
     @property
     def credit(self) -> np.ndarray:
@@ -72,7 +78,7 @@ def standings(
     nothing.
 
     Args:
-        outcomes: of each model on the same n images.
+        outcomes: of each model on the same n images, in the same groups.
         parameters: how many each model has.
         seed: of the draws.
         eventually: how many images there will be, if more than n: who is the best then is less sure.
@@ -80,12 +86,11 @@ def standings(
     table = np.stack([outcome.credit for outcome in outcomes])
     generator = np.random.default_rng(seed)
     images = table.shape[1]
+    numbers = group_numbers(outcomes[0].groups, images)
+    alone = images if numbers is None else int(numbers.max()) + 1
     sizes = np.log(np.maximum(np.asarray(parameters, float), 1))
-    table = table + (SIZE * FADING / (FADING + images) * (sizes - sizes.mean()))[:, None]
-    drawn = np.empty((DRAWS, len(table)))
-    for start in range(0, DRAWS, 500):
-        times = generator.multinomial(images, np.full(images, 1 / images), 500)
-        drawn[start : start + 500] = times @ table.T / images
+    table = table + (SIZE * FADING / (FADING + alone) * (sizes - sizes.mean()))[:, None]
+    drawn = _resampled(table, numbers, alone, generator)
     doublings = log2(max(eventually / images, 1.0))
     drawn += hypot(DOUBT, MOVING * doublings) * generator.standard_normal(drawn.shape)
     first = np.bincount(drawn.argmax(1), minlength=len(table)) / DRAWS
@@ -93,10 +98,23 @@ def standings(
     best = int(merits.argmax())
     return [
         Standing(
-            *expected(np.asarray(outcome.correct)),
+            *expected(np.asarray(outcome.correct), outcome.groups),
             float(merits[place]),
             float(first[place]),
             place != best and bool(first[place] >= CREDIBLE),
         )
         for place, outcome in enumerate(outcomes)
     ]
+
+
+def _resampled(table: np.ndarray, numbers: np.ndarray | None, alone: int, generator: np.random.Generator) -> np.ndarray:
+    """Means (DRAWS, m) of what is in ``table`` (m, n), each over so many images, or groups, drawn anew."""
+    totals, counts = table, None
+    if numbers is not None:
+        totals = np.stack([np.bincount(numbers, row) for row in table])
+        counts = np.bincount(numbers)
+    drawn = np.empty((DRAWS, len(table)))
+    for start in range(0, DRAWS, 500):
+        times = generator.multinomial(alone, np.full(alone, 1 / alone), 500)
+        drawn[start : start + 500] = times @ totals.T / (alone if counts is None else (times @ counts)[:, None])
+    return drawn

@@ -22,9 +22,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.samples import as_tensor, check_samples
+from tightframe.features.samples import as_tensor, check_samples, group_numbers
 from tightframe.probes.logistic import standardize
-from tightframe.probes.results import interval
+from tightframe.probes.results import accuracy_interval
 
 NEIGHBORS = 20
 """Voters, k."""
@@ -44,7 +44,7 @@ class NeighborsResult:
 
     Attributes:
         accuracy: share of samples that the others classify right.
-        low, high: 95 % interval of ``accuracy`` (Clopper–Pearson, as if samples were judged independently).
+        low, high: 95 % interval of ``accuracy`` (Clopper–Pearson, as if samples, or groups, were judged independently).
         predicted: class given to each sample, shape (n,).
         correct: whether that was right, shape (n,).
         k: voters, no more than there were other samples.
@@ -58,29 +58,37 @@ class NeighborsResult:
     k: int
 
 
-def neighbors_accuracy(features: Any, labels: Any, classes: int, k: int = NEIGHBORS) -> NeighborsResult:
+def neighbors_accuracy(
+    features: Any, labels: Any, classes: int, k: int = NEIGHBORS, groups: np.ndarray | None = None
+) -> NeighborsResult:
     """Leave-one-out accuracy of the k nearest neighbors, on standardized features.
 
-    A sample never votes on itself, but an exact copy of it does: copies in the data flatter the result. Means and
-    deviations of columns are those of all samples.
+    A sample never votes on itself, nor on one of its group, but an exact copy of it does elsewhere: copies in the data
+    flatter the result. Means and deviations of columns are those of all samples.
 
     Args:
         features: shape (n, d), n ≥ 2.
         labels: integers 0 … classes − 1, shape (n,).
         classes: K.
-        k: voters; n − 1 where it is more.
+        k: voters; where it is more, as many as there are samples out of the largest group, n − 1 without groups.
+        groups: of each sample, shape (n,); ``None``: every sample stands alone.
 
     Raises:
-        MeasureError: shapes or labels don't fit, k is below 1, a feature is not finite, or there is only one sample.
+        MeasureError: shapes or labels don't fit, k is below 1, a feature is not finite, or there is only one sample or
+            group.
     """
     features, labels = as_tensor(features), as_tensor(labels)
     check_samples(features, labels, classes)
-    _check(k, len(features) - 1)
+    numbers = group_numbers(groups, len(labels))
+    own = np.arange(len(labels)) if numbers is None else numbers
+    others = len(own) - int(np.bincount(own).max(initial=0))
+    _check(k, others)
     rows = _directions(standardize(features).values)
-    predicted = _votes(rows, labels.long(), rows, classes, min(k, len(rows) - 1), leave_out=True)
+    k = min(k, others)
+    predicted = _votes(rows, labels.long(), rows, classes, k, torch.from_numpy(own).to(labels.device), others)
     correct = (predicted == labels).cpu().numpy()
-    low, high = interval(int(correct.sum()), len(correct))
-    return NeighborsResult(float(correct.mean()), low, high, predicted.cpu().numpy(), correct, min(k, len(rows) - 1))
+    low, high = accuracy_interval(correct, groups)
+    return NeighborsResult(float(correct.mean()), low, high, predicted.cpu().numpy(), correct, k)
 
 
 def neighbors_predict(
@@ -96,7 +104,7 @@ def neighbors_predict(
     _check(k, len(features))
     scaled = standardize(features)
     rows, queries = _directions(scaled.values), _directions(scaled.apply(unseen))
-    return _votes(rows, labels.long(), queries, classes, min(k, len(rows)), leave_out=False)
+    return _votes(rows, labels.long(), queries, classes, min(k, len(rows)))
 
 
 def _check(k: int, others: int) -> None:
@@ -118,17 +126,21 @@ def _votes(
     queries: Float[Tensor, "m d"],
     classes: int,
     k: int,
-    leave_out: bool,
+    own: Int64[Tensor, " n"] | None = None,
+    others: int | None = None,
 ) -> Int64[Tensor, " m"]:
-    """Class of each query by its k nearest rows; ``leave_out``: query i is row i, and does not count."""
-    candidates = min(k + SPARE, len(rows) - leave_out)
+    """Class of each query by its k nearest rows.
+
+    With ``own``, query i is row i, and rows of the same number do not count; so many ``others`` are left to each.
+    """
+    candidates = min(k + SPARE, len(rows) if others is None else others)
     step = max(1, BLOCK_BYTES // (4 * max(len(rows), classes)))
     predicted = []
     for start in range(0, len(queries), step):
         block = queries[start : start + step]
         similarity = block @ rows.T
-        if leave_out:
-            similarity.diagonal(start).fill_(-torch.inf)
+        if own is not None:
+            similarity.masked_fill_(own[start : start + step, None] == own, -torch.inf)
         near = similarity.topk(candidates, dim=1).indices.sort(1).values
         order, exact = _ordered(block, rows, near)
         votes = torch.exp((exact[:, :k] - exact[:, :1]) / TEMPERATURE)

@@ -13,6 +13,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from tightframe.features.moments import CHUNK, work_type
+from tightframe.features.samples import group_numbers
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.folds import Folds
 
@@ -27,7 +28,8 @@ class ProbeResult:
 
     Attributes:
         accuracy: share of samples classified right while held out.
-        low, high: 95 % interval of ``accuracy`` (Clopper–Pearson: exact for independent samples).
+        low, high: 95 % interval of ``accuracy`` (Clopper–Pearson: exact for independent samples; over groups where
+            samples have any: see ``accuracy_interval``).
         penalty: the penalty chosen, an entry of the grid.
         predicted: the class given to each sample while it was held out, shape (n,).
         correct: whether that was right, shape (n,).
@@ -72,18 +74,59 @@ def judged(
     if basis is not None and head.weight.shape[1] == basis.shape[1]:
         head = Head(head.weight @ basis.T, head.bias)
     correct = predicted == folds.labels
-    low, high = interval(int(correct.sum()), len(correct))
     accuracy, right = float(correct.double().mean()), correct.cpu().numpy()
+    low, high = accuracy_interval(right, folds.groups)
     return ProbeResult(accuracy, low, high, penalty, predicted.cpu().numpy(), right, head, squared_error)
 
 
-def student_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of a mean, infinite for one value."""
-    if len(values) < 2:
+def student_interval(
+    values: Sequence[float] | np.ndarray, level: float = 0.95, groups: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Student's t interval of a mean, infinite for one value.
+
+    Where values belong to ``groups`` (n,), only these count as independent: the variance is that of the sums over
+    groups (Liang, Zeger 1986), and there are as many degrees of freedom as groups but one.
+    """
+    numbers = group_numbers(groups, len(values))
+    if len(values) < 2 or (numbers is not None and numbers.max() < 1):
         return -math.inf, math.inf
     middle = float(np.mean(values))
-    half = float(student.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    if numbers is None:
+        error, freedom = np.std(values, ddof=1) / math.sqrt(len(values)), len(values) - 1
+    else:
+        sums, freedom = np.bincount(numbers, np.asarray(values) - middle), int(numbers.max())
+        error = math.sqrt((freedom + 1) / freedom * float(np.square(sums).sum())) / len(values)
+    half = float(student.ppf((1 + level) / 2, freedom) * error)
     return middle - half, middle + half
+
+
+def accuracy_interval(correct: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
+    """95 % interval of an accuracy, by what was right, (n,): Clopper–Pearson, of as many samples as say so much alone.
+
+    These are n, or, where samples belong to ``groups`` (n,), fewer: see ``independent``.
+    """
+    right, total = int(correct.sum()), independent(correct, groups)
+    return interval(right if total == len(correct) else right / len(correct) * total, total)
+
+
+def independent(correct: np.ndarray, groups: np.ndarray | None = None) -> int | float:
+    """How many independent samples would tell as much of an accuracy as these (n,), which belong to ``groups`` (n,).
+
+    It is n over the design effect (Kish 1965): the variance of the accuracy over groups, in units of what it would be
+    without groups. Where few samples are wrong, nothing tells whether those of a group are wrong together. So two
+    groups of mean size, one right and one wrong, are added to find it (Agresti, Coull 1998): with few mistakes or
+    groups a group counts as little more than one sample, and intervals hold the truth in 94 to 100 % of cases.
+    """
+    numbers = group_numbers(groups, len(correct))
+    if numbers is None:
+        return len(correct)
+    sizes, right = np.bincount(numbers).astype(float), np.bincount(numbers, np.asarray(correct, float))
+    mean = float(sizes.mean())
+    sizes, right = np.append(sizes, [mean, mean]), np.append(right, [mean, 0.0])
+    accuracy = right.sum() / sizes.sum()
+    count, squares = len(sizes), float(np.square(right - accuracy * sizes).sum())
+    effect = count / (count - 1) * squares / (sizes.sum() * accuracy * (1 - accuracy))
+    return len(correct) / max(float(effect), 1.0)
 
 
 def interval(right: int | float, total: int | float, level: float = 0.95) -> tuple[float, float]:
