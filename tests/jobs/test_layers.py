@@ -85,6 +85,6 @@ def test_no_layers():
 @pytest.mark.parametrize("place", [0, -1])
 def test_the_next_step_tunes_the_block_that_was_recommended(data, backbone, monkeypatch, place):
     chosen = range(len(backbone.layers) + 1)[place]
-    monkeypatch.setattr("tightframe.jobs.layers.recommended", lambda rows, correct: (chosen, "since the test says so"))
+    monkeypatch.setattr("tightframe.jobs.layers.recommended", lambda *given: (chosen, "since the test says so"))
     (command,) = layers(dataclasses.replace(data, test=None), backbone).next_steps
     assert command.endswith("--out DIR" if place else f" --block {backbone.layers[0].name}")

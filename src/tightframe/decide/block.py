@@ -67,7 +67,8 @@ def chosen_block(
     features = workspace.features(backbone, images)
     known = readings(backbone, features, config.align if method.skip else None)
     racing, usual = candidates(*known), recommend_layer(*known)
-    split = Split(images.labels, *stratified(images.labels, config.validation_share, config.seed), len(images.classes))
+    parts = stratified(images.labels, config.validation_share, config.seed, images.groups)
+    split = Split(images.labels, *parts, len(images.classes))
     if len(racing) < 2 or not len(split.validation) or clock.past(RACE_SHARE):
         return (racing[0] if len(racing) == 1 else usual), []
     if not kept:  # there was no room for any
@@ -127,7 +128,7 @@ def _race(
 
 def _ready(model: TunableModel, features: Features, split: Split, workspace: Workspace) -> TunableModel:
     """The model from its block on, where training starts. Raises ``CannotCut``."""
-    start = start_of(model, features, split.labels)
+    start = start_of(model, features, split.labels, features.groups)
     on_device(model, workspace.device)
     if start is not None:
         start(split.training)

@@ -36,11 +36,14 @@ def orders() -> dict[str, bool]:
     return {EXPECTED: True, **measures, NCTI: True, **BASELINES}
 
 
-def ordered(rows: list[Row], sort_by: str, seed: int = 0) -> list[Row]:
-    """Rows best first, those with an error last, each told what to expect of it and whether it ties with the first."""
+def ordered(rows: list[Row], sort_by: str, seed: int = 0, groups: np.ndarray | None = None) -> list[Row]:
+    """Rows best first, those with an error last, each told what to expect of it and whether it ties with the first.
+
+    ``groups`` (n,) says which of the images behind rows belong together.
+    """
     good = [row for row in rows if "error" not in row]
     if good:
-        outcomes = [Outcome(np.array(row[CORRECT]), np.array(row[PROBABLE])) for row in good]
+        outcomes = [Outcome(np.array(row[CORRECT]), np.array(row[PROBABLE]), groups) for row in good]
         smallest = min(row["parameters"] for row in good)  # that random weights are many says nothing for them
         sizes = [row["parameters"] if row.get(PRETRAINED, True) else smallest for row in good]
         for row, standing in zip(good, standings(outcomes, sizes, seed), strict=True):

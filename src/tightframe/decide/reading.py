@@ -13,7 +13,7 @@ from tightframe.decide.evidence import Evidence
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images
-from tightframe.metrics.folds import fold_of
+from tightframe.metrics.folds import can_hold_out, fold_of
 from tightframe.probes.discriminant import read_layers
 from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.methods import Method
@@ -26,7 +26,8 @@ class Read(NamedTuple):
     Attributes:
         model: on which the head is.
         features: what the head sees of each training image, (n, d).
-        left_out: predictions of each training image by all others; ``None`` where no class has two images.
+        left_out: predictions of each training image by all others, or all others' groups; ``None`` where that can't be
+            judged (see ``can_hold_out``).
         evidence: out-of-fold predictions, to be compared with those of trained models; without folds, ``left_out``.
     """
 
@@ -44,25 +45,28 @@ def read_model(images: Images, backbone: Backbone, method: Method, config: Train
     """
     features, classes, labels = workspace.features(backbone, images), len(images.classes), images.labels
     balanced = config.class_weights == "balanced"
-    found = read_layers(features, labels, classes, balanced=balanced)
+    found = read_layers(features, labels, classes, balanced=balanced, groups=images.groups)
     model = TunableModel(backbone, method, None, classes, workspace.pool, "concat", read=list(found.weights))
     with torch.no_grad():
         model.head.weight.copy_(torch.cat(list(found.weights.values()), 1))
         model.head.bias.copy_(found.bias)
     seen = torch.cat([torch.tensor(features[name]) for name in model.read], 1)
-    if np.bincount(labels).max() < 2:
+    if not can_hold_out(labels, images.groups):
         return Read(model.train(False), seen, None, None)
-    left_out = evidence = Evidence(found.held_out.numpy(), labels)
+    left_out = evidence = Evidence(found.held_out.numpy(), labels, images.groups)
     if config.folds:
-        evidence = _out_of_fold(features, labels, classes, balanced, config)
+        evidence = _out_of_fold(features, balanced, config)
     return Read(model.train(False), seen, left_out, evidence)
 
 
-def _out_of_fold(features: Features, labels: np.ndarray, classes: int, balanced: bool, config: TrainConfig) -> Evidence:
-    assigned, said = fold_of(labels, config.folds, config.seed), np.empty((len(labels), classes))
+def _out_of_fold(features: Features, balanced: bool, config: TrainConfig) -> Evidence:
+    labels, groups, classes = features.labels, features.groups, len(features.classes)
+    assigned, said = fold_of(labels, config.folds, config.seed, groups), np.empty((len(labels), classes))
     for fold in np.unique(assigned):
         kept, held = np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)
-        found = read_layers({name: features[name][kept] for name in features}, labels[kept], classes, balanced=balanced)
+        part = {name: features[name][kept] for name in features}
+        among = None if groups is None else groups[kept]
+        found = read_layers(part, labels[kept], classes, balanced=balanced, groups=among)
         logits = found.logits({name: features[name][held] for name in found.weights})
         said[held] = logits.log_softmax(1).numpy()
-    return Evidence(said, labels)
+    return Evidence(said, labels, groups)

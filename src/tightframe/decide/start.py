@@ -11,7 +11,7 @@ from torch import Tensor
 from tightframe.backbone import Backbone
 from tightframe.features.precision import likely_precision
 from tightframe.features.workspace import Workspace
-from tightframe.metrics.folds import Folds
+from tightframe.metrics.folds import Folds, can_hold_out
 from tightframe.probes.logistic import cross_validated_logistic, logistic_path
 from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.methods import Method
@@ -38,7 +38,7 @@ def tuning_precision(model: TunableModel, workspace: Workspace) -> str:
 
 
 def start_of(
-    model: TunableModel, features: Mapping[str, np.ndarray], labels: np.ndarray
+    model: TunableModel, features: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray | None = None
 ) -> Callable[[np.ndarray], None] | None:
     """Scale the skip connection by the features before tuning; what puts the head where training starts.
 
@@ -46,6 +46,7 @@ def start_of(
         model: not yet trained.
         features: of the training images, (n, d) by layer.
         labels: of them, (n,).
+        groups: of them, (n,), or ``None``: no fold by which a probe's strength is chosen parts one.
 
     Returns:
         What fits a probe to the images whose indices it is given; ``None`` where heads start from zeros.
@@ -61,7 +62,8 @@ def start_of(
     def fit_probe(training: np.ndarray) -> None:
         known = training.tobytes()
         if known not in heads:
-            heads[known] = _probe(seen[torch.from_numpy(training)], labels[training], model.head.out_features)
+            among = None if groups is None else groups[training]
+            heads[known] = _probe(seen[torch.from_numpy(training)], labels[training], model.head.out_features, among)
         with torch.no_grad():
             model.head.weight.copy_(heads[known][0])
             model.head.bias.copy_(heads[known][1])
@@ -69,10 +71,10 @@ def start_of(
     return fit_probe
 
 
-def _probe(features: Tensor, labels: np.ndarray, classes: int) -> tuple[Tensor, Tensor]:
-    """Weights and biases of a logistic regression, of usual strength where no class has two images to choose by."""
-    if np.bincount(labels).max() > 1:
-        head = cross_validated_logistic(Folds.of(features, labels, classes)).result.head
+def _probe(features: Tensor, labels: np.ndarray, classes: int, groups: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    """Weights and biases of a logistic regression, of usual strength where nothing can be held out to choose it by."""
+    if can_hold_out(labels, groups):
+        head = cross_validated_logistic(Folds.of(features, labels, classes, groups=groups)).result.head
     else:
         head = logistic_path(features, torch.from_numpy(labels), classes, (USUAL_STRENGTH,))[0]
     least = head.bias[head.bias.isfinite()].min() - UNSEEN

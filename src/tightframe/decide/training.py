@@ -16,7 +16,7 @@ from tightframe.data.selection import stratified
 from tightframe.decide.evidence import Evidence
 from tightframe.features.stages import Stages
 from tightframe.features.workspace import Workspace
-from tightframe.metrics.folds import fold_of
+from tightframe.metrics.folds import can_hold_out, fold_of
 from tightframe.probes.results import interval
 from tightframe.processes import together
 from tightframe.row import Row
@@ -85,6 +85,7 @@ class Trainer:
         session: where training is kept and reported.
         warm: starts the head from a probe fitted to the images whose indices it is given; ``None`` where training
             starts from a head of zeros.
+        groups: of the images, (n,): nothing held out parts one; ``None`` where each stands alone.
     """
 
     model: Trainable
@@ -95,13 +96,14 @@ class Trainer:
     precision: str
     session: Session
     warm: Callable[[np.ndarray], None] | None = None
+    groups: np.ndarray | None = None
 
     def run(self, config: TrainConfig, lrs: Sequence[float], decays: Sequence[float]) -> Trained:
         """Choose by a short training for each of ``lrs`` and ``decays``, then train the model on all images."""
         clock, title, notes, rows = self.session.clock, self.session.title, list[str](), list[Row]()
         start = {name: tensor.detach().clone() for name, tensor in self.model.changed_state().items()}
         everything = np.arange(len(self.labels))
-        kept, held_out = stratified(self.labels, config.validation_share, config.seed)
+        kept, held_out = stratified(self.labels, config.validation_share, config.seed, self.groups)
         recipe = config.recipe(lrs[0], decays[0])
         pace = self._pace(recipe, kept, start) if clock.limited else 0.0
         if len(lrs) * len(decays) > 1 and len(held_out):
@@ -133,10 +135,10 @@ class Trainer:
         Where time is limited, they train for as many epochs as there is time for.
         """
         clock, images = self.session.clock, len(self.labels)
-        if not config.folds or clock.past(FOLD_SHARE) or np.bincount(self.labels).max() < 2:
+        if not config.folds or clock.past(FOLD_SHARE) or not can_hold_out(self.labels, self.groups):
             return None
         recipe = self._affordable(recipe, config.folds, pace * images, FOLD_SHARE)
-        assigned = fold_of(self.labels, config.folds, config.seed)
+        assigned = fold_of(self.labels, config.folds, config.seed, self.groups)
         said = np.empty((images, self.classes))
         for fold in np.unique(assigned):
             training, held = np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)
@@ -151,7 +153,7 @@ class Trainer:
                 self.model, self.inputs, held, recipe.batch_size, self.workspace.device, self.precision
             )
             said[held] = logits_of(self.model, features).double().log_softmax(1).numpy()
-        return Evidence(said, self.labels)
+        return Evidence(said, self.labels, self.groups)
 
     def _final(
         self, recipe: Recipe, trials: list[Row], split: Split, start: dict[str, Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from tightframe.deploy.tuned import Tuned, listed
 from tightframe.errors import DataError
 from tightframe.images import Images, ImageSplits, counted
 from tightframe.probes.calibration import calibration_error
-from tightframe.probes.results import interval
+from tightframe.probes.results import accuracy_interval
 from tightframe.report.result import Result
 from tightframe.row import Row
 
@@ -40,7 +40,7 @@ def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, 
     Args:
         tuned: The model.
         data: Labeled images; of splits, the test images, or all where there are none. Those that the model was trained
-            on, known by their contents, are left out.
+            on, known by their contents, are left out, and so are all others of their groups.
         batch_size: Images in one forward pass.
         device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
@@ -105,7 +105,7 @@ class Answers:
         return {
             "images": len(self.labels),
             "classes": int(present.sum()),
-            **_rated(int(right.sum()), len(self.labels)),
+            **_rated(self.predicted == self.labels, self.data.groups),
             "balanced_accuracy": float((right[present] / images[present]).mean()),
             "calibration_error": calibration_error(self.shares, self.labels),
             "log_loss": float(functional.cross_entropy(self.logits.double(), torch.from_numpy(self.labels))),
@@ -125,9 +125,11 @@ class Answers:
 
     def by_class(self) -> list[Row]:
         """A row for each class that occurs."""
+        correct, groups = self.predicted == self.labels, self.data.groups
+        own = [np.flatnonzero(self.labels == index) for index in range(len(self.classes))]
         return [
             {"class": self.classes[index], "images": images, "correct": right}
-            | _rated(right, images)
+            | _rated(correct[own[index]], None if groups is None else groups[own[index]])
             | {"times_predicted": predicted}
             for index, (images, right, predicted) in enumerate(self.counts.T.tolist())
             if images
@@ -164,28 +166,47 @@ def mistaken(confusion: Sequence[Row]) -> list[Row]:
     return sorted((row for row in confusion if row["true"] != row["predicted"]), key=lambda row: -row["count"])
 
 
-def _rated(right: int, total: int) -> Row:
-    low, high = interval(right, total)
-    return {"accuracy": right / total, "accuracy_low": low, "accuracy_high": high}
+def _rated(correct: np.ndarray, groups: np.ndarray | None) -> Row:
+    low, high = accuracy_interval(correct, groups)
+    return {"accuracy": float(correct.mean()), "accuracy_low": low, "accuracy_high": high}
 
 
 def _judged_part(tuned: Tuned, data: Images | ImageSplits) -> tuple[Images, list[str]]:
     """The images to evaluate on, and notes about them."""
-    notes = list[str]()
+    notes, others = list[str](), list[Images]()
     if isinstance(data, ImageSplits):
-        notes, data = data.notes, data.test or data.train
+        notes, others = data.notes, [data.train]
+        data = data.test or data.train
     known = set(tuned.trained_on)
     if not known or not len(data):
         return data, notes
-    fresh = [index for index, digest in enumerate(data.digests) if digest not in known]
-    seen = len(data) - len(fresh)
-    if not fresh:
+    seen = np.array([digest in known for digest in data.digests])
+    related = _related(data, others, known) & ~seen
+    if (seen | related).all():
         raise DataError(
-            f"the model was trained on all {seen} images of {data.name}, which say nothing of new ones; give others"
+            f"the model was trained on all {len(data)} images of {data.name}, or on others of their groups, which say "
+            "nothing of new ones; give others"
         )
-    if seen:
-        notes = [*notes, f"{counted(seen, 'image')} left out: the model was trained on the same"]
-    return data.subset(fresh), notes
+    if seen.any():
+        notes = [*notes, f"{counted(int(seen.sum()), 'image')} left out: the model was trained on the same"]
+    if related.any():
+        told = f"{counted(int(related.sum()), 'image')} left out: the model was trained on others of the same group"
+        notes = [*notes, told]
+    return data.subset(np.flatnonzero(~(seen | related))), notes
+
+
+def _related(data: Images, others: Sequence[Images], known: Collection[str]) -> np.ndarray:
+    """Mask (n,) of the images of groups of which there are ``known`` images, by hash, in ``data`` or ``others``."""
+    if data.groups is None:
+        return np.zeros(len(data), dtype=bool)
+    trained = {
+        group
+        for images in [data, *others]
+        if images.groups is not None
+        for group, digest in zip(images.groups.tolist(), images.digests, strict=True)
+        if digest in known
+    }
+    return np.isin(data.groups, sorted(trained))
 
 
 def _labels_of(tuned: Tuned, data: Images) -> np.ndarray:

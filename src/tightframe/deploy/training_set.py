@@ -44,6 +44,8 @@ class TrainingSet:
         if self.evidence is not None:
             tensors["labels"] = torch.tensor(self.evidence.labels)
             tensors["log_probabilities"] = torch.tensor(self.evidence.log_probabilities)
+            if self.evidence.groups is not None:
+                tensors["groups"] = torch.tensor(self.evidence.groups)
         if self.familiar is not None:
             tensors |= self.familiar._asdict()
         write_tensors(folder / TRAINING_SET, tensors)
@@ -67,7 +69,8 @@ class TrainingSet:
             raise SavedError(f"{path} does not hold what is known of training images ({flaw}); it is damaged")
         evidence, familiar = None, None
         if "labels" in found:
-            evidence = Evidence(found["log_probabilities"].numpy(), found["labels"].numpy())
+            groups = found["groups"].numpy() if "groups" in found else None
+            evidence = Evidence(found["log_probabilities"].numpy(), found["labels"].numpy(), groups)
         if "center" in found:
             familiar = Familiar(found["center"], found["factor"], found["distances"])
         return cls(tuple(row.tobytes().hex() for row in found["digests"].numpy()), evidence, familiar)
@@ -80,13 +83,15 @@ def _flaw(found: dict[str, Tensor], classes: int, width: int) -> str:
         "digests": (torch.uint8, (images, DIGEST)),
         "labels": (torch.int64, (images,)),
         "log_probabilities": (torch.float64, (images, classes)),
+        "groups": (torch.int64, (images,)),
         "center": (torch.float32, (width,)),
         "factor": (torch.float32, (width,)),
         "distances": (torch.float32, (images,)),
     }
-    groups = (("digests",), ("labels", "log_probabilities"), ("center", "factor", "distances"))
-    present = [group for group in groups if set(group) <= set(found)]
-    if groups[0] not in present or {name for group in present for name in group} != set(found):
+    evidence = ("labels", "log_probabilities", *(("groups",) if "groups" in found else ()))
+    parts = (("digests",), evidence, ("center", "factor", "distances"))
+    present = [part for part in parts if set(part) <= set(found)]
+    if parts[0] not in present or {name for part in present for name in part} != set(found):
         return f"it holds {sorted(found)}"
     for name, tensor in found.items():
         dtype, shape = wanted[name]

@@ -26,6 +26,7 @@ class Features(Mapping[str, np.ndarray]):
     Attributes:
         labels: integers (n,).
         classes: class names.
+        groups: which images belong together (n,), or ``None``.
         precision: in which the model ran.
         pool: how tokens were pooled.
         seconds: how long the pass took that computed them.
@@ -42,7 +43,7 @@ class Features(Mapping[str, np.ndarray]):
         seconds: float,
     ):
         self._arrays, self._moments = dict(arrays), {} if moments is None else moments
-        self.labels, self.classes = data.labels, data.classes
+        self.labels, self.classes, self.groups = data.labels, data.classes, data.groups
         self.precision, self.pool, self.seconds = precision, pool, seconds
 
     def __getitem__(self, layer: str) -> np.ndarray:

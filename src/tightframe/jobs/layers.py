@@ -10,6 +10,7 @@ import numpy as np
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import MeasureError
 from tightframe.features.extract import Features
+from tightframe.features.samples import group_numbers
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
 from tightframe.metrics.collapse import Head, nc1
@@ -19,6 +20,7 @@ from tightframe.probes.calibration import per_class_accuracy
 from tightframe.probes.knn import neighbors_accuracy, neighbors_predict
 from tightframe.probes.linear import cross_validated_center, cross_validated_ridge
 from tightframe.probes.logistic import cross_validated_logistic
+from tightframe.probes.results import student_interval
 from tightframe.report.result import Result
 from tightframe.row import Row
 
@@ -63,7 +65,7 @@ def layers(
         row, right = _row(name, features, test, len(images.classes), seed)
         rows.append({"model": backbone.name, "layer": name, "dimension": backbone.layer(name).dimension} | row)
         correct.append(right)
-    chosen, why = recommended(rows, correct)
+    chosen, why = recommended(rows, correct, features.groups)
     rows = [row | {"recommended": place == chosen} for place, row in enumerate(rows)]
     notes = list(data.notes) if isinstance(data, ImageSplits) else []
     settings = {
@@ -84,7 +86,7 @@ def layers(
 
 
 def _row(name: str, features: Features, test: Features | None, classes: int, seed: int) -> tuple[Row, np.ndarray]:
-    folds = Folds.of(features[name], features.labels, classes, seed=seed)
+    folds = Folds.of(features[name], features.labels, classes, seed=seed, groups=features.groups)
     held_out: Mapping[str, np.ndarray] | None = {"features": test[name], "labels": test.labels} if test else None
     row: Row = {"nc1": nc1(folds.total)}
     rights = []
@@ -116,7 +118,7 @@ def _logistic(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
 
 
 def _knn(folds: Folds, classes: int, unseen: Any, row: Row) -> Judged:
-    found = neighbors_accuracy(folds.features, folds.labels, classes)
+    found = neighbors_accuracy(folds.features, folds.labels, classes, groups=folds.groups)
     row["knn_neighbors"] = found.k
     fitted = neighbors_predict(folds.features, folds.labels, folds.features, classes)
     said = None if unseen is None else neighbors_predict(folds.features, folds.labels, unseen, classes).numpy()
@@ -131,17 +133,17 @@ def _by_head(accuracy: float, correct: np.ndarray, head: Head, folds: Folds, uns
     return Judged(accuracy, correct, head.accuracy(folds.features, folds.labels), said)
 
 
-def recommended(rows: list[Row], correct: list[np.ndarray]) -> tuple[int, str]:
+def recommended(rows: list[Row], correct: list[np.ndarray], groups: np.ndarray | None = None) -> tuple[int, str]:
     """Which of ``rows`` to read features at, and why, from what each probe got right while held out, (n,) a layer.
 
-    Of the layers that can't be told from the most accurate one (paired difference within twice its standard error), the
-    most collapsed.
+    Of the layers that can't be told from the most accurate one (paired difference within twice its standard error,
+    over ``groups`` (n,) where there are any), the most collapsed.
     """
     if not rows:
         raise MeasureError("no layer to recommend; name some with --layers")
     means = [float(right.mean()) for right in correct]
     best = int(np.argmax(means))
-    close = [place for place in range(len(rows)) if _alike(correct[best], correct[place])]
+    close = [place for place in range(len(rows)) if _alike(correct[best], correct[place], groups)]
     comparable = [place for place in close if rows[place]["dimension"] == rows[best]["dimension"]] or [best]
     chosen = min(comparable, key=lambda place: rows[place]["nc1"])
     told = f"recommended: {rows[chosen]['layer']}, where probes are right on {100 * means[chosen]:.1f} % while held out"
@@ -152,6 +154,8 @@ def recommended(rows: list[Row], correct: list[np.ndarray]) -> tuple[int, str]:
     return chosen, f"{told}; {alike}, and {reason}"
 
 
-def _alike(best: np.ndarray, other: np.ndarray) -> bool:
+def _alike(best: np.ndarray, other: np.ndarray, groups: np.ndarray | None) -> bool:
     difference = best.astype(float) - other.astype(float)
+    if group_numbers(groups, len(difference)) is not None:
+        return student_interval(difference, groups=groups)[0] <= 1e-12
     return bool(difference.mean() <= 2 * difference.std() / max(len(difference) - 1, 1) ** 0.5 + 1e-12)

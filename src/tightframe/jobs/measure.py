@@ -79,7 +79,7 @@ def layer_rows(
     for name in progress(list(features), f"measuring {backbone.name}", len(features)):
         layer, moments = backbone.layer(name), features.moments(name)
         metrics = collapse_metrics(moments, weighting=weighting)
-        folds = Folds.of(features[name], features.labels, len(features.classes), seed=seed)
+        folds = Folds.of(features[name], features.labels, len(features.classes), seed=seed, groups=features.groups)
         probe = cross_validated_ridge(folds)
         rows.append(
             {

@@ -102,7 +102,7 @@ def rank(
     if time_limit is None:
         shown = workspace.progress(once, "models", len(once))
         given = [_row(data, model, make, seed, workspace) | {"given": place} for place, model in enumerate(shown)]
-        rows = ordered(given, sort_by, seed)
+        rows = ordered(given, sort_by, seed, data.train.groups)
     else:
         _check_race(time_limit, sort_by, truth)
         rows = _raced(data, once, time_limit, make, seed, workspace)
@@ -240,16 +240,17 @@ def _read(backbone: Backbone) -> list[str]:
 
 
 def _folds(features: Features, seed: int) -> Folds:
-    folds = Folds.of(features[PENULTIMATE], features.labels, len(features.classes), seed=seed)
+    labels, classes = features.labels, len(features.classes)
+    folds = Folds.of(features[PENULTIMATE], labels, classes, seed=seed, groups=features.groups)
     check_measurable(folds.total)
     return folds
 
 
 def _outcome(backbone: Backbone, features: Features) -> Outcome:
-    """What the reading of all layers says of each image left out."""
+    """What the reading of all layers says of each image left out, with its group."""
     blocks = {name: features[name] for name in features if name != OUTPUT}
-    found = read_layers(blocks, features.labels, len(features.classes))
-    return Outcome.of(Evidence(found.held_out.numpy(), features.labels))
+    found = read_layers(blocks, features.labels, len(features.classes), groups=features.groups)
+    return Outcome.of(Evidence(found.held_out.numpy(), features.labels, features.groups))
 
 
 def _scored(backbone: Backbone, features: Features, folds: Folds, ridge: ProbeResult) -> Row:
@@ -262,7 +263,9 @@ def _scored(backbone: Backbone, features: Features, folds: Folds, ridge: ProbeRe
         "probe_low": ridge.low,
         "probe_high": ridge.high,
         "lda_accuracy": cross_validated_lda(folds, LDA_PENALTIES).accuracy,
-        "knn_accuracy": neighbors_accuracy(folds.features, folds.labels, folds.total.classes).accuracy,
+        "knn_accuracy": neighbors_accuracy(
+            folds.features, folds.labels, folds.total.classes, groups=folds.groups
+        ).accuracy,
         "source_accuracy": backbone.source_accuracy,
         **_scores(features, folds),
         PARTS: _ncti_parts(features),

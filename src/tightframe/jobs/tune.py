@@ -30,7 +30,7 @@ from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_text
 from tightframe.images import Images, ImageSplits
-from tightframe.probes.results import interval
+from tightframe.probes.results import accuracy_interval
 from tightframe.processes import is_first, together
 from tightframe.row import Row, plain
 from tightframe.tuning.checkpoint import DESCRIPTION
@@ -240,8 +240,7 @@ def _trainer(
     """What is trained on which inputs, where whatever is constant in training is computed once; and notes."""
     notes, precision = list[str](), "float32"
     part: Trainable = model
-    inputs: Inputs | None
-    inputs = _constant_inputs(model, images, config, workspace)
+    inputs: Inputs | None = _constant_inputs(model, images, config, workspace)
     if inputs is not None:
         part = HeadOnly(model.head).to(workspace.device)
     else:
@@ -258,8 +257,9 @@ def _trainer(
         inputs = PixelInputs(pixels, config.views_by(), workspace.device)
     warm = None
     if len(model.read) > 1 or model.warm:
-        warm = start_of(model, workspace.features(model.backbone, images, model.read), images.labels)
-    return Trainer(part, inputs, images.labels, len(images.classes), workspace, precision, session, warm), notes
+        warm = start_of(model, workspace.features(model.backbone, images, model.read), images.labels, images.groups)
+    of = (images.labels, len(images.classes), workspace, precision, session, warm, images.groups)
+    return Trainer(part, inputs, *of), notes
 
 
 def _constant_inputs(
@@ -315,9 +315,9 @@ def _judged(tuned: Tuned, run: Run, features: Tensor, seconds: float) -> Tuned:
         pixels = workspace.pixels(data.test, tuned.backbone.preprocessing)
         inputs = PixelInputs(pixels, device=workspace.device)
         test_logits = logits_of(model, _features(model, inputs, len(data.test), workspace))
-        right = int((test_logits.argmax(1).numpy() == data.test.labels).sum())
-        low, high = interval(right, len(data.test))
-        metrics |= {"test_accuracy": right / len(data.test), "test_low": low, "test_high": high}
+        right = test_logits.argmax(1).numpy() == data.test.labels
+        low, high = accuracy_interval(right, data.test.groups)
+        metrics |= {"test_accuracy": float(right.mean()), "test_low": low, "test_high": high}
     familiar = Familiar.of(features, model.neck.widths if model.neck.align == "concat" else [model.neck.width])
     known = replace(tuned, trained_on=data.train.digests, familiar=familiar)
     return replace(known, metrics=metrics, test_logits=test_logits)
