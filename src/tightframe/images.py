@@ -247,7 +247,29 @@ class ImageSplits:
         if self.skipped:
             files = "1 file was" if len(self.skipped) == 1 else f"{len(self.skipped)} files were"
             told.append(f"{files} left out; the first: {self.skipped[0]}")
-        return [*told, *self.leaks]
+        return [*told, *self._grouping, *self.leaks]
+
+    @property
+    def _grouping(self) -> list[str]:
+        """How many groups there are, and which classes can't be held out because they are in one group only."""
+        groups = self.train.groups
+        if groups is None:
+            return []
+        pairs = np.unique(np.stack([self.train.labels, groups], 1), axis=0)
+        count, spread = len(np.unique(groups)), np.bincount(pairs[:, 0], minlength=len(self.classes))
+        if count == len(groups):
+            return ["every training image is in a group of its own, as if there were no groups"]
+        told = [
+            f"training images: {len(groups)} in {count} groups; no split or fold parts one, intervals are over groups"
+        ]
+        single = [self.classes[label] for label in np.flatnonzero(spread == 1)]
+        if single:
+            named = ", ".join(single[:5]) + (", …" if len(single) > 5 else "")
+            told.append(
+                f"{len(single)} of {len(self.classes)} classes are in one group only, so none can be held out: "
+                f"{named}. Add images of other groups"
+            )
+        return told
 
     @cached_property
     def leaks(self) -> list[str]:
@@ -269,7 +291,22 @@ class ImageSplits:
                 f"{counted(len(shared), 'test image')} among the training images, with the same contents; the first: "
                 f"{self.test.identifiers[shared[0]]}. Take them out of one of the two"
             )
-        return told
+        return [*told, *self._straddling]
+
+    @property
+    def _straddling(self) -> list[str]:
+        """What is wrong with groups: the same one in both splits."""
+        if self.test is None or self.train.groups is None or self.test.groups is None:
+            return []
+        inside = np.isin(self.test.groups, self.train.groups)
+        if not inside.any():
+            return []
+        groups, total = len(np.unique(self.test.groups[inside])), len(np.unique(self.test.groups))
+        return [
+            f"{groups} of {total} groups of test images are among the training images, too: "
+            f"{counted(int(inside.sum()), 'test image')} of a group trained on, the first being "
+            f"{self.test.identifiers[int(inside.argmax())]}. Test accuracies flatter; put each group into one split"
+        ]
 
     def __repr__(self) -> str:
         test = "no test images" if self.test is None else f"{len(self.test)} test images"

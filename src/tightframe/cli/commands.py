@@ -44,15 +44,15 @@ REST = tuple(field.name for field in fields(TrainConfig) if field.name not in FI
 OPTIONS, IMAGES, MODELS = GROUPS["Options"], GROUPS["Images"], GROUPS["Models"]
 DATA = Source(load_images, ["source"], OPTIONS, {"source": "data"}, positional=["source"])
 MODEL = Source(load_backbone, ["uri"], OPTIONS, {"uri": "model"})
-READING = Source(load_images, ["skip_bad", "seed"], IMAGES)
-SPLITTING = Source(load_images, ["max_per_class", "test_share", "skip_bad", "seed"], IMAGES)
+READING = Source(load_images, ["groups_from", "skip_bad", "seed"], IMAGES)
+SPLITTING = Source(load_images, ["max_per_class", "test_share", "groups_from", "skip_bad", "seed"], IMAGES)
 BUILDING = Source(load_backbone, ["pretrained", "layers", "input_size", "mean", "std"], MODELS)
 RUNNING = Source(Workspace, ["device", "precision", "pool"], MACHINE)
 CACHED = Source(Workspace, ["folder", "device", "precision", "pool"], MACHINE, {"folder": "feature_cache"})
 TRAINING = Source(TrainConfig, FIRST, GROUPS["Training"])
 MORE_TRAINING = Source(TrainConfig, REST, GROUPS["More training options"])
 SAVED = Source(load_tuned, ["folder", "model"], OPTIONS, positional=["folder"])
-HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad"], IMAGES)
+HELD_OUT = Source(load_images, ["test_share", "groups_from", "seed", "skip_bad"], IMAGES)
 
 
 @command(
@@ -76,7 +76,7 @@ def transfer_command(given: Given) -> None:
         models: list[Any] = given.models or []
         if models:
             data = given.call(load_images, progress=progress)
-        elif given.data in ("digits", demo.DOWNSTREAM):
+        elif given.data in ("digits", demo.DOWNSTREAM) and given.groups_from is None:
             torch.set_num_threads(1)  # models this small would only wait for each other's threads
             data = demo.downstream(given.max_per_class, given.seed)
             models = demo.candidates(_beside(given.out), progress)

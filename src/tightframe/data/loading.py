@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tightframe.data.digits import load_digit_images
 from tightframe.data.folder import load_folder
-from tightframe.data.selection import at_most, check_per_class, check_seed, check_share
+from tightframe.data.grouping import compiled, grouped
+from tightframe.data.selection import at_most, check_per_class, check_seed, check_share, hold_out
 from tightframe.data.table import load_table
 from tightframe.images import ImageSplits
 from tightframe.progress import Progress, silent
@@ -19,10 +20,11 @@ def load_images(
     test_share: float = 0.25,
     seed: int = 0,
     max_per_class: int | None = None,
+    groups_from: str | None = None,
     skip_bad: bool = False,
     progress: Progress = silent,
 ) -> ImageSplits:
-    """Load labeled images: a training set and, where there are images for one, a test set.
+    r"""Load labeled images: a training set and, where there are images for one, a test set.
 
     Args:
         source: The images: a folder with train/CLASS/… and test/CLASS/… (or val/CLASS/…), a folder with CLASS/… alone,
@@ -31,23 +33,34 @@ def load_images(
         test_share: Share of each class held out for testing (0 for none) where there is no test set.
         seed: Seed of every random choice.
         max_per_class: Most training images to use from each class; the test set stays whole.
+        groups_from: Regular expression that finds in an image's name (its path below the data folder) which images
+            belong together, such as 'film(\d+)_' for frames of films, by what its parentheses match, or by all that
+            it matches if it has none. No split or fold parts a group, and intervals are over groups.
         skip_bad: Leave out files that can't be read, and say how many, instead of stopping.
         progress: Called as progress(iterable, description, total) around whatever takes long, like tqdm.
 
     Raises:
         BadImage: files can't be used, and ``skip_bad`` is off.
-        DataError: the images are not laid out in classes, or ``digits:`` names unknown ones.
-        SettingsError: ``test_share``, ``seed`` or ``max_per_class`` is out of range.
+        DataError: the images are not laid out in classes, ``digits:`` names unknown ones, or ``groups_from`` is not
+            found in some names.
+        SettingsError: ``test_share``, ``seed`` or ``max_per_class`` is out of range, or ``groups_from`` is no regular
+            expression.
     """
     check_share(test_share)
     check_seed(seed)
     if max_per_class is not None:
         check_per_class(max_per_class)  # before hours of checking images
+    pattern = None if groups_from is None else compiled(groups_from)
+    held_out = test_share if pattern is None else 0.0  # groups are found before anything is held out
     scheme, colon, digits = str(source).partition(":")
     if isinstance(source, str) and scheme == "digits":
-        splits = load_digit_images(digits if colon else None, test_share=test_share, seed=seed)
+        splits = load_digit_images(digits if colon else None, test_share=held_out, seed=seed)
     else:
         path = Path(source)
         load = load_table if path.suffix.lower() == ".csv" and not path.is_dir() else load_folder
-        splits = load(path, test_share=test_share, seed=seed, skip_bad=skip_bad, progress=progress)
+        splits = load(path, test_share=held_out, seed=seed, skip_bad=skip_bad, progress=progress)
+    if pattern is not None:
+        splits = grouped(splits, pattern)
+        if splits.test is None:
+            splits = hold_out(splits.name, splits.train, test_share, seed, splits.skipped)
     return splits if max_per_class is None else replace(splits, train=at_most(splits.train, max_per_class, seed))
