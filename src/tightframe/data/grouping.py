@@ -50,7 +50,7 @@ def grouped(splits: ImageSplits, pattern: re.Pattern[str]) -> ImageSplits:
         part = f"(?:{pattern.pattern})" if pattern.groups else f"({pattern.pattern})"
         raise DataError(
             f"--groups-from {pattern.pattern!r} is not found in the names of {len(missing)} of {len(names)} images, "
-            f"the first being {missing[0]}. Correct it, or give '.*?{part}|.+' to let images without a match stand alone"
+            f"the first being {missing[0]}. Correct it, or give '.*?{part}|.+' to let images like that stand alone"
         )
     keys = [_key(match) for match in found if match is not None]
     numbers = {key: number for number, key in enumerate(sorted(set(keys)))}

@@ -93,8 +93,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.backbone_options = backbone_options
 
-    def fit(self, X: Any, y: Any) -> TransferClassifier:
+    def fit(self, X: Any, y: Any, groups: Any = None) -> TransferClassifier:
         """Tune the model on images ``X`` with labels ``y`` (n,) of two classes or more.
+
+        Images of the same value in ``groups`` (n,) belong together: none is held out from the others.
 
         Raises:
             UnusableInput: ``X`` or ``y`` has a type or shape that can't be used.
@@ -102,7 +104,9 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         images = _images(X)
         classes, labels = _encoded(y, len(images))
-        shown = replace(images, labels=labels, classes=tuple(map(str, classes.tolist())))
+        shown = replace(
+            images, labels=labels, classes=tuple(map(str, classes.tolist())), groups=_grouped(groups, len(images))
+        )
         config = TrainConfig(
             epochs=self.epochs,
             lr=None if self.lr is None else tuple(self.lr),
@@ -188,8 +192,10 @@ class LayerDiscriminant(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.widths = widths
         self.balanced = balanced
 
-    def fit(self, X: Any, y: Any) -> LayerDiscriminant:
+    def fit(self, X: Any, y: Any, groups: Any = None) -> LayerDiscriminant:
         """Fit to features ``X`` (n, d), the layers side by side, with labels ``y`` (n,) of two classes or more.
+
+        Samples of the same value in ``groups`` (n,) are left out together.
 
         Raises:
             UnusableInput: ``X`` or ``y`` can't be used, or ``widths`` don't add up to d.
@@ -199,7 +205,9 @@ class LayerDiscriminant(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, labels = _encoded(y, len(X))
         if self.widths is not None and sum(self.widths) != X.shape[1]:
             raise UnusableInput(f"widths {list(self.widths)} don't add up to the {X.shape[1]} columns of X")
-        self.reading_ = read_layers(self._layers(X), labels, len(self.classes_), balanced=self.balanced)
+        self.reading_ = read_layers(
+            self._layers(X), labels, len(self.classes_), balanced=self.balanced, groups=_grouped(groups, len(X))
+        )
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -254,3 +262,17 @@ def _encoded(y: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) < 2:
         raise UnusableInput(f"y has 1 class, {classes[0]!r}; 2 are needed to tell apart")
     return classes, encoded.astype(np.int64)
+
+
+def _grouped(groups: Any, images: int) -> np.ndarray | None:
+    """Numbers (n,) of ``groups``, whatever names them. Raises ``UnusableInput``."""
+    if groups is None:
+        return None
+    try:
+        given = column_or_1d(groups)
+        assert_all_finite(given, input_name="groups")
+    except ValueError as error:
+        raise UnusableInput(f"groups can't be used ({error}); give one value an image") from error
+    if len(given) != images:
+        raise UnusableInput(f"X has {images} images and groups {len(given)} values; give one value an image")
+    return np.unique(given, return_inverse=True)[1].astype(np.int64)

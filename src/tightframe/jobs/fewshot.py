@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -38,7 +39,8 @@ def fewshot(
 ) -> Result:
     """Evaluate a model on few-shot episodes: new classes told apart from a few images of each.
 
-    Training and test images are put together: every episode draws its own classes and images. Logistic regression
+    Training and test images are put together: every episode draws its own classes and images, and learns from none of
+    a group that it is judged on. Logistic regression
     follows Tian et al. (ECCV 2020), but for their augmented copies of the support images; see ``metrics.episodes``.
 
     Args:
@@ -63,7 +65,8 @@ def fewshot(
     parts = _parts(data, classes)
     kept, labels = np.unique(np.concatenate([part.labels for part in parts]), return_inverse=True)
     counts = _counts(shots)
-    drawn = draw(labels, ways, counts[-1], queries, episodes, seed)
+    groups = reduce(Images.joined, parts).groups
+    drawn = draw(labels, ways, counts[-1], queries, episodes, seed, groups)
     passes = [workspace.features(backbone, part, [PENULTIMATE]) for part in parts]
     features = np.concatenate([found[PENULTIMATE] for found in passes])
     moments = ClassMoments.from_features(features, labels, len(kept))

@@ -23,7 +23,8 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from tightframe.errors import MeasureError, SettingsError
-from tightframe.features.samples import as_tensor, check_samples
+from tightframe.features.samples import as_tensor, check_samples, group_numbers
+from tightframe.probes.apart import can_part, draw_apart
 from tightframe.probes.logistic import softmax_regression
 from tightframe.progress import Progress, silent
 
@@ -66,7 +67,15 @@ class Episodes:
         return len(self.support)
 
 
-def draw(labels: np.ndarray, ways: int, shots: int, queries: int, episodes: int, seed: int = 0) -> Episodes:
+def draw(
+    labels: np.ndarray,
+    ways: int,
+    shots: int,
+    queries: int,
+    episodes: int,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Episodes:
     """Episodes of ``ways`` classes, each from a generator of its own: asking for more changes none of the first.
 
     Classes with fewer than ``shots`` + ``queries`` images take no part. Queries are drawn before the support, so
@@ -79,10 +88,11 @@ def draw(labels: np.ndarray, ways: int, shots: int, queries: int, episodes: int,
         queries: images a class to be judged on.
         episodes: how many, 2 or more.
         seed: 0 or more.
+        groups: of each image, shape (n,): in an episode, none has images both in the support and among the queries.
 
     Raises:
         SettingsError: a number is out of range.
-        MeasureError: fewer than ``ways`` classes have images enough.
+        MeasureError: fewer than ``ways`` classes have images enough, of different groups.
     """
     for name, value, least in (
         ("ways", ways, 2),
@@ -94,16 +104,22 @@ def draw(labels: np.ndarray, ways: int, shots: int, queries: int, episodes: int,
         if value < least:
             raise SettingsError(f"{name} must be {least} or more, not {value}")
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    large = [rows for rows in members if len(rows) >= shots + queries]
+    large, numbers = [rows for rows in members if len(rows) >= shots + queries], group_numbers(groups, len(labels))
+    if numbers is not None:
+        large = [rows for rows in large if can_part(np.unique(numbers[rows], return_counts=True)[1], shots, queries)]
+    other = "of other groups " if numbers is not None else ""
     if len(large) < ways:
         raise MeasureError(
             f"{len(large)} of {len(members)} classes have the {shots + queries} images that {shots} shots and "
-            f"{queries} queries take, and an episode needs {ways} such classes; ask for fewer ways, shots or queries, "
-            "or give more images"
+            f"{queries} queries {other}take, and an episode needs {ways} such classes; ask for fewer ways, shots or "
+            "queries, or give more images"
         )
-    drawn = torch.from_numpy(
-        np.stack([_one(large, ways, shots + queries, (seed, episode)) for episode in range(episodes)])
-    )
+    seeds = [(seed, episode) for episode in range(episodes)]
+    if numbers is None:
+        found = [_one(large, ways, shots + queries, seed) for seed in seeds]
+    else:
+        found = [draw_apart(large, numbers, ways, shots, queries, seed) for seed in seeds]
+    drawn = torch.from_numpy(np.stack(found))
     return Episodes(drawn[..., queries:], drawn[..., :queries])
 
 
