@@ -317,7 +317,7 @@ def tuned_model(data: Any, backbone: Any, method: str, block: str = "auto", **pl
     settings = {PLAN[name]: value for name, value in plan.items()}
     if "class_weights" in settings:
         settings["class_weights"] = "balanced" if settings["class_weights"] else "none"
-    config = tightframe.TrainConfig(seed=0, folds=0, **settings)
+    config = tightframe.TrainConfig(seed=0, folds=0, recipe="paper", **settings)
     return tightframe.tune(data, backbone, method=METHODS[method], block=block, config=config, workspace=workspace())
 
 

@@ -9,7 +9,7 @@ import torch
 from tightframe.features.inputs import KeptInputs
 from tightframe.tuning.loop import fit
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import HeadOnly
+from tightframe.tuning.state import HeadOnly
 
 RECIPE = Recipe(epochs=3, batch_size=8)
 SPLIT = Split(np.arange(20) % 2, np.arange(20), np.arange(0), 2)

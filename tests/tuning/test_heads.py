@@ -12,7 +12,7 @@ from tightframe.features.inputs import KeptInputs
 from tightframe.tuning.heads import fit_heads
 from tightframe.tuning.loop import fit
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import HeadOnly
+from tightframe.tuning.state import HeadOnly
 
 CPU = torch.device("cpu")
 LABELS = np.arange(40) % 4

@@ -16,7 +16,8 @@ from tightframe.metrics.collapse import nc1
 from tightframe.tuning.loop import Diverged, fit, logits_of, predict_features
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import HeadOnly, TunableModel
+from tightframe.tuning.state import HeadOnly
+from tightframe.tuning.surgery import TunableModel
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(lr=0.1, weight_decay=1e-3, epochs=4, batch_size=8, seed=3)

@@ -12,8 +12,10 @@ from torch.nn import functional
 from tightframe import load_backbone
 from tightframe.errors import LayerNotFound, SettingsError
 from tightframe.features.taps import pooled, submodule
+from tightframe.tuning.heads import Neck
 from tightframe.tuning.methods import METHODS, method_named
-from tightframe.tuning.surgery import HeadOnly, Neck, TunableModel
+from tightframe.tuning.state import HeadOnly
+from tightframe.tuning.surgery import TunableModel
 
 BLOCK = "layer2.0"
 NORMS = ("bn1", "bn2", "downsample.1")

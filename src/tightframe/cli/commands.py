@@ -29,7 +29,7 @@ from tightframe.row import Row
 from tightframe.studies import STUDIES
 from tightframe.studies.runner import run_study
 from tightframe.tuning.config import TrainConfig
-from tightframe.tuning.methods import unique_methods
+from tightframe.tuning.methods import AUTO, unique_methods
 
 SHOWN = 10
 """Most kinds of mistake, and epochs, that are shown."""
@@ -87,7 +87,7 @@ def transfer_command(given: Given) -> None:
     terminal.show("Models", "rank", run.ranking.rows)
     terminal.show(f"Methods on {run.tuned.backbone.name}", "compare", run.methods)
     if run.samples:
-        terminal.show(f"{run.tuned.model.method.name}: sample predictions", "samples", run.samples[::3])
+        terminal.show(f"{run.tuned.model.title}: sample predictions", "samples", run.samples[::3])
     terminal.close(run.result, given.json)
 
 
@@ -173,7 +173,7 @@ def tune_command(given: Given) -> None:
     """Fine-tune by one method, or compare several."""
     compared = _names(given.compare or ())
     names = unique_methods(compared) if compared else []  # before anything is loaded
-    if names and given.method != tune.AUTO:
+    if names and given.method != AUTO:
         raise SettingsError("give --method or --compare, not both")
     with terminal.progress() as progress:
         data, backbone = _loaded(given, progress)

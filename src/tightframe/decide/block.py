@@ -28,10 +28,11 @@ from tightframe.features.workspace import Workspace
 from tightframe.images import Images
 from tightframe.row import Row
 from tightframe.tuning.config import Clock, TrainConfig
+from tightframe.tuning.heads import Align
 from tightframe.tuning.loop import Diverged, fit
 from tightframe.tuning.methods import Method
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import Align, TunableModel
+from tightframe.tuning.surgery import TunableModel
 
 COLLAPSED, DEEPEST = 3, 3
 """How many of the most collapsed and of the deepest blocks take part."""
@@ -62,6 +63,8 @@ def chosen_block(
     check_block(backbone, block)
     if block != "auto":
         return backbone.layer(block).name, []
+    if not method.races:
+        return backbone.layers[len(backbone.layers) // 2].name, []
     clock = clock or Clock.of(config)
     kept = _small_block_inputs(images, backbone, config, workspace)  # the one pass: the features come with it
     features = workspace.features(backbone, images)
@@ -80,9 +83,9 @@ def chosen_block(
             return usual, []
     if not set(racing) <= set(kept):
         return usual, []
-    lrs, decays = config.choices(backbone.module, config.from_probe(method))
+    lrs, decays = config.choices(backbone.module, method)
     lr = sorted(lrs)[-2:][0]  # the second highest: few epochs want a high rate, few images not the highest
-    recipe = replace(config.recipe(lr, decays[0]), ema_decay=0.0, patience=None)
+    recipe = replace(config.training(lr, decays[0], method), ema_decay=0.0, patience=None)
     make = partial(model_of, backbone, method, classes=split.classes, config=config, workspace=workspace)
     block, rows = _race(racing, make, features, kept, split, recipe, workspace, clock)
     return block or usual, rows

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from scipy.stats import norm
+
 from tightframe.decide.evidence import Evidence
-from tightframe.metrics.intervals import Interval
+
+ONE_ERROR = float(norm.cdf(1) - norm.cdf(-1))
+"""Level of an interval that is one standard error wide on either side."""
 
 
 class Choice(NamedTuple):
@@ -16,27 +20,38 @@ class Choice(NamedTuple):
     why: str
 
 
+class Gain(NamedTuple):
+    """By how much less a classifier loses than another, in nats an image, and the standard error of that."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def of(cls, one: Evidence, other: Evidence) -> Gain:
+        """Of ``one`` over ``other``."""
+        value, low, _ = one.gain_over(other, ONE_ERROR)
+        return cls(value, value - low)
+
+    def __str__(self) -> str:
+        """Such as "lower by 0.12 (standard error 0.05)"."""
+        return f"{'lower' if self.value >= 0 else 'higher'} by {abs(self.value):.2g} (standard error {self.error:.2g})"
+
+
 def choose(evidence: Mapping[str, Evidence], first: str) -> Choice:
     """The classifier to use of those that ``evidence`` was collected of, on the same images and folds.
 
-    ``first`` is used unless another loses less, image by image, beyond doubt: where the 95 % interval of the mean
-    paired difference of log loss lies above zero. Of several such, the one with the least log loss is used.
+    ``first`` is used unless the mean paired difference of log loss speaks for another by more than one standard error
+    (as Breiman et al. 1984 choose the size of trees). Of several such, the one with the least log loss is used.
     """
-    gains = {name: one.gain_over(evidence[first]) for name, one in evidence.items() if name != first}
-    better = {name: gain for name, gain in gains.items() if gain.low > 0}
+    gains = {name: Gain.of(one, evidence[first]) for name, one in evidence.items() if name != first}
+    better = [name for name, gain in gains.items() if gain.value > gain.error]
     if better:
         name = min(better, key=lambda name: evidence[name].log_loss)
-        return Choice(name, f"{name} is used: on held-out images its log loss is {told(gains[name])} than {first}'s")
+        return Choice(name, f"{name} is used: on held-out images its log loss is {gains[name]} than {first}'s")
     if not gains:
         return Choice(first, f"{first} is used")
     nearest = max(gains, key=lambda name: gains[name].value)
-    if gains[nearest].high < 0:
-        return Choice(first, f"{first} is used: on held-out images {nearest}'s log loss is {told(gains[nearest])}")
-    doubt = f"on held-out images {nearest} is not better beyond doubt: its log loss is {told(gains[nearest])}"
+    if gains[nearest].value < -gains[nearest].error:
+        return Choice(first, f"{first} is used: on held-out images {nearest}'s log loss is {gains[nearest]}")
+    doubt = f"on held-out images {nearest} is not clearly better: its log loss is {gains[nearest]}"
     return Choice(first, f"{first} is used: {doubt}")
-
-
-def told(gain: Interval) -> str:
-    """Such as "lower by 0.12 (95 % interval 0.05 to 0.19)"."""
-    value, low, high = (gain.value, gain.low, gain.high) if gain.value >= 0 else (-gain.value, -gain.high, -gain.low)
-    return f"{'lower' if gain.value >= 0 else 'higher'} by {value:.2g} (95 % interval {low:.2g} to {high:.2g})"

@@ -84,20 +84,31 @@ class Evidence:
         factor = temperature(said[judged], torch.tensor(self.labels)[judged])
         return replace(self, log_probabilities=(factor * said).log_softmax(1).numpy()), factor
 
-    def gain_over(self, other: Evidence) -> Interval:
+    def averaged(self, other: Evidence) -> Evidence:
+        """Of the mean of both classifiers' log-probabilities, normalized, on the same images."""
+        _check_same(self, other)
+        both = [np.maximum(one.log_probabilities, LEAST_LOG) for one in (self, other)]
+        said = torch.tensor(np.mean(both, axis=0)).log_softmax(1)
+        return replace(self, log_probabilities=said.numpy())
+
+    def gain_over(self, other: Evidence, level: float = 0.95) -> Interval:
         """By how much less this loses than ``other`` on the same images: the mean paired difference of log loss.
 
-        Positive where this is better; beyond doubt where ``low`` is, too.
+        Positive where this is better. The interval is Student's, of this ``level``.
 
         Raises:
             MeasureError: the two are about other images.
         """
-        if not np.array_equal(self.labels, other.labels):
-            raise MeasureError("predictions for other images can't be compared in pairs; use the same images for both")
+        _check_same(self, other)
         gains, groups = (other.losses - self.losses)[self.comparable], None
         if self.groups is not None:
             groups = self.groups[self.comparable]
-        return Interval(float(gains.mean()), *student_interval(gains, groups=groups))
+        return Interval(float(gains.mean()), *student_interval(gains, level, groups))
+
+
+def _check_same(one: Evidence, other: Evidence) -> None:
+    if not np.array_equal(one.labels, other.labels):
+        raise MeasureError("predictions for other images can't be compared in pairs; use the same images for both")
 
 
 def expected(correct: np.ndarray, groups: np.ndarray | None = None) -> Interval:

@@ -1,4 +1,4 @@
-"""The model that is tuned, and where its training starts: the skip connection's scale and the head's first weights."""
+"""The model that is tuned, what it is trained on, and where its training starts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightframe.backbone import Backbone
-from tightframe.features.precision import likely_precision
+from tightframe.backbone import PENULTIMATE, Backbone
+from tightframe.decide.training import Session, Trainer
+from tightframe.features.capture import CannotCut
+from tightframe.features.inputs import KeptInputs, PixelInputs
+from tightframe.features.precision import likely_precision, on_device
 from tightframe.features.workspace import Workspace
+from tightframe.images import Images
 from tightframe.metrics.folds import Folds, can_hold_out
 from tightframe.probes.logistic import cross_validated_logistic, logistic_path
 from tightframe.tuning.config import TrainConfig
-from tightframe.tuning.methods import Method
+from tightframe.tuning.loop import Inputs
+from tightframe.tuning.methods import Method, Owned
+from tightframe.tuning.state import HeadOnly, Trainable
 from tightframe.tuning.surgery import TunableModel
 
 USUAL_STRENGTH = 1e-2
@@ -27,8 +33,11 @@ def model_of(
     backbone: Backbone, method: Method, block: str | None, classes: int, config: TrainConfig, workspace: Workspace
 ) -> TunableModel:
     """The model to be tuned, as the configuration asks for it."""
+    warm = config.from_probe(method)
     return TunableModel(
-        backbone, method, block, classes, workspace.pool, config.align, config.skip_scale, config.from_probe(method)
+        *(backbone, method, block, classes, workspace.pool, config.align, config.skip_scale),
+        warm=warm,
+        steady=warm or config.steady(method),
     )
 
 
@@ -37,10 +46,66 @@ def tuning_precision(model: TunableModel, workspace: Workspace) -> str:
     return likely_precision(model.base, workspace.device, workspace.precision)
 
 
+def trainer_of(
+    model: TunableModel, images: Images, config: TrainConfig, workspace: Workspace, session: Session
+) -> tuple[Trainer, list[str]]:
+    """What is trained on which inputs, where whatever is constant in training is computed once; and notes."""
+    notes, precision = list[str](), "float32"
+    part: Trainable = model
+    inputs: Inputs | None = _constant_inputs(model, images, config, workspace)
+    if inputs is not None:
+        part = HeadOnly(model.head).to(workspace.device)
+    else:
+        on_device(model, workspace.device)
+        precision = tuning_precision(model, workspace)
+        try:
+            if model.block is not None and config.prefix_cache_gb:
+                part = model.from_block()
+                inputs = _kept(model.backbone, images, model.block, config, workspace)
+        except CannotCut as error:
+            part, notes = model, [f"trained whole, which takes longer: {error}"]
+    if inputs is None:
+        pixels = workspace.pixels(images, model.backbone.preprocessing)
+        inputs = PixelInputs(pixels, config.views_by(), workspace.device)
+    warm = None
+    if len(model.read) > 1 or model.steady:
+        warm = start_of(model, workspace.features(model.backbone, images, model.read), images.labels, images.groups)
+    of = (images.labels, len(images.classes), workspace, precision, session, warm, images.groups)
+    return Trainer(part, inputs, *of), notes
+
+
+def _constant_inputs(
+    model: TunableModel, images: Images, config: TrainConfig, workspace: Workspace
+) -> KeptInputs | None:
+    """Features of all training images where nothing but the head is trained."""
+    if model.owned != Owned([], []):
+        return None
+    if config.kept_views == 1:
+        return KeptInputs(torch.tensor(workspace.features(model.backbone, images, [PENULTIMATE])[PENULTIMATE]))
+    if not config.prefix_cache_gb:
+        return None
+    try:
+        return _kept(model.backbone, images, PENULTIMATE, config, workspace)
+    except CannotCut:  # the whole model makes them anew
+        return None
+
+
+def _kept(backbone: Backbone, images: Images, block: str, config: TrainConfig, workspace: Workspace) -> KeptInputs:
+    """What goes into ``block`` in every view that is kept. Raises ``CannotCut``."""
+    return workspace.block_inputs(
+        backbone,
+        images,
+        [block],
+        budget_gb=config.prefix_cache_gb,
+        augment=config.views_by(),
+        views=config.kept_views,
+    )[block]
+
+
 def start_of(
     model: TunableModel, features: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray | None = None
 ) -> Callable[[np.ndarray], None] | None:
-    """Scale the skip connection by the features before tuning; what puts the head where training starts.
+    """Scale what the head sees by the features before tuning; what puts the head where training starts.
 
     Args:
         model: not yet trained.
@@ -54,6 +119,8 @@ def start_of(
     parts = [torch.tensor(features[name]) for name in model.read]
     model.neck.rescale(parts)
     if not model.warm:
+        if model.steady:
+            model.neck.standardize(parts)
         return None
     with torch.no_grad():
         seen = model.neck(parts)

@@ -25,8 +25,7 @@ from tightframe.tuning.heads import fit_heads
 from tightframe.tuning.logs import Tell
 from tightframe.tuning.loop import Diverged, Inputs, fit, logits_of, predict_features
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.state import Trainable
-from tightframe.tuning.surgery import HeadOnly
+from tightframe.tuning.state import HeadOnly, Trainable
 
 SEARCH_SHARE, FOLD_SHARE, TRAINING_SHARE = 0.4, 0.6, 0.9
 """Of the time allowed: until when rates are tried, until when folds are trained, and until when training may go on, so
@@ -98,13 +97,12 @@ class Trainer:
     warm: Callable[[np.ndarray], None] | None = None
     groups: np.ndarray | None = None
 
-    def run(self, config: TrainConfig, lrs: Sequence[float], decays: Sequence[float]) -> Trained:
-        """Choose by a short training for each of ``lrs`` and ``decays``, then train the model on all images."""
+    def run(self, config: TrainConfig, recipe: Recipe, lrs: Sequence[float], decays: Sequence[float]) -> Trained:
+        """Choose by a short ``recipe`` for each of ``lrs`` and ``decays``, then train the model on all images."""
         clock, title, notes, rows = self.session.clock, self.session.title, list[str](), list[Row]()
         start = {name: tensor.detach().clone() for name, tensor in self.model.changed_state().items()}
         everything = np.arange(len(self.labels))
         kept, held_out = stratified(self.labels, config.validation_share, config.seed, self.groups)
-        recipe = config.recipe(lrs[0], decays[0])
         pace = self._pace(recipe, kept, start) if clock.limited else 0.0
         if len(lrs) * len(decays) > 1 and len(held_out):
             short = replace(recipe, epochs=config.search_epochs or max(1, config.epochs // 3), patience=None)

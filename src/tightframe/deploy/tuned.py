@@ -74,7 +74,7 @@ class Tuned:
             if self.metrics.get(key) is not None
         ]
         return (
-            f"Tuned {self.backbone.name} by {model.method.name}{where} "
+            f"Tuned {self.backbone.name} by {model.title}{where} "
             f"({100 * model.trainable_parameters / model.all_parameters:.2g} % of parameters trained)\n"
             f"  {len(self.classes)} classes: {listed(self.classes)}\n"
             f"  {', '.join(measured) or 'not judged'}"
@@ -155,7 +155,7 @@ class Tuned:
     @property
     def settings(self) -> Row:
         """What every result about this model states: model, method and class names."""
-        return {"model": self.backbone.name, "method": self.model.method.name, "classes": list(self.classes)}
+        return {"model": self.backbone.name, "method": self.model.title, "classes": list(self.classes)}
 
     def predict_command(self, folder: Path | str) -> str:
         """The command that predicts with the model saved in ``folder``; it names a builder's model."""
@@ -171,6 +171,7 @@ class Tuned:
             method=self.model.method.name,
             block=self.model.block,
             read=self.model.read,
+            beside=self.model.beside,
             pool=self.model.pool,
             align=self.model.neck.align,
             skip_scale=self.model.neck.skip_scale,
@@ -201,7 +202,7 @@ def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned
     description = checkpoint.read(folder)
     backbone = model if isinstance(model, Backbone) else _base(folder, description, model)
     restored = checkpoint.restore(folder, description, backbone)
-    seen = TrainingSet.read(folder, len(description.classes), restored.neck.width)
+    seen = TrainingSet.read(folder, len(description.classes), restored.head.in_features)
     return Tuned(
         backbone,
         restored,

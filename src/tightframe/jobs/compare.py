@@ -21,11 +21,11 @@ from tightframe.errors import DataError, ModelError, TightframeError
 from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.images import ImageSplits
-from tightframe.jobs.tune import READING, TRAINED, Run, tune_by
+from tightframe.jobs.tune import READING, Run, tune_auto, tune_by
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.tuning.config import Clock, TrainConfig
-from tightframe.tuning.methods import METHODS, unique_methods
+from tightframe.tuning.methods import AUTO, METHODS, unique_methods
 
 UNJUDGED = (
     "no method is chosen: none was judged on held-out images (with folds at 0, or too few images a class); test "
@@ -77,9 +77,10 @@ def compare(
     Args:
         data: The images.
         backbone: The pretrained model; it stays as it is.
-        methods: Tuning methods to compare, each in a folder of its own: discriminant, linear, layer, scl, full, bitfit,
-            norm, lp-ft or lora.
-        block: The block to tune, for the methods that tune one; auto lets a few race.
+        methods: Tuning methods to compare, each in a folder of its own: discriminant, linear, layer, scl, partial,
+            full, bitfit, norm, lp-ft, lora, or auto (see ``tune``), which uses what the others made.
+        block: The block to tune, for the methods that tune one, or the first that partial tunes; auto lets a few race,
+            and means the middle one for partial.
         out: Folder for all of it.
         resume: Continue what an earlier call with the same settings left in the folder.
         config: How to choose and train.
@@ -93,8 +94,7 @@ def compare(
     """
     config, workspace, folder = config or TrainConfig(), workspace or Workspace(), Path(out)
     names = unique_methods(methods)
-    if any(METHODS[name].needs_block for name in names):
-        check_block(backbone, block)
+    check_block(backbone, block)
     settings = settings_of(data, names, block, config, workspace) | {"origin": backbone.origin}
     claim(folder, [settings, backbone.fingerprint], resume)
     return tune_each(data, backbone, names, block, config, folder, settings, log_to, workspace)
@@ -131,9 +131,9 @@ def tune_each(
 ) -> Comparison:
     """``compare`` in a ``folder`` that is already the caller's own, for a run with these ``settings``."""
     chosen: str | TightframeError | None = None
-    with_block = [METHODS[name] for name in names if METHODS[name].needs_block]
-    if with_block:
-        method = METHODS[TRAINED] if METHODS[TRAINED] in with_block else with_block[0]
+    racing = [METHODS[name] for name in names if name != AUTO and METHODS[name].races]
+    if racing:
+        method = next((method for method in racing if method.skip), racing[0])
         race = partial(chosen_block, data.train, backbone, block, method, config, workspace)
         try:
             chosen = Stages(folder).remember("block", [settings, backbone.fingerprint], race)[0]
@@ -145,14 +145,18 @@ def tune_each(
             chosen = error
     outcomes = dict[str, Tuned | TightframeError]()
     for name in names:
-        method = METHODS[name]
-        if method.needs_block and isinstance(chosen, TightframeError):
+        races = name != AUTO and METHODS[name].races
+        if races and isinstance(chosen, TightframeError):
             outcomes[name] = chosen
             continue
-        own = chosen if method.needs_block and isinstance(chosen, str) else "auto"
+        own = chosen if races and isinstance(chosen, str) else block
         run = Run(data, backbone, own, config, tuple(log_to), workspace, Clock.of(config))
         try:
-            outcomes[name] = tune_by(method, run, folder / name, resume=True)
+            if name == AUTO:
+                made = {name: found for name, found in outcomes.items() if isinstance(found, Tuned)}
+                outcomes[name] = tune_auto(run, folder / name, True, made)
+            else:
+                outcomes[name] = tune_by(METHODS[name], run, folder / name, resume=True)
         except DataError:
             raise
         except TightframeError as error:
@@ -177,15 +181,17 @@ def _compared(outcomes: dict[str, Tuned | TightframeError], folder: Path, settin
 
 
 def _row(name: str, found: Tuned | TightframeError) -> Row:
-    return {"method": name, "error": str(found)} if isinstance(found, TightframeError) else found.metrics
+    if isinstance(found, TightframeError):
+        return {"method": name, "error": str(found)}
+    return found.metrics | ({"method": f"{AUTO}: {found.model.title}"} if name == AUTO else {})
 
 
 def verdict(evidence: Mapping[str, Evidence]) -> tuple[str | None, str]:
     """The method to use by what each said of held-out images, or ``None``, and why.
 
-    The first is ``discriminant`` or, without it, the method that loses least: see ``decide.choice``.
+    The first is ``auto``, else ``discriminant`` or, without either, the method that loses least: see ``decide.choice``.
     """
     if not evidence:
         return None, UNJUDGED
     least = min(evidence, key=lambda name: evidence[name].log_loss)
-    return choose(evidence, READING if READING in evidence else least)
+    return choose(evidence, next((name for name in (AUTO, READING) if name in evidence), least))

@@ -91,7 +91,7 @@ class Pretraining:
             grad_accum_steps=self.grad_accum_steps,
             seed=self.seed,
         )
-        return replace(config.recipe(self.lr, self.weight_decay), copies=loss_named(self.loss).copies)
+        return replace(config.training(self.lr, self.weight_decay), copies=loss_named(self.loss).copies)
 
     @property
     def views(self) -> Distort | None:

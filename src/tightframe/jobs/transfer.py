@@ -34,8 +34,9 @@ from tightframe.row import Row
 from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.methods import unique_methods
 
-DEFAULT = ("discriminant", "linear", "scl")
-"""Methods to choose from: what costs seconds, what everyone knows, and what trains a tenth of the parameters."""
+DEFAULT = ("discriminant", "linear", "partial", "auto")
+"""Methods to choose from: what costs seconds, what everyone knows, what trains, and what the first and the third make
+together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +93,10 @@ def transfer(
             hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones; also a list by one word
             (default, fast or accurate) or a pattern (timm/*resnet*), whose weights are downloaded one after the other.
         out: Folder for all of it.
-        methods: Tuning methods to choose from: discriminant, linear, layer, scl, full, bitfit, norm, lp-ft or lora.
-        block: The block to tune, for the methods that tune one; auto lets a few race.
+        methods: Tuning methods to choose from: discriminant, linear, layer, scl, partial, full, bitfit, norm, lp-ft,
+            lora, and auto (see ``tune``).
+        block: The block to tune, for the methods that tune one, or the first that partial tunes; auto lets a few race,
+            and means the middle one for partial.
         sort_by: Column of the ranking that chooses the model: expected_accuracy, probe_accuracy, nc1, logme or another
             score.
         max_params: Leave out models with more parameters than so many millions.
@@ -131,9 +134,10 @@ def _reported(
 ) -> Transfer:
     """All that was found, written into ``folder``."""
     tuned, rows, settings = compared.tuned, compared.rows, compared.result.settings
-    main = tuned[compared.best] if compared.best else next(iter(tuned.values()))
+    name = compared.best or next(iter(tuned))
+    main = tuned[name]
     where = f" at block {main.model.block}" if main.model.block else ""
-    chosen = f"chosen: {main.backbone.name} by {main.model.method.name}{where}"
+    chosen = f"chosen: {main.backbone.name} by {main.model.title}{where}"
     if main.metrics.get("expected_accuracy") is not None:
         value, low, high = (main.metrics[f"expected_{end}"] for end in ("accuracy", "low", "high"))
         chosen += (
@@ -141,7 +145,7 @@ def _reported(
         )
     notes = list(dict.fromkeys([chosen, *compared.result.notes, *ranking.notes]))
     next_steps = [
-        main.predict_command(folder / main.model.method.name),
+        main.predict_command(folder / name),
         f"open {shlex.quote(str(folder / 'report.html'))} in a browser",
     ]
     epochs = epoch_rows({name: outcome.history for name, outcome in tuned.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,23 +13,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tightframe.backbone import PENULTIMATE, Backbone
+from tightframe.backbone import Backbone
 from tightframe.decide.block import check_block, chosen_block
 from tightframe.decide.choice import choose
 from tightframe.decide.evidence import Evidence
 from tightframe.decide.reading import read_model
-from tightframe.decide.start import model_of, start_of, tuning_precision
+from tightframe.decide.start import model_of, trainer_of
 from tightframe.decide.training import FOLD_SHARE, Session, Trained, Trainer
 from tightframe.deploy.novelty import Familiar
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import ModelError
-from tightframe.features.capture import CannotCut
-from tightframe.features.inputs import KeptInputs, PixelInputs
+from tightframe.features.inputs import PixelInputs
 from tightframe.features.precision import on_device
 from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_text
-from tightframe.images import Images, ImageSplits
+from tightframe.images import ImageSplits
 from tightframe.probes.results import accuracy_interval
 from tightframe.processes import is_first, together
 from tightframe.row import Row, plain
@@ -39,15 +38,15 @@ from tightframe.tuning.logs import check as check_logs
 from tightframe.tuning.logs import keep as keep_logs
 from tightframe.tuning.logs import logging_to
 from tightframe.tuning.loop import Diverged, Inputs, collapse_of, logits_of, predict_features
-from tightframe.tuning.methods import METHODS, Method, Owned, method_named
+from tightframe.tuning.methods import AUTO, METHODS, Method, method_named
 from tightframe.tuning.state import Trainable
-from tightframe.tuning.surgery import HeadOnly, TunableModel
+from tightframe.tuning.surgery import TunableModel, joined
 
 UNFINISHED, HISTORY = "unfinished", "history.json"
 """Where checkpoints are until the result is there."""
 JUDGE_BATCH = 64
-AUTO, READING, TRAINED = "auto", "discriminant", "scl"
-"""The method that is chosen by evidence, and what it chooses from."""
+READING, TRAINED = "discriminant", "partial"
+"""What ``auto`` reads, and what it trains to add."""
 
 
 def tune(
@@ -71,9 +70,11 @@ def tune(
     Args:
         data: The images.
         backbone: The pretrained model; it stays as it is.
-        method: Tuning method: auto (reads all layers in closed form, trains scl too, and keeps what does better on
-            held-out training images), discriminant, linear, layer, scl, full, bitfit, norm, lp-ft or lora.
-        block: The block to tune, for the methods that tune one; auto lets a few race.
+        method: Tuning method: auto (reads all layers in closed form, trains partial too, and takes their mean where
+            that does better on held-out training images), discriminant, linear, layer, scl, partial, full, bitfit,
+            norm, lp-ft or lora.
+        block: The block to tune, for the methods that tune one, or the first that partial tunes; auto lets a few race,
+            and means the middle one for partial.
         out: Folder for the tuned model, with checkpoints while it is made.
         resume: Continue, or just load, what an earlier call with the same settings left in the folder.
         config: How to choose and train.
@@ -88,7 +89,7 @@ def tune(
     config, workspace = config or TrainConfig(), workspace or Workspace()
     folder = Path(out) if out is not None else None
     run = Run(data, backbone, block, config, tuple(log_to), workspace, Clock.of(config))
-    return best_of_two(run, folder, resume) if method == AUTO else tune_by(method_named(method), run, folder, resume)
+    return tune_auto(run, folder, resume) if method == AUTO else tune_by(method_named(method), run, folder, resume)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def tune_by(method: Method, run: Run, folder: Path | None, resume: bool) -> Tune
         else:
             unfinished = folder / UNFINISHED if folder is not None else None
             model, trainer, race, notes = _prepared(run, method, Session(title, scope, unfinished, tell, run.clock))
-            found = trainer.run(run.config, *run.config.choices(run.backbone.module, model.warm))
+            lrs, decays = run.config.choices(run.backbone.module, method)
+            found = trainer.run(run.config, run.config.training(lrs[0], decays[0], method), lrs, decays)
             tuned = _with_history(run, model, found, race, notes)
             seen = _features(trainer.model, trainer.inputs, len(run.data.train), run.workspace)
     tuned = _judged(tuned, run, seen, time.perf_counter() - started)
@@ -148,39 +150,60 @@ def tune_by(method: Method, run: Run, folder: Path | None, resume: bool) -> Tune
     return tuned
 
 
-def best_of_two(run: Run, folder: Path | None, resume: bool) -> Tuned:
-    """What reads all layers or what was trained, whichever the rule of ``decide.choice`` takes."""
+def tune_auto(run: Run, folder: Path | None, resume: bool, made: Mapping[str, Tuned] | None = None) -> Tuned:
+    """What reads all layers, or its mean with what was trained, where the rule of ``decide.choice`` takes that.
+
+    ``made`` holds what is tuned already, by the method's name.
+    """
     check_block(run.backbone, run.block)
     check_logs(run.log_to, folder)
     scope = run.scope(AUTO, run.block)
     finished = _begun(folder, scope, resume, run.backbone)
     if finished is not None:
         return finished
-    started, notes = time.perf_counter(), list[str]()
+    started, made = time.perf_counter(), dict(made or {})
     place = {name: folder / UNFINISHED / name if folder is not None else None for name in (READING, TRAINED)}
-    best = tune_by(METHODS[READING], run, place[READING], True)
-    if best.evidence is None or not run.config.folds:
-        notes.append(f"{READING} is used: without folds, nothing would say whether {TRAINED} is better")
-    elif run.clock.past(FOLD_SHARE):
-        notes.append(f"{READING} is used: there was no time to train {TRAINED}")
+    reading = made.get(READING) or tune_by(METHODS[READING], run, place[READING], True)
+    best, why = reading, ""
+    if reading.evidence is None or not run.config.folds:
+        why = f"{READING} is used: without folds, nothing would say whether to add {TRAINED}"
+    elif TRAINED not in made and run.clock.past(FOLD_SHARE):
+        why = f"{READING} is used: there was no time to train {TRAINED}"
     else:
         try:
-            rival = tune_by(METHODS[TRAINED], run, place[TRAINED], True)
-            both = {READING: best.evidence, TRAINED: rival.evidence}
-            known = {name: evidence for name, evidence in both.items() if evidence is not None}
-            choice = choose(known, READING)
-            best = rival if choice.name == TRAINED else best
-            notes.append(choice.why)
+            trained = made.get(TRAINED) or tune_by(METHODS[TRAINED], run, place[TRAINED], True)
+            best, why = _joined(run, reading, trained)
         except (Diverged, ModelError) as error:
-            notes.append(f"{READING} is used: {TRAINED} could not be trained ({error})")
-    metrics = best.metrics | {"seconds": time.perf_counter() - started}
-    best = replace(best, metrics=metrics, notes=list(dict.fromkeys([*notes, *best.notes])))
+            why = f"{READING} is used: {TRAINED} could not be trained ({error})"
+    seconds = time.perf_counter() - started + sum(one.metrics.get("seconds", 0) for one in made.values())
+    notes = list(dict.fromkeys([why, *best.notes]))
+    best = replace(best, metrics=best.metrics | {"seconds": seconds}, notes=notes)
     if folder is not None:
         for source in place.values() if is_first() else ():
             if source is not None:
                 keep_logs(source, folder)
         _save(best, folder, scope)
     return best
+
+
+def _joined(run: Run, reading: Tuned, trained: Tuned) -> tuple[Tuned, str]:
+    """What reads all layers, or its mean with what was trained, and why."""
+    if reading.evidence is None or trained.evidence is None:
+        return reading, f"{READING} is used: nothing says how good {TRAINED} is on held-out images"
+    together = f"the mean of {READING} and {TRAINED}"
+    evidence = reading.evidence.averaged(trained.evidence)
+    name, why = choose({READING: reading.evidence, together: evidence}, READING)
+    if name == READING:
+        return reading, why
+    model = joined(trained.model, reading.model)
+    evidence, at = _calibrated(model, evidence)
+    kept = {name: trained.metrics[name] for name in ("lr", "weight_decay", "epochs")}
+    metrics = kept | {"temperature": at, **evidence.told()}
+    told = [*reading.notes, *trained.notes]
+    best = Tuned(run.backbone, model, run.data.classes, metrics, trained.history, told, evidence=evidence)
+    inputs = PixelInputs(run.workspace.pixels(run.data.train, run.backbone.preprocessing), device=run.workspace.device)
+    on_device(model, run.workspace.device)
+    return _judged(best, run, _features(model, inputs, len(run.data.train), run.workspace), 0.0), why
 
 
 def _begun(folder: Path | None, scope: str, resume: bool, backbone: Backbone) -> Tuned | None:
@@ -210,7 +233,7 @@ def _prepared(run: Run, method: Method, session: Session) -> tuple[TunableModel,
         race_for = partial(chosen_block, run.data.train, backbone, run.block, method, config, workspace, session.clock)
         block, race = Stages(session.folder).remember("block", session.scope, race_for)
     model = model_of(backbone, method, block, len(run.data.classes), config, workspace)
-    trainer, notes = _trainer(model, run.data.train, config, workspace, session)
+    trainer, notes = trainer_of(model, run.data.train, config, workspace, session)
     return model, trainer, race, notes
 
 
@@ -221,6 +244,7 @@ def _with_history(run: Run, model: TunableModel, found: Trained, race: list[Row]
     if evidence is not None:
         evidence, metrics["temperature"] = _calibrated(model, evidence)
         metrics |= evidence.told()
+    model.neck.fold_into(model.head)
     told = [*run.data.notes, *notes, *found.notes]
     return Tuned(run.backbone, model, run.data.classes, metrics, [*race, *found.history], told, evidence=evidence)
 
@@ -234,67 +258,11 @@ def _calibrated(model: TunableModel, evidence: Evidence) -> tuple[Evidence, floa
     return evidence, 1 / factor
 
 
-def _trainer(
-    model: TunableModel, images: Images, config: TrainConfig, workspace: Workspace, session: Session
-) -> tuple[Trainer, list[str]]:
-    """What is trained on which inputs, where whatever is constant in training is computed once; and notes."""
-    notes, precision = list[str](), "float32"
-    part: Trainable = model
-    inputs: Inputs | None = _constant_inputs(model, images, config, workspace)
-    if inputs is not None:
-        part = HeadOnly(model.head).to(workspace.device)
-    else:
-        on_device(model, workspace.device)
-        precision = tuning_precision(model, workspace)
-        try:
-            if model.block is not None and config.prefix_cache_gb:
-                part = model.from_block()
-                inputs = _kept(model.backbone, images, model.block, config, workspace)
-        except CannotCut as error:
-            part, notes = model, [f"trained whole, which takes longer: {error}"]
-    if inputs is None:
-        pixels = workspace.pixels(images, model.backbone.preprocessing)
-        inputs = PixelInputs(pixels, config.views_by(), workspace.device)
-    warm = None
-    if len(model.read) > 1 or model.warm:
-        warm = start_of(model, workspace.features(model.backbone, images, model.read), images.labels, images.groups)
-    of = (images.labels, len(images.classes), workspace, precision, session, warm, images.groups)
-    return Trainer(part, inputs, *of), notes
-
-
-def _constant_inputs(
-    model: TunableModel, images: Images, config: TrainConfig, workspace: Workspace
-) -> KeptInputs | None:
-    """Features of all training images where nothing but the head is trained."""
-    if model.owned != Owned([], []):
-        return None
-    if config.kept_views == 1:
-        return KeptInputs(torch.tensor(workspace.features(model.backbone, images, [PENULTIMATE])[PENULTIMATE]))
-    if not config.prefix_cache_gb:
-        return None
-    try:
-        return _kept(model.backbone, images, PENULTIMATE, config, workspace)
-    except CannotCut:  # the whole model makes them anew
-        return None
-
-
-def _kept(backbone: Backbone, images: Images, block: str, config: TrainConfig, workspace: Workspace) -> KeptInputs:
-    """What goes into ``block`` in every view that is kept. Raises ``CannotCut``."""
-    return workspace.block_inputs(
-        backbone,
-        images,
-        [block],
-        budget_gb=config.prefix_cache_gb,
-        augment=config.views_by(),
-        views=config.kept_views,
-    )[block]
-
-
 def _judged(tuned: Tuned, run: Run, features: Tensor, seconds: float) -> Tuned:
     """The tuned model with its metrics: on training images, whose ``features`` its head sees, and on test images."""
     model, data, workspace = tuned.model, run.data, run.workspace
     metrics: Row = {
-        "method": model.method.name,
+        "method": model.title,
         "block": model.block,
         "trainable_parameters": model.trainable_parameters,
         "all_parameters": model.all_parameters,
@@ -318,7 +286,7 @@ def _judged(tuned: Tuned, run: Run, features: Tensor, seconds: float) -> Tuned:
         right = test_logits.argmax(1).numpy() == data.test.labels
         low, high = accuracy_interval(right, data.test.groups)
         metrics |= {"test_accuracy": float(right.mean()), "test_low": low, "test_high": high}
-    familiar = Familiar.of(features, model.neck.widths if model.neck.align == "concat" else [model.neck.width])
+    familiar = Familiar.of(features, model.widths)
     known = replace(tuned, trained_on=data.train.digests, familiar=familiar)
     return replace(known, metrics=metrics, test_logits=test_logits)
 

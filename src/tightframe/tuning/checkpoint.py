@@ -25,8 +25,9 @@ from tightframe.errors import SavedError, SettingsError
 from tightframe.features.taps import Pool
 from tightframe.files import write_tensors, write_text
 from tightframe.tuning import lora
+from tightframe.tuning.heads import Align, SkipScale
 from tightframe.tuning.methods import method_named
-from tightframe.tuning.surgery import Align, SkipScale, TunableModel
+from tightframe.tuning.surgery import TunableModel
 
 FORMAT = 4
 DESCRIPTION, TENSORS = "tightframe.json", "tuned.safetensors"
@@ -42,6 +43,7 @@ class Description:
         method: name of the tuning method.
         block: name of the tuned block, ``None`` for methods without.
         read: names of the layers whose features the head sees.
+        beside: names of the layers of the pretrained model that the head sees besides.
         pool: how tokens are pooled.
         align, skip_scale: how features of the penultimate layer and of the block come together (see ``surgery.Neck``).
         classes: class names, in the order of the logits.
@@ -62,6 +64,7 @@ class Description:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    beside: list[str] = field(default_factory=list)
 
 
 def files(method: str) -> tuple[str, ...]:
@@ -128,6 +131,7 @@ def restore(folder: Path, description: Description, backbone: Backbone) -> Tunab
         description.align,  # type: ignore[arg-type]
         description.skip_scale,  # type: ignore[arg-type]
         read=description.read if method_named(description.method).closed_form else (),
+        beside=description.beside,
     )
     if model.read != description.read:
         raise SavedError(f"{folder} reads {description.read}, but {description.method} reads {model.read}")
@@ -182,6 +186,9 @@ def _check(path: Path, description: Description) -> None:
         and isinstance(description.read, list)
         and all(isinstance(name, str) for name in description.read)
         and 0 < len(set(description.read)) == len(description.read)
+        and isinstance(description.beside, list)
+        and all(isinstance(name, str) for name in description.beside)
+        and len(set(description.beside)) == len(description.beside)
         and isinstance(description.classes, list)
         and len(description.classes) > 1
         and all(isinstance(name, str) and _is_text(name) for name in description.classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 import torch
@@ -13,18 +13,21 @@ from torch import nn
 from tightframe.errors import SettingsError
 from tightframe.features.augment import Augment, Augmentation
 from tightframe.processes import together
+from tightframe.tuning.heads import Align, SkipScale
 from tightframe.tuning.lora import layer_norm_only
 from tightframe.tuning.methods import Method
 from tightframe.tuning.recipe import ClassWeights, Recipe
-from tightframe.tuning.surgery import Align, SkipScale
 
 LRS, WEIGHT_DECAYS = (0.05, 0.01, 0.002, 0.0005), (1e-4, 5e-4)
 TRANSFORMER_LRS, TRANSFORMER_WEIGHT_DECAYS = (1e-2, 1e-3, 2e-4), (1e-4, 0.0)
 """Tried for models with batch norm and for those with layer norm: the paper's weight decays and learning rates, without
 its 0.1 and with lower rates, which do better on few images."""
+HEAD_LR, CLIP = 0.05, 5.0
+"""Of the head, whose features have a standard scale, and of gradients of all else, where training is steady."""
 PROBE_LRS = (2e-3, 5e-4, 1e-4, 2e-5)
 """Tried where the head starts from a probe, whose weights, large where features vary little, scale all other steps."""
 HeadInit = Literal["auto", "probe", "zeros"]
+Protocol = Literal["steady", "paper"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,15 @@ class TrainConfig:
 
     Attributes:
         epochs: Epochs of the final training, on all training images.
-        lr: Initial learning rates to try, each with the first weight decay. By default .05 .01 .002 .0005; for
-            transformers .01 .001 .0002; for a head that starts from a probe .002 .0005 .0001 .00002. One rate and one
-            weight decay mean no search.
-        weight_decay: Weight decays to try, each with the best learning rate. By default .0001 .0005; for transformers
-            .0001 0.
+        recipe: How to train: steady, which few images can't ruin (batch norms keep their statistics, the head sees
+            features of a standard scale and has a learning rate of its own, .05, gradients are clipped), or paper (as
+            Li et al. trained: one learning rate for all, from several that are tried).
+        lr: Initial learning rates to try, each with the first weight decay. By default .03 for one block and .005 for
+            more; by the paper's recipe, for methods other than layer, scl, partial and full, and for linear probes .05
+            .01 .002 .0005; for transformers .01 .001 .0002; for a head that starts from a probe .002 .0005 .0001
+            .00002. One rate and one weight decay mean no search.
+        weight_decay: Weight decays to try, each with the best learning rate. By default .0001 .0005, the first alone
+            where there is one learning rate; for transformers .0001 0.
         batch_size: Images in one optimizer step.
         augment: Augmentation: none, flip (horizontal), crop (35 to 100 % of the area, and flip) or randaugment (both,
             and two random changes of color or shape).
@@ -66,6 +73,7 @@ class TrainConfig:
     """
 
     epochs: int = 30
+    recipe: Protocol = "steady"
     lr: tuple[float, ...] | None = None
     weight_decay: tuple[float, ...] | None = None
     batch_size: int = 32
@@ -122,21 +130,30 @@ class TrainConfig:
             if getattr(self, name) not in get_args(kind):
                 raise SettingsError(f'{option(name)} is "{getattr(self, name)}"; choose {", ".join(get_args(kind))}')
 
-    def choices(self, module: nn.Module, from_probe: bool = False) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Learning rates and weight decays to try for this model, whose head may start ``from_probe``."""
+    def choices(self, module: nn.Module, method: Method) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Learning rates and weight decays to try for this model and method."""
         transformer = layer_norm_only(module)
-        lrs = PROBE_LRS if from_probe else TRANSFORMER_LRS if transformer else LRS
+        lrs: tuple[float, ...]
+        lrs = PROBE_LRS if self.from_probe(method) else TRANSFORMER_LRS if transformer else LRS
+        decays: tuple[float, ...]
         decays = TRANSFORMER_WEIGHT_DECAYS if transformer else WEIGHT_DECAYS
+        if self.steady(method) and method.lr is not None and not transformer:
+            lrs, decays = (method.lr,), decays[:1]
         return self.lr or lrs, self.weight_decay or decays
+
+    def steady(self, method: Method) -> bool:
+        """Whether training is kept from ruining what it starts from; a linear probe or a fitted head needs no help."""
+        return self.recipe == "steady" and not method.head_only and not self.from_probe(method)
 
     def from_probe(self, method: Method) -> bool:
         """Whether the head starts from a probe."""
         return method.warm if self.head_init == "auto" else self.head_init == "probe"
 
-    def recipe(self, lr: float, weight_decay: float) -> Recipe:
-        """The final training with these."""
+    def training(self, lr: float, weight_decay: float, method: Method | None = None) -> Recipe:
+        """The final training with these, by ``method`` if one is tuned by."""
         shared = {one.name for one in fields(Recipe)} & {one.name for one in fields(self)} - {"lr", "weight_decay"}
-        return Recipe(lr, weight_decay, **{name: getattr(self, name) for name in shared})
+        found = Recipe(lr, weight_decay, **{name: getattr(self, name) for name in shared})
+        return replace(found, head_lr=HEAD_LR, clip=CLIP) if method and self.steady(method) else found
 
     def views_by(self) -> Augment | None:
         """What makes the views."""
@@ -149,6 +166,7 @@ class TrainConfig:
 
 
 CHOICES = {
+    "recipe": Protocol,
     "augment": Augmentation,
     "class_weights": ClassWeights,
     "head_init": HeadInit,

@@ -1,17 +1,114 @@
-"""Many heads at once: linear probes that differ in learning rate and weight decay share every matrix product."""
+"""What a head sees, and many heads at once: linear probes of different learning rates share every matrix product.
+
+With a skip connection (SCL) the neck combines φ, the penultimate features, and z, the pooled output of the tuned block.
+``align="pad"`` without scaling is the paper's parameter-free sum φ + P z, where P pads the shorter vector with zeros.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
+from tightframe.errors import SettingsError
 from tightframe.row import Row
 from tightframe.tuning.loop import Inputs, collapse_of, judged, predict_features
 from tightframe.tuning.recipe import Mix, Objective, Recipe, Split
-from tightframe.tuning.surgery import HeadOnly
+from tightframe.tuning.state import HeadOnly
+
+Align = Literal["pad", "concat", "project"]
+SkipScale = Literal["none", "spread"]
+SQUARE = 20.0
+"""Mean square norm of features of a standard scale."""
+
+
+class Neck(nn.Module):
+    """Combines features (n, d_i) of one, two or, side by side, more layers into the vector (n, width) the head sees.
+
+    Args:
+        widths: d of φ and, with a skip connection, of z; or of each layer that is put side by side.
+        align: ``"pad"`` adds them, the shorter zero-padded; ``"concat"`` puts them side by side; ``"project"`` adds
+            to φ a learned linear map of z, which starts at zero.
+        skip_scale: ``"spread"`` multiplies z by one number, so that it varies as much as φ does before tuning (see
+            ``rescale``); ``"none"`` takes it as it is.
+
+    Attributes:
+        center, unit: what is subtracted from the vector and what then multiplies it, while a head is trained on it; see
+            ``standardize``.
+    """
+
+    gain: Tensor
+    center: Tensor
+    unit: Tensor
+
+    def __init__(self, widths: list[int], align: Align = "pad", skip_scale: SkipScale = "none"):
+        super().__init__()
+        for name, value, known in (("align", align, Align), ("skip scale", skip_scale, SkipScale)):
+            if value not in get_args(known):
+                raise SettingsError(f'no {name} "{value}"; choose {", ".join(get_args(known))}')
+        self.widths, self.align, self.skip_scale = widths, align, skip_scale
+        self.width = {"pad": max(widths), "concat": sum(widths), "project": widths[0]}[align]
+        self.project: nn.Linear | None = None
+        if len(widths) > 1 and align == "project":
+            self.project = nn.Linear(widths[1], widths[0], bias=False)
+            nn.init.zeros_(self.project.weight)
+        if len(widths) > 1 and skip_scale == "spread":
+            self.register_buffer("gain", torch.ones(()))
+        self.register_buffer("center", torch.zeros(self.width), persistent=False)
+        self.register_buffer("unit", torch.ones(()), persistent=False)
+        self.standard = False
+
+    def rescale(self, parts: list[Float[Tensor, "n _"]]) -> None:
+        """Set the gain from φ and z (n, d_i) before tuning; it stays 1 if either does not vary."""
+        if self.skip_scale == "none" or len(parts) < 2:
+            return
+        spreads = [float(torch.linalg.matrix_norm(part - part.mean(0))) for part in parts]
+        if min(spreads) > 0:
+            self.gain.fill_(spreads[0] / spreads[1])
+
+    @torch.no_grad()
+    def standardize(self, parts: list[Float[Tensor, "n _"]]) -> None:
+        """Let features that are ``parts`` (n, d_i) before tuning have mean 0 and mean square norm SQUARE.
+
+        Heads on any model's features then learn at the same rate.
+        """
+        seen = self._combined([part.to(self.center.device) for part in parts])
+        spread = float((seen - seen.mean(0)).square().sum(1).mean())
+        self.center.copy_(seen.mean(0))
+        self.unit.fill_((SQUARE / spread) ** 0.5 if spread > 0 else 1.0)
+        self.standard = True
+
+    @torch.no_grad()
+    def fold_into(self, head: nn.Linear) -> None:
+        """Make ``head`` do what ``standardize`` asked for, and no longer do it here: the logits stay the same."""
+        if self.standard:
+            head.weight.mul_(self.unit)
+            head.bias.sub_(head.weight @ self.center)
+            self.standard = False
+
+    def forward(self, parts: list[Float[Tensor, "n _"]]) -> Float[Tensor, "n d"]:
+        """The features of each layer, in the order of ``widths``, as one vector."""
+        seen = self._combined(parts)
+        return (seen - self.center) * self.unit if self.standard else seen
+
+    def _combined(self, parts: list[Tensor]) -> Tensor:
+        if len(parts) == 1:
+            return parts[0]
+        features, *others = parts
+        if self.skip_scale != "none":
+            others = [other * self.gain for other in others]
+        if self.align == "concat":
+            return torch.cat([features, *others], 1)
+        (skipped,) = others
+        if self.project is not None:
+            return features + self.project(skipped)
+        longer, shorter = sorted((features, skipped), key=lambda part: -part.shape[1])
+        return longer + functional.pad(shorter, (0, self.width - shorter.shape[1]))
 
 
 def fit_heads(

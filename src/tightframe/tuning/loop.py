@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def fit(
         Diverged: the loss is no longer finite; a lower learning rate is needed.
     """
     optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        _parameter_groups(model, recipe),
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -165,7 +165,8 @@ class _Run:
             started = time.perf_counter()
             for indices, batch in batches:
                 for group in self.state.optimizer.param_groups:
-                    group["lr"] = recipe.lr_at((epoch - 1) * steps + underway.step, recipe.epochs * steps)
+                    step = (epoch - 1) * steps + underway.step
+                    group["lr"] = recipe.lr_at(step, recipe.epochs * steps, group["initial"])
                 torch.manual_seed(first + underway.step)
                 whole = min(recipe.batch_size, len(order) - underway.step * recipe.batch_size)
                 parts = max(1, min(recipe.grad_accum_steps, whole // self.team.size // 2))  # the same for all processes
@@ -220,9 +221,22 @@ class _Run:
             found += torch.stack([loss.detach(), (logits.argmax(1) == own).sum()])
             seen.append(features.detach().float())
         self.team.add_up([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+        if self.recipe.clip is not None:
+            nn.utils.clip_grad_norm_(self.state.optimizer.param_groups[0]["params"], self.recipe.clip)
         self.state.optimizer.step()
         self.team.add_up([found])
         self.state.underway.stepped(torch.stack([found[0], weight, found[1]]), self.team.gather(torch.cat(seen)))
+
+
+def _parameter_groups(model: Trainable, recipe: Recipe) -> list[dict[str, Any]]:
+    """What is trained, and the learning rate at which each group begins: the head last, if it has one of its own."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.head_lr is None:
+        return [{"params": trained, "initial": recipe.lr}]
+    head = {id(parameter) for parameter in model.head.parameters()}
+    others = [parameter for parameter in trained if id(parameter) not in head]
+    own = [parameter for parameter in trained if id(parameter) in head]
+    return [{"params": others, "initial": recipe.lr}, {"params": own, "initial": recipe.head_lr}]
 
 
 def logits_of(model: Trainable, features: Tensor) -> Tensor:

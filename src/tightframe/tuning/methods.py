@@ -1,7 +1,7 @@
 """Tuning methods: each declares which parameters it owns and what the new head sees.
 
-Linear probe, Layer FT and SCL FT follow Li et al. (TMLR 2024, arXiv 2212.12206); BitFit Ben Zaken et al. (ACL 2022);
-LP-FT Kumar et al. (ICLR 2022); LoRA Hu et al. (ICLR 2022).
+Linear probe, Layer FT and SCL FT follow Li et al. (TMLR 2024, arXiv 2212.12206); partial fine-tuning Yosinski et al.
+(NeurIPS 2014); BitFit Ben Zaken et al. (ACL 2022); LP-FT Kumar et al. (ICLR 2022); LoRA Hu et al. (ICLR 2022).
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from tightframe.tuning import lora
 from tightframe.tuning.batch_norm import BatchNorm
 
 NORMS = (BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+
+AUTO = "auto"
+"""Not a method: what reads all layers, or its mean with what is trained, whichever does better on held-out images."""
+ONE_BLOCK, MANY_BLOCKS = 0.03, 0.005
+"""Learning rates for what is tuned beside a head whose features have a standard scale."""
 
 
 class Owned(NamedTuple):
@@ -47,6 +52,8 @@ class Method:
         adapt: inserts modules into a copy of the backbone without its head, which must leave its outputs unchanged.
             What such a method trains is saved in peft's format.
         closed_form: whether the head is a formula of the features of all layers: nothing is trained.
+        lr: learning rate of what it owns that does well on few images (``benchmarks/decisions.py``); ``None`` where
+            none is known, and several are tried.
     """
 
     name: str
@@ -57,6 +64,22 @@ class Method:
     warm: bool = False
     adapt: Callable[[nn.Module, Backbone], None] | None = None
     closed_form: bool = False
+    lr: float | None = None
+
+    @property
+    def to_the_end(self) -> bool:
+        """Whether all that follows its block is trained, too."""
+        return self.owns is _from_block
+
+    @property
+    def races(self) -> bool:
+        """Whether its block is chosen by a race, if none is named."""
+        return self.needs_block and not self.to_the_end
+
+    @property
+    def head_only(self) -> bool:
+        """Whether nothing but the head is trained."""
+        return self.owns is _nothing
 
 
 def _nothing(base: nn.Module, layer: str | None) -> Owned:
@@ -65,6 +88,14 @@ def _nothing(base: nn.Module, layer: str | None) -> Owned:
 
 def _block(base: nn.Module, layer: str | None) -> Owned:
     return Owned([submodule(base, layer or "")], [])
+
+
+def _from_block(base: nn.Module, layer: str | None) -> Owned:
+    """Parameters of the block and of all modules that are registered after it; their batch norms stay as they are."""
+    first = submodule(base, layer or "")
+    modules = list(base.modules())
+    following = modules[next(index for index, module in enumerate(modules) if module is first) :]
+    return Owned([], [parameter for module in following for parameter in module.parameters(recurse=False)])
 
 
 def _everything(base: nn.Module, layer: str | None) -> Owned:
@@ -93,15 +124,23 @@ METHODS = {
             closed_form=True,
         ),
         Method("linear", _nothing, "linear probe: a new head on frozen features"),
-        Method("layer", _block, "Layer FT: one block and a new head", needs_block=True),
+        Method("layer", _block, "Layer FT: one block and a new head", needs_block=True, lr=ONE_BLOCK),
+        Method(
+            "partial",
+            _from_block,
+            "partial fine-tuning: the later half of the blocks and a new head",
+            needs_block=True,
+            lr=MANY_BLOCKS,
+        ),
         Method(
             "scl",
             _block,
             "SCL FT: one block, skip-connected to the features of the new head",
             needs_block=True,
             skip=True,
+            lr=ONE_BLOCK,
         ),
-        Method("full", _everything, "full fine-tuning: every parameter and a new head"),
+        Method("full", _everything, "full fine-tuning: every parameter and a new head", lr=MANY_BLOCKS),
         Method("bitfit", _biases, "BitFit: all biases and a new head"),
         Method("norm", _norms, "all normalization layers and a new head"),
         Method("lp-ft", _everything, "LP-FT: a probe first, then every parameter", warm=True),
@@ -113,12 +152,17 @@ METHODS = {
 def method_named(name: str) -> Method:
     """The method called ``name``. Raises ``SettingsError``."""
     if name not in METHODS:
-        raise SettingsError(f'no method "{name}"; choose {", ".join(METHODS)}')
+        raise SettingsError(f'no method "{name}"; choose {AUTO}, {", ".join(METHODS)}')
     return METHODS[name]
 
 
 def unique_methods(names: Sequence[str]) -> list[str]:
-    """The names without repetitions. Raises ``SettingsError`` for an unknown one, or if there is none."""
+    """The names without repetitions, ``auto`` last.
+
+    Raises:
+        SettingsError: one is unknown, or there is none.
+    """
     if not names:
-        raise SettingsError(f"no method is named; choose from {', '.join(METHODS)}")
-    return [method_named(name).name for name in dict.fromkeys(names)]
+        raise SettingsError(f"no method is named; choose from {AUTO}, {', '.join(METHODS)}")
+    found = [method_named(name).name for name in dict.fromkeys(names) if name != AUTO]
+    return [*found, *([AUTO] if AUTO in names else [])]

@@ -43,6 +43,8 @@ class Recipe:
         ema_decay: decay of the exponential moving average of the weights, which is judged and kept; 0 for none.
         patience: epochs without a lower validation loss after which training stops and returns to the best epoch.
         copies: rows of a batch that each image takes, one after the other, each a view of its own.
+        head_lr: learning rate of the head at the start; ``None`` for that of all else.
+        clip: largest norm of the gradient of all but the head; ``None`` for any.
     """
 
     lr: float = 0.1
@@ -59,11 +61,14 @@ class Recipe:
     ema_decay: float = 0.0
     patience: int | None = None
     copies: int = 1
+    head_lr: float | None = None
+    clip: float | None = None
 
-    def lr_at(self, step: int, steps: int) -> float:
-        """Learning rate at ``step`` of ``steps``."""
-        final = min(self.final_lr, self.lr)
-        return final + (self.lr - final) * (1 + math.cos(math.pi * step / steps)) / 2
+    def lr_at(self, step: int, steps: int, initial: float | None = None) -> float:
+        """Learning rate at ``step`` of ``steps``, for one that is ``initial`` at the start instead of ``lr``."""
+        first = self.lr if initial is None else initial
+        final = min(self.final_lr, first)
+        return final + (first - final) * (1 + math.cos(math.pi * step / steps)) / 2
 
     def order(self, epoch: int, training: np.ndarray) -> np.ndarray:
         """Indices of training images in the order in which ``epoch`` takes them."""

@@ -53,6 +53,26 @@ class Trainable(nn.Module, ABC):
         return self.head(self.features(inputs))
 
 
+class HeadOnly(Trainable):
+    """A new head on features computed before: a linear probe that trains without running the model."""
+
+    def __init__(self, head: nn.Linear):
+        super().__init__()
+        self.head = head
+
+    def features(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The inputs themselves."""
+        return inputs
+
+    def changed_state(self) -> dict[str, Tensor]:
+        """The head's parameters."""
+        return dict(self.named_parameters())
+
+    def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``changed_state`` gave."""
+        self.load_state_dict(tensors)
+
+
 @dataclass
 class Underway:
     """How far an epoch has come.

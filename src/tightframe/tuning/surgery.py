@@ -1,7 +1,5 @@
 """The model that is tuned: a copy of the backbone without its head, a new head, and a neck between them.
 
-With a skip connection (SCL) the neck combines φ, the penultimate features, and z, the pooled output of the tuned block.
-``align="pad"`` without scaling is the paper's parameter-free sum φ + P z, where P pads the shorter vector with zeros.
 A head in closed form sees the features of several layers side by side.
 """
 
@@ -10,13 +8,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import SettingsError
@@ -24,62 +21,9 @@ from tightframe.features.capture import CannotCut
 from tightframe.features.taps import Pool, pooled, pooling_of, tapped
 from tightframe.tuning import lora
 from tightframe.tuning.batch_norm import batch_norms
+from tightframe.tuning.heads import Align, Neck, SkipScale
 from tightframe.tuning.methods import Method
 from tightframe.tuning.state import Trainable
-
-Align = Literal["pad", "concat", "project"]
-SkipScale = Literal["none", "spread"]
-
-
-class Neck(nn.Module):
-    """Combines features (n, d_i) of one, two or, side by side, more layers into the vector (n, width) the head sees.
-
-    Args:
-        widths: d of φ and, with a skip connection, of z; or of each layer that is put side by side.
-        align: ``"pad"`` adds them, the shorter zero-padded; ``"concat"`` puts them side by side; ``"project"`` adds
-            to φ a learned linear map of z, which starts at zero.
-        skip_scale: ``"spread"`` multiplies z by one number, so that it varies as much as φ does before tuning (see
-            ``rescale``); ``"none"`` takes it as it is.
-    """
-
-    gain: Tensor
-
-    def __init__(self, widths: list[int], align: Align = "pad", skip_scale: SkipScale = "none"):
-        super().__init__()
-        for name, value, known in (("align", align, Align), ("skip scale", skip_scale, SkipScale)):
-            if value not in get_args(known):
-                raise SettingsError(f'no {name} "{value}"; choose {", ".join(get_args(known))}')
-        self.widths, self.align, self.skip_scale = widths, align, skip_scale
-        self.width = {"pad": max(widths), "concat": sum(widths), "project": widths[0]}[align]
-        self.project: nn.Linear | None = None
-        if len(widths) > 1 and align == "project":
-            self.project = nn.Linear(widths[1], widths[0], bias=False)
-            nn.init.zeros_(self.project.weight)
-        if len(widths) > 1 and skip_scale == "spread":
-            self.register_buffer("gain", torch.ones(()))
-
-    def rescale(self, parts: list[Float[Tensor, "n _"]]) -> None:
-        """Set the gain from φ and z (n, d_i) before tuning; it stays 1 if either does not vary."""
-        if self.skip_scale == "none" or len(parts) < 2:
-            return
-        spreads = [float(torch.linalg.matrix_norm(part - part.mean(0))) for part in parts]
-        if min(spreads) > 0:
-            self.gain.fill_(spreads[0] / spreads[1])
-
-    def forward(self, parts: list[Float[Tensor, "n _"]]) -> Float[Tensor, "n d"]:
-        """The features of each layer, in the order of ``widths``, as one vector."""
-        if len(parts) == 1:
-            return parts[0]
-        features, *others = parts
-        if self.skip_scale != "none":
-            others = [other * self.gain for other in others]
-        if self.align == "concat":
-            return torch.cat([features, *others], 1)
-        (skipped,) = others
-        if self.project is not None:
-            return features + self.project(skipped)
-        longer, shorter = sorted((features, skipped), key=lambda part: -part.shape[1])
-        return longer + functional.pad(shorter, (0, self.width - shorter.shape[1]))
 
 
 class TunableModel(Trainable):
@@ -93,7 +37,11 @@ class TunableModel(Trainable):
         base: a copy of the backbone without its head, with what the method inserts.
         owned: what the method trains of it.
         read: names of the layers whose features the head sees; given for methods in closed form, known for others.
-        warm: whether the head will start from a probe; batch norms then keep the statistics that it was fitted under.
+        warm: whether the head will start from a probe.
+        steady: whether batch norms keep their statistics where modules are trained whole, too.
+        beside: names of layers of the pretrained model, as it was before tuning, whose features the head sees beside
+            those of ``read`` (see ``joined``).
+        plain: the pretrained model, if any of its layers are read; it shares with ``base`` what is not trained.
     """
 
     def __init__(
@@ -106,14 +54,17 @@ class TunableModel(Trainable):
         align: Align = "pad",
         skip_scale: SkipScale = "none",
         warm: bool = False,
+        steady: bool = False,
         read: Sequence[str] = (),
+        beside: Sequence[str] = (),
     ):
         super().__init__()
         if method.needs_block == (block is None):
             raise SettingsError(f"method {method.name} " + ("needs a block" if block is None else "takes no block"))
         if method.closed_form != bool(read):
             raise SettingsError(f"method {method.name} " + ("takes no layers" if read else "needs layers to read"))
-        self.backbone, self.method, self.block, self.pool, self.warm = backbone, method, block, pool, warm
+        self.backbone, self.method, self.block, self.pool = backbone, method, block, pool
+        self.warm, self.steady = warm, steady
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
         if backbone.head:
             self.base.set_submodule(backbone.head, nn.Identity())
@@ -121,7 +72,10 @@ class TunableModel(Trainable):
             method.adapt(self.base, backbone)
         self.read = list(read) or ([PENULTIMATE, block] if method.skip and block else [PENULTIMATE])
         self.neck = Neck([backbone.layer(name).dimension for name in self.read], align, skip_scale)
-        self.head = nn.Linear(self.neck.width, classes)
+        self.beside = list(beside)
+        self.widths = [*(self.neck.widths if self.neck.align == "concat" else [self.neck.width])]
+        self.widths += [backbone.layer(name).dimension for name in self.beside]
+        self.head = nn.Linear(sum(self.widths), classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.owned = method.owns(self.base, block)
@@ -132,6 +86,15 @@ class TunableModel(Trainable):
             *(p for module in self._modules_trained for p in module.parameters()),
         ):
             parameter.requires_grad_(True)
+        self.plain: nn.Module | None = None
+        if self.beside:
+            shared: dict[int, Any] = {id(p): p for p in self.base.parameters() if not p.requires_grad}
+            self.plain = copy.deepcopy(self.base, shared).requires_grad_(False)
+
+    @property
+    def title(self) -> str:
+        """The method, for people: what reads the pretrained model's layers is named, too."""
+        return f"{self.method.name} and discriminant" if self.beside else self.method.name
 
     @property
     def trainable_parameters(self) -> int:
@@ -154,7 +117,12 @@ class TunableModel(Trainable):
 
     def features(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
         """What the head sees, from images; of what ``from_block`` returns, from inputs of the tuned block."""
-        return self.neck(self.parts(inputs))
+        own = self.neck(self.parts(inputs))
+        if self.plain is None:
+            return own
+        with tapped(self.backbone, self.beside, self.pool, module=self.plain) as seen:
+            self.plain(inputs)
+        return torch.cat([own, *(seen[name] for name in self.beside)], 1)
 
     def from_block(self) -> TunableModel:
         """The same model, with the same modules, run on inputs of its tuned block instead of images.
@@ -179,7 +147,7 @@ class TunableModel(Trainable):
         super().train(False)
         for module in self._modules_trained:
             module.train(mode)
-        for norm in batch_norms(self) if self.warm else ():
+        for norm in batch_norms(self) if self.steady else ():
             norm.train(False)
         self.training = mode
         return self
@@ -206,24 +174,24 @@ class TunableModel(Trainable):
                     yield f"{prefix}.{name}", buffer
 
 
-class HeadOnly(Trainable):
-    """A new head on features computed before: a linear probe that trains without running the model."""
+def joined(tuned: TunableModel, reading: TunableModel) -> TunableModel:
+    """The mean of two models of one backbone, what was tuned and what reads the layers as they were before tuning.
 
-    def __init__(self, head: nn.Linear):
-        super().__init__()
-        self.head = head
-
-    def features(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """The inputs themselves."""
-        return inputs
-
-    def changed_state(self) -> dict[str, Tensor]:
-        """The head's parameters."""
-        return dict(self.named_parameters())
-
-    def load_changed_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what ``changed_state`` gave."""
-        self.load_state_dict(tensors)
+    Its logits are the mean of theirs, so that its probabilities are the geometric mean of theirs, normalized.
+    """
+    neck, classes = tuned.neck, tuned.head.out_features
+    model = TunableModel(
+        *(tuned.backbone, tuned.method, tuned.block, classes, tuned.pool, neck.align, neck.skip_scale),
+        beside=reading.read,
+    )
+    heads, trained = (tuned.head, reading.head), tuned.changed_state()
+    with torch.no_grad():
+        for name, tensor in model.changed_state().items():
+            if not name.startswith("head."):
+                tensor.copy_(trained[name])
+        model.head.weight.copy_(torch.cat([head.weight.cpu() for head in heads], 1) / 2)
+        model.head.bias.copy_(torch.stack([head.bias.cpu() for head in heads]).mean(0))
+    return model.train(False)
 
 
 class Suffix:
