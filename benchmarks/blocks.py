@@ -49,7 +49,7 @@ def main() -> None:
     for name, model, side in CASES:
         data = tightframe.load_images(str(shared / "data" / name), max_per_class=SHOTS)
         backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{model}", input_size=side)
-        plan = tightframe.TrainConfig(epochs=EPOCHS, folds=0)
+        plan = tightframe.TrainConfig(epochs=EPOCHS, folds=0, recipe="paper")
         known = readings(backbone, tightframe.Workspace().features(backbone, data.train), plan.align)
         racing, usual = candidates(*known), recommend_layer(*known)
         started = time.perf_counter()

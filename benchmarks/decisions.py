@@ -5,9 +5,9 @@
 
 DIR holds `zoo/zoo.py` (a builder) and `data/*`; `--models` also takes names as `load_backbone` does. A row is a model,
 a set, so many training images a class, and a draw of them; it holds every method, tuned as `tightframe tune` does it
-with nothing chosen by a look at test images. `auto` is what the rule of `decide.choice` takes of `discriminant` and
-`scl`. Rows are added one by one, those that are there are not made again, and the draw changes slowest, so that a run
-that was stopped is a smaller study. `--methods discriminant linear` is the quick part, without training blocks.
+with nothing chosen by a look at test images; `auto` is the discriminants, or their mean with what `partial` trained.
+Rows are added one by one, those that are there are not made again, and the draw changes slowest, so that a run that was
+stopped is a smaller study. `--methods discriminant linear` is the quick part, without training blocks.
 
 `discriminant` averages depths and shrinkages by leave-one-out on the training images at hand. What is fixed in it was
 fixed with other draws (0 and 1): the grid of shrinkages and the sharpness of the average on six of the sets with
@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -33,10 +34,9 @@ import numpy as np
 import torch
 
 import tightframe
-from tightframe.decide.choice import choose
-from tightframe.decide.evidence import Evidence, expected
-from tightframe.errors import TightframeError
+from tightframe.decide.evidence import expected
 from tightframe.features.workspace import Workspace
+from tightframe.jobs.compare import compare
 from tightframe.probes.calibration import calibration_error
 
 SETS = (
@@ -49,7 +49,7 @@ SHIFTED = ("grocery", "red_blood_cells", "omniglot_scripts")
 """Sets whose test images come from other shops, smears or drawers than the training images."""
 ALIKE = tuple(name for name in SETS if name not in SHIFTED)
 MODELS = ("mobilenetv2_100", "mobilenetv1_050", "squeezenet1_1")
-METHODS = ("discriminant", "linear", "scl")
+METHODS = ("discriminant", "linear", "scl", "partial", "auto")
 KEY = ("model", "data", "shots", "draw")
 Row = dict[str, Any]
 
@@ -93,34 +93,18 @@ def study(shared: Path, options: argparse.Namespace, done: set[tuple[Any, ...]])
         for shots in missing:
             images = tightframe.load_images(shared / "data" / data, max_per_class=shots, seed=draw)
             workspace = Workspace(device=options.device)
-            found = dict(tuned_by_all(images, backbone, options.methods, draw, workspace))
+            with tempfile.TemporaryDirectory() as folder:
+                found = compare(
+                    *(images, backbone, options.methods),
+                    out=Path(folder) / "out",
+                    config=tightframe.TrainConfig(seed=draw),
+                    workspace=workspace,
+                )
             assert images.test is not None
-            methods = {name: judged(one, images.test.labels) for name, one in found.items()}
-            evidence: dict[str, Evidence | None] = {
-                name: found[name].evidence for name in ("discriminant", "scl") if name in found
-            }
-            known: dict[str, Evidence] = {name: one for name, one in evidence.items() if one is not None}
-            gain = None
-            if set(known) == {"discriminant", "scl"}:
-                gain = known["scl"].gain_over(known["discriminant"])
+            methods = {name: judged(one, images.test.labels) for name, one in found.tuned.items()}
             point = dict(zip(KEY, (model, data, shots, draw), strict=True))
-            chosen = choose(known, "discriminant").name
-            yield point | {"methods": methods, "gain": gain, "chosen": chosen, "images": len(images.train)}
-
-
-def tuned_by_all(
-    images: tightframe.ImageSplits,
-    backbone: tightframe.Backbone,
-    methods: Sequence[str],
-    seed: int,
-    workspace: Workspace,
-) -> Iterator[tuple[str, tightframe.Tuned]]:
-    config = tightframe.TrainConfig(seed=seed)
-    for method in methods:
-        try:
-            yield method, tightframe.tune(images, backbone, method=method, config=config, workspace=workspace)
-        except TightframeError as error:
-            print(f"{method} on {images.name}: {error}", file=sys.stderr)
+            added = "auto" in found.tuned and bool(found.tuned["auto"].model.beside)
+            yield point | {"methods": methods, "added": added, "chosen": found.best, "images": len(images.train)}
 
 
 def judged(tuned: tightframe.Tuned, labels: np.ndarray) -> Row:

@@ -89,7 +89,7 @@ def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...
 
 
 def tuned_by(name: str, images: tightframe.ImageSplits, backbone: tightframe.Backbone, seed: int, epochs: int) -> Row:
-    plan = tightframe.TrainConfig(epochs=epochs, seed=seed, folds=0, **FORMS.get(name, {}))
+    plan = tightframe.TrainConfig(epochs=epochs, seed=seed, folds=0, recipe="paper", **FORMS.get(name, {}))
     try:
         tuned = tightframe.tune(images, backbone, method="scl" if name in FORMS else name, config=plan)
     except TightframeError as error:

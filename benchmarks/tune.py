@@ -107,7 +107,7 @@ def measured(shared: Path, case: str, mode: str) -> dict[str, Any]:
 
 def block(data: tightframe.ImageSplits, backbone: tightframe.Backbone, mode: str) -> dict[str, Any]:
     started = time.perf_counter()
-    plan = tightframe.TrainConfig(epochs=EPOCHS)
+    plan = tightframe.TrainConfig(epochs=EPOCHS, recipe="paper")
     workspace = tightframe.Workspace(device="cpu")
     chosen, _ = chosen_block(data.train, backbone, "auto", METHODS["scl"], plan, workspace)
     model = model_of(data, backbone, "scl", chosen)
@@ -168,7 +168,7 @@ def to_accuracy(data: tightframe.ImageSplits, backbone: tightframe.Backbone) -> 
     """Validation accuracy after each epoch, and when, of `full` and `scl`, each at the best of three rates."""
     training, held_out = stratified(data.train.labels, 0.2, 0)
     split = Split(data.train.labels, training, held_out, len(data.classes))
-    plan, found = tightframe.TrainConfig(epochs=20), {}
+    plan, found = tightframe.TrainConfig(epochs=20, recipe="paper"), {}
     for method in ("full", "scl"):
         started = time.perf_counter()
         workspace, chosen = tightframe.Workspace(device="cpu"), None
@@ -207,7 +207,7 @@ def race(courses: dict[str, Any], case: str) -> str:
 def model_of(
     data: tightframe.ImageSplits, backbone: tightframe.Backbone, method: str, chosen: str | None
 ) -> TunableModel:
-    plan = tightframe.TrainConfig()
+    plan = tightframe.TrainConfig(recipe="paper")
     made = TunableModel(backbone, METHODS[method], chosen, len(data.classes), "auto", plan.align, plan.skip_scale)
     if chosen:
         features = tightframe.Workspace().features(backbone, data.train, made.read)
