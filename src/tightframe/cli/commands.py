@@ -98,7 +98,7 @@ def measure_command(given: Given) -> None:
         data, backbone = _loaded(given, progress)
         found = given.call(measure.measure, data, backbone, workspace=_workspace(given, progress))
     terminal.show(f"{backbone.name} on {data.train.name}", "measure", found.rows)
-    terminal.close(found, given.json, given.data)
+    terminal.close(found, given.json, _images(given))
 
 
 @command(DATA, MODEL, Source(layers.layers, ["seed"], OPTIONS), SPLITTING, BUILDING, CACHED)
@@ -109,7 +109,7 @@ def layers_command(given: Given) -> None:
         found = given.call(layers.layers, data, backbone, workspace=_workspace(given, progress))
     title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test images"
     terminal.show(title, "layers", found.rows)
-    terminal.close(found, given.json, given.data)
+    terminal.close(found, given.json, _images(given))
 
 
 @command(
@@ -131,7 +131,7 @@ def fewshot_command(given: Given) -> None:
         found = given.call(fewshot.fewshot, data, backbone, classes=classes, seed=given.seed, workspace=workspace)
     title = f"{backbone.name} on {data.name}: {given.episodes} episodes of {given.ways} classes"
     terminal.show(title, "fewshot", found.rows)
-    terminal.close(found, given.json, given.data)
+    terminal.close(found, given.json, _images(given))
 
 
 @command(
@@ -152,7 +152,7 @@ def rank_command(given: Given) -> None:
         terminal.show("Scores, higher is better except NC1, CDNV and VCI", "scores", scored)
     if found.tables:
         terminal.show("How well each column ranks these models", "quality", found.tables["quality"])
-    terminal.close(found, given.json, given.data)
+    terminal.close(found, given.json, _images(given))
     if all("error" in row for row in found.rows):
         raise ModelError("none of the models could be measured; each row above says why")
 
@@ -205,7 +205,7 @@ def pretrain_command(given: Given) -> None:
         data = given.call(load_images, progress=progress)
         found = given.call(pretrain.pretrain, data, config=how, workspace=_workspace(given, progress))
     terminal.show(f"{how.arch} on {found.settings['data']}", "pretrain", spaced(found.rows))
-    terminal.close(found, given.json, given.data)
+    terminal.close(found, given.json, _images(given))
 
 
 @command(
@@ -318,6 +318,11 @@ def _beside(out: Path) -> Path:
 def _loaded(given: Given, progress: Any) -> tuple[Any, Any]:
     data = given.call(load_images, progress=progress)
     return data, given.call(load_backbone, **_size(given))
+
+
+def _images(given: Given) -> list[str]:
+    """How to name the same images, in the same groups, to the next command."""
+    return [given.data, *(["--groups-from", given.groups_from] if given.groups_from else [])]
 
 
 def _size(given: Given) -> dict[str, Any]:

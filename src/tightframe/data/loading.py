@@ -33,11 +33,13 @@ def load_images(
         test_share: Share of each class held out for testing (0 for none) where there is no test set.
         seed: Seed of every random choice.
         max_per_class: Most training images to use from each class; the test set stays whole.
-        groups_from: Regular expression that finds in an image's name (its path below the data folder) which images
-            belong together, such as 'film(\d+)_' for frames of films, by what its parentheses match, or by all that
-            it matches if it has none. No split or fold parts a group, and intervals are over groups.
+        groups_from: Regular expression for what images that belong together share in their names, such as 'film(\d+)_';
+            they stay on one side of every split.
         skip_bad: Leave out files that can't be read, and say how many, instead of stopping.
         progress: Called as progress(iterable, description, total) around whatever takes long, like tqdm.
+
+    The pattern is searched for in the path below the data folder; what its parentheses match, or all of it if it has
+    none, names the group. Intervals are over groups then.
 
     Raises:
         BadImage: files can't be used, and ``skip_bad`` is off.

@@ -8,6 +8,7 @@ from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.decide.layers import spreads
 from tightframe.features.extract import Features
 from tightframe.features.moments import Weighting
+from tightframe.features.samples import group_numbers
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
 from tightframe.metrics.collapse import cautions
@@ -23,6 +24,10 @@ from tightframe.row import Row
 
 DRAWS = 12
 """Of which an interval around a corrected value is made; Student's t makes up for their being few."""
+GROUPED = (
+    "probes and their intervals go by groups; collapse metrics, their corrections and intervals take images for "
+    "independent, and intervals are too narrow where images of a group are alike"
+)
 
 
 def measure(
@@ -56,6 +61,8 @@ def measure(
     notes = list(data.notes) if isinstance(data, ImageSplits) else []
     notes += [reading(rows, spreads([features.moments(row["layer"]) for row in rows]))]
     notes += cautions(features.moments(PENULTIMATE), weighting)
+    if group_numbers(images.groups, len(images)) is not None:
+        notes.append(GROUPED)
     settings = {
         "data": images.name,
         "images": len(images),

@@ -84,8 +84,8 @@ def student_interval(
 ) -> tuple[float, float]:
     """Student's t interval of a mean, infinite for one value.
 
-    Where values belong to ``groups`` (n,), only these count as independent: the variance is that of the sums over
-    groups (Liang, Zeger 1986), and there are as many degrees of freedom as groups but one.
+    Where values belong to ``groups`` (n,), only these count as independent: the variance is the jackknife's over
+    groups (CR3 of Bell, McCaffrey 2002), and there are as many degrees of freedom as groups but one.
     """
     numbers = group_numbers(groups, len(values))
     if len(values) < 2 or (numbers is not None and numbers.max() < 1):
@@ -95,7 +95,8 @@ def student_interval(
         error, freedom = np.std(values, ddof=1) / math.sqrt(len(values)), len(values) - 1
     else:
         sums, freedom = np.bincount(numbers, np.asarray(values) - middle), int(numbers.max())
-        error = math.sqrt((freedom + 1) / freedom * float(np.square(sums).sum())) / len(values)
+        moved = sums / (len(values) - np.bincount(numbers))  # by how much the mean falls without each group
+        error = math.sqrt(freedom / (freedom + 1) * float(np.square(moved).sum()))
     half = float(student.ppf((1 + level) / 2, freedom) * error)
     return middle - half, middle + half
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,15 +116,19 @@ class Lab:
         return self.folder / kind / fingerprint_of(labels)[:16]
 
 
-Labeled = tuple[np.ndarray, np.ndarray]
-"""Features (n, d) and their labels (n,), integers 0 … K − 1."""
+class Labeled(NamedTuple):
+    """Features (n, d), their labels (n,), integers 0 … K − 1, and, where images belong together, their groups (n,)."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None = None
 
 
 def probed(train: Labeled, test: Labeled, classes: int) -> Row:
     """``nc1``, and the cross-validated ``probe_accuracy`` and ``test_accuracy`` of a ridge probe."""
-    folds = Folds.of(*train, classes)
+    folds = Folds.of(train.features, train.labels, classes, groups=train.groups)
     probe = cross_validated_ridge(folds)
-    accuracy = {"probe_accuracy": probe.accuracy, "test_accuracy": probe.head.accuracy(*test)}
+    accuracy = {"probe_accuracy": probe.accuracy, "test_accuracy": probe.head.accuracy(test.features, test.labels)}
     return {"nc1": nc1(folds.total)} | accuracy
 
 
@@ -133,7 +137,9 @@ def subset(features: Features, classes: Iterable[int], *, luck: Any = None, most
     found = [np.flatnonzero(features.labels == label) for label in classes]
     if luck is not None:
         found = [luck.permutation(rows)[:most] for rows in found]
-    return features[PENULTIMATE][np.concatenate(found)], np.repeat(np.arange(len(found)), [len(rows) for rows in found])
+    chosen = np.concatenate(found)
+    labels = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
+    return Labeled(features[PENULTIMATE][chosen], labels, None if features.groups is None else features.groups[chosen])
 
 
 def few(data: ImageSplits, per_class: int, seed: int) -> ImageSplits | None:

@@ -174,7 +174,7 @@ def _samples(lab: Lab, backbone: Backbone) -> list[Row]:
 
 def _sample(train: Features, test: Features, classes: Sequence[int], draw: int, most: int | None = None) -> Row:
     seen = subset(train, classes, luck=np.random.default_rng(draw), most=most)
-    counts = {"draw": draw, "classes": len(classes), "images": len(seen[1])}
+    counts = {"draw": draw, "classes": len(classes), "images": len(seen.labels)}
     return counts | probed(seen, subset(test, classes), len(classes))
 
 

@@ -16,7 +16,7 @@ from tightframe.pretraining.model import MOST_LAYERS
 from tightframe.probes.episodes import Episodes, accuracies, draw
 from tightframe.row import Row
 from tightframe.studies.evidence import SEEDS, Units, among, gains, ranks, ranks_within
-from tightframe.studies.lab import Lab, probed
+from tightframe.studies.lab import Lab, Labeled, probed
 from tightframe.studies.study import Point, Study, attempted, declared
 from tightframe.studies.threshold import falling, rising
 
@@ -48,13 +48,14 @@ def _variants(choices: Choices, names: Sequence[str]) -> Callable[[Lab], Iterato
 def _episodes(data: ImageSplits, count: int) -> Episodes:
     """Few-shot tasks on all images of a dataset, training images first; with fewer queries where images are few."""
     assert data.test is not None  # `run_study` has seen to it
-    labels = np.concatenate([data.train.labels, data.test.labels])
+    everything = data.train.joined(data.test)
+    labels = everything.labels
     sizes = np.sort(np.bincount(labels, minlength=len(data.classes)))[::-1]
     ways = min(WAYS, len(data.classes))
     queries = min(QUERIES, int(sizes[ways - 1]) - SHOTS)
     if queries < 1:
         raise DataError(f"{data.name}: {SHOTS}-shot episodes need {ways} classes of {SHOTS + 1} images; give more")
-    return draw(labels, ways, SHOTS, queries, count)
+    return draw(labels, ways, SHOTS, queries, count, groups=everything.groups)
 
 
 def _transferred(lab: Lab, how: Mapping[str, Any], episodes: Sequence[Episodes]) -> list[Row]:
@@ -73,7 +74,7 @@ def _on(data: ImageSplits, lab: Lab, backbone: Backbone, episodes: Episodes) -> 
     train, test = lab.features(backbone, data.train), lab.features(backbone, data.test)
     seen, unseen = train[PENULTIMATE], test[PENULTIMATE]
     (correct,) = accuracies(np.concatenate([seen, unseen]), episodes, ["logistic"]).values()
-    found = probed((seen, train.labels), (unseen, test.labels), len(data.classes))
+    found = probed(Labeled(seen, train.labels, train.groups), Labeled(unseen, test.labels), len(data.classes))
     return [found | {"fewshot_accuracy": float(correct.mean())}]
 
 
