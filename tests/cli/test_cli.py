@@ -122,7 +122,7 @@ def test_tune_into_a_folder_in_use_is_refused_and_resume_loads_it(run, images, n
     assert "--resume" in err
     status, out, _ = run(*command, "--resume")
     assert status == 0
-    assert "scl" in out
+    assert "discriminant" in out
 
 
 def test_tune_compares_methods(run, images, names, tmp_path):
@@ -144,7 +144,7 @@ def test_methods_to_compare_are_checked_before_anything_is_loaded(run):
     tune = ("tune", "nowhere", "--model", "x", "--out", "o")
     status, _, err = run(*tune, "--compare", "linear,magic")
     assert status == 1
-    assert 'no method "magic"; choose discriminant, linear, layer, scl,' in err.replace("\n", " ")
+    assert 'no method "magic"; choose auto, discriminant, linear, layer, scl, partial,' in err.replace("\n", " ")
     status, _, err = run(*tune, "--compare", "linear,full", "--method", "layer")
     assert status == 1
     assert "not both" in err
@@ -325,14 +325,16 @@ def test_predict_takes_any_image_format(run, tuned, tmp_path):
 def test_help_names_what_the_code_knows():
     from tightframe.decide.ranking import orders
     from tightframe.jobs import compare, rank, transfer, tune
-    from tightframe.tuning import config
+    from tightframe.tuning import config, methods
     from tightframe.tuning.methods import METHODS
 
     def numbers(name):
         text = re.search(rf"^        {name}: (.*?)\n        \w+: ", config.TrainConfig.__doc__ or "", re.M | re.S)[1]
         return [float(word) for word in re.findall(r"(?<![\w.])\.?\d[\d.]*(?<!\.)", text)]
 
-    assert numbers("lr") == [*config.LRS, *config.TRANSFORMER_LRS, *config.PROBE_LRS]
+    known = [methods.ONE_BLOCK, methods.MANY_BLOCKS, *config.LRS, *config.TRANSFORMER_LRS, *config.PROBE_LRS]
+    assert numbers("lr") == known
+    assert f" {config.HEAD_LR:g}".replace("0.", ".") in (config.TrainConfig.__doc__ or "")
     assert numbers("weight_decay") == [*config.WEIGHT_DECAYS, *config.TRANSFORMER_WEIGHT_DECAYS]
     told = rank.rank.__doc__ or ""
     assert {"expected_accuracy", "probe_accuracy", "knn_accuracy", "nc1", "logme"} <= set(orders())

@@ -1,8 +1,9 @@
-"""The rule that takes what is trained only where it loses less beyond doubt."""
+"""The rule that takes another classifier only where it clearly loses less."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tightframe.decide.choice import choose
 from tightframe.decide.evidence import Evidence
@@ -19,25 +20,30 @@ SWINGS = np.where(np.arange(100) % 2, 0.06, -0.05)
 """Of mean 0.005, within its standard error of 0.0055."""
 
 
-def test_the_first_stays_where_nothing_is_beyond_doubt():
+def test_the_first_stays_where_nothing_is_clearly_better():
     found = choose({"first": losing(BASE), "other": losing(BASE - SWINGS)}, "first")
     assert found.name == "first"
-    assert "other is not better beyond doubt: its log loss is lower by 0.005 (95 % interval -0.0" in found.why
+    assert "other is not clearly better: its log loss is lower by 0.005 (standard error 0.0056)" in found.why
 
 
-def test_what_loses_less_beyond_doubt_is_used_and_of_several_the_least():
+@pytest.mark.parametrize(("errors", "name"), [(2.0, "first"), (1.0, "other")])
+def test_one_standard_error_is_enough_if_one_says_so(errors: float, name: str):
+    swings = SWINGS + 0.003  # 0.008, with the same standard error
+    assert choose({"first": losing(BASE), "other": losing(BASE - swings)}, "first", errors).name == name
+
+
+def test_what_clearly_loses_less_is_used_and_of_several_the_least():
     rivals = {"first": losing(BASE), "good": losing(BASE - 0.05), "best": losing(BASE - 0.1), "bad": losing(BASE + 1)}
     found = choose(rivals, "first")
     assert found.name == "best"
-    assert found.why == (
-        "best is used: on held-out images its log loss is lower by 0.1 (95 % interval 0.1 to 0.1) than first's"
-    )
+    assert found.why.startswith("best is used: on held-out images its log loss is lower by 0.1 (standard error ")
+    assert found.why.endswith(" than first's")
 
 
-def test_what_loses_more_beyond_doubt_is_said_so():
+def test_what_clearly_loses_more_is_said_so():
     found = choose({"first": losing(BASE), "bad": losing(BASE + 0.3), "worse": losing(BASE + 0.5)}, "first")
     assert found.name == "first"
-    assert found.why.endswith("on held-out images bad's log loss is higher by 0.3 (95 % interval 0.3 to 0.3)")
+    assert "on held-out images bad's log loss is higher by 0.3 (standard error " in found.why
 
 
 def test_one_alone_is_used():

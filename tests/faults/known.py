@@ -220,7 +220,7 @@ FAULTS = (
     Fault(
         "the cosine ends at zero",
         "tuning/recipe.py",
-        "final = min(self.final_lr, self.lr)",
+        "final = min(self.final_lr, first)",
         "final = 0.0",
         "tuning/test_loop.py::test_the_rate_goes_down_a_cosine",
     ),
@@ -339,9 +339,9 @@ FAULTS = (
     Fault(
         "what was trained is used wherever it loses less",
         "decide/choice.py",
-        "if gain.low > 0}",
-        "if gain.value > 0}",
-        "decide/test_choice.py::test_the_first_stays_where_nothing_is_beyond_doubt",
+        "if gain.value > errors * gain.error]",
+        "if gain.value > 0]",
+        "decide/test_choice.py::test_the_first_stays_where_nothing_is_clearly_better",
     ),
     Fault(
         "an image that is left out has a part in its own class mean",

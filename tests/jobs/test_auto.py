@@ -1,30 +1,35 @@
-"""``tune(method="auto")``: what reads all layers, unless training is better beyond doubt."""
+"""``tune(method="auto")``: what reads all layers, or its mean with what was trained."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
 
-from tightframe import TrainConfig, load_tuned, tune
+from tightframe import TrainConfig, compare, load_tuned, merge, tune
 from tightframe.decide.choice import Choice
+from tightframe.deploy.merge import NotPlain
 from tightframe.jobs import tune as job
 from tightframe.tuning.loop import Diverged
+from tightframe.tuning.methods import METHODS
+from tightframe.tuning.surgery import joined
 
 PLAN = TrainConfig(epochs=2, lr=(0.05,), weight_decay=(1e-4,), folds=2)
 
 
 @pytest.fixture
 def favoring(monkeypatch):
-    """Makes the rule take the method named; the evidence that it was given."""
+    """Makes the rule take the first or the other of two."""
     seen = {}
 
-    def favor(name):
-        def choose(evidence, first):
-            seen.update(evidence, first=first)
-            return Choice(name, f"{name} is used: the test says so")
+    def favor(mean: bool):
+        def choose(evidence, first, errors):
+            seen.update(evidence, first=first, errors=errors)
+            return Choice(list(evidence)[mean], "the test says so")
 
         monkeypatch.setattr(job, "choose", choose)
         return seen
@@ -32,25 +37,64 @@ def favoring(monkeypatch):
     return favor
 
 
-@pytest.mark.parametrize("name", ["discriminant", "scl"])
-def test_what_the_rule_takes_is_saved_and_returned(data, wide, tmp_path, favoring, name):
-    seen = favoring(name)
+@pytest.mark.parametrize("mean", [False, True])
+def test_what_the_rule_takes_is_saved_and_returned(data, wide, tmp_path, favoring, mean):
+    seen = favoring(mean)
     tuned = tune(data, wide, block="layer3.0", config=PLAN, out=tmp_path / "run")
     assert seen["first"] == "discriminant"
-    assert set(seen) == {"discriminant", "scl", "first"}
-    assert tuned.model.method.name == name
-    assert tuned.notes[0] == f"{name} is used: the test says so"
+    assert seen["errors"] == 1
+    assert set(seen) == {"discriminant", "the mean of discriminant and partial", "first", "errors"}
+    assert tuned.model.title == ("partial and discriminant" if mean else "discriminant")
+    assert tuned.notes[0] == "the test says so"
     assert not (tmp_path / "run" / "unfinished").exists()
     series = [json.loads(line)["series"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {one.partition(" ")[0] for one in series} == {"fold", "final"}
     again = load_tuned(tmp_path / "run", wide)
-    assert again.model.method.name == name
+    assert again.model.title == tuned.model.title
     np.testing.assert_array_equal(again.evidence.log_probabilities, tuned.evidence.log_probabilities)
     assert again.trained_on == data.train.digests
     torch.testing.assert_close(again.logits_and_features(data.test)[0], tuned.logits_and_features(data.test)[0])
-    alone = tune(data, wide, method=name, block="layer3.0", config=PLAN)
-    for tensor in alone.model.changed_state():
-        assert torch.equal(alone.model.changed_state()[tensor], tuned.model.changed_state()[tensor]), tensor
+
+
+def test_the_mean_is_of_both_models_and_of_what_they_said(data, wide, favoring):
+    favoring(True)
+    both = tune(data, wide, block="layer3.0", config=PLAN)
+    reading, trained = (
+        tune(data, wide, method=name, block="layer3.0", config=PLAN) for name in ("discriminant", "partial")
+    )
+    logits = [one.logits_and_features(data.test)[0] for one in (reading, trained)]
+    factor = 1 / both.metrics["temperature"]
+    torch.testing.assert_close(both.logits_and_features(data.test)[0], factor * (logits[0] + logits[1]) / 2)
+    said = [one.evidence.log_probabilities for one in (reading, trained)]
+    wanted = torch.tensor(factor * (said[0] + said[1]) / 2).log_softmax(1)
+    torch.testing.assert_close(torch.tensor(both.evidence.log_probabilities), wanted)
+    assert both.metrics["trainable_parameters"] == both.model.trainable_parameters
+    assert both.model.all_parameters < 2 * trained.model.all_parameters, "what is not trained is there once"
+
+
+def test_what_is_made_already_is_not_made_again(data, wide, tmp_path, steps):
+    names = ["discriminant", "partial", "auto"]
+    first = compare(data, wide, names[:2], block="layer3.0", config=PLAN, out=tmp_path / "two")
+    taken = len(steps)
+    steps.clear()
+    found = compare(data, wide, names, block="layer3.0", config=PLAN, out=tmp_path / "three")
+    assert len(steps) == taken
+    assert found.rows[:2] == [row | {"seconds": ANY} for row in first.rows]
+    assert found.rows[2]["method"] == "auto"
+
+
+@pytest.mark.parametrize("method", ["scl", "lora", "full", "partial"])
+def test_any_tuned_model_has_a_mean_with_a_reading(data, wide, tmp_path, method):
+    config = replace(PLAN, folds=0, lr=(0.01,))
+    block = {"block": "layer3.0"} if METHODS[method].needs_block else {}
+    reading, trained = (tune(data, wide, method=name, config=config, **block) for name in ("discriminant", method))
+    mean = replace(trained, model=joined(trained.model, reading.model), familiar=None)
+    wanted = (reading.logits_and_features(data.test)[0] + trained.logits_and_features(data.test)[0]) / 2
+    torch.testing.assert_close(mean.logits_and_features(data.test)[0], wanted)
+    mean.save(tmp_path / "mean")
+    torch.testing.assert_close(load_tuned(tmp_path / "mean", wide).logits_and_features(data.test)[0], wanted)
+    with pytest.raises(NotPlain, match="reads"):
+        merge(mean, tmp_path / "plain")
 
 
 def test_resumed_it_gives_the_same_and_trains_nothing(data, wide, tmp_path, steps):
@@ -66,7 +110,7 @@ def test_without_time_nothing_is_trained(data, wide, steps):
     tuned = tune(data, wide, config=TrainConfig(time_limit=1e-6))
     assert steps == []
     assert tuned.model.method.name == "discriminant"
-    assert "no time to train scl" in tuned.notes[0]
+    assert "no time to train partial" in tuned.notes[0]
 
 
 def test_training_that_fails_leaves_the_reading(data, wide, monkeypatch):
@@ -76,7 +120,7 @@ def test_training_that_fails_leaves_the_reading(data, wide, monkeypatch):
     monkeypatch.setattr("tightframe.decide.training.fit", fit)
     tuned = tune(data, wide, block="layer3.0", config=PLAN)
     assert tuned.model.method.name == "discriminant"
-    assert "scl could not be trained (the loss became nan" in tuned.notes[0]
+    assert "partial could not be trained (the loss became nan" in tuned.notes[0]
 
 
 def test_two_images_a_class_are_enough(data, wide):

@@ -107,12 +107,14 @@ def sure_of(loss, images=100):
     return Evidence(np.log(np.stack([share, 1 - share], 1)), np.zeros(images, dtype=int))
 
 
-def test_discriminants_are_used_unless_another_loses_less_beyond_doubt():
+def test_discriminants_are_used_unless_another_clearly_loses_less():
     loss = np.random.default_rng(0).uniform(0.1, 0.5, 100)
     swings = np.where(np.arange(100) % 2, 0.06, -0.05)  # a mean of 0.005, within its standard error
     rivals = {"linear": sure_of(loss + 0.1), "scl": sure_of(loss - swings), "discriminant": sure_of(loss)}
     assert verdict(rivals)[0] == "discriminant"
     assert verdict(rivals | {"full": sure_of(loss - 0.05)})[0] == "full"
+    assert verdict(rivals | {"auto": sure_of(loss - swings)})[0] == "auto"
+    assert verdict(rivals | {"auto": sure_of(loss), "full": sure_of(loss - 0.05)})[0] == "full"
 
 
 def test_without_them_what_loses_least_is_used():
@@ -225,7 +227,7 @@ def test_a_folder_is_one_comparisons_own(data, small, finished, tmp_path):
 
 def test_names_are_checked_before_anything_is_done(data, small, tmp_path):
     for methods in (["linear", "magic"], []):
-        with pytest.raises(SettingsError, match="discriminant, linear, layer, scl"):
+        with pytest.raises(SettingsError, match="auto, discriminant, linear, layer, scl, partial"):
             compare(data, small, methods, config=PLAN, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(LayerNotFound, match="nearest"):

@@ -175,18 +175,25 @@ def test_plans_out_of_range(data, wide, wrong):
 
 
 def test_names_that_are_not_there(data, wide):
-    with pytest.raises(SettingsError, match="linear, layer, scl, full"):
+    with pytest.raises(SettingsError, match="auto, discriminant, linear, layer, scl, partial, full"):
         tune(data, wide, method="magic", config=PLAN)
     with pytest.raises(LayerNotFound, match="nearest"):
         tune(data, wide, block="layer7", config=PLAN)
 
 
 def test_choices_by_kind_of_model(wide):
-    rates, decays = TrainConfig().choices(wide.module)
+    plain, paper, scl = TrainConfig(), TrainConfig(recipe="paper"), METHODS["scl"]
+    rates, decays = paper.choices(wide.module, scl)
     assert {0.05} <= set(rates)
     assert decays == (1e-4, 5e-4)
-    rates, decays = TrainConfig().choices(torch.nn.Sequential(torch.nn.LayerNorm(3)))
+    assert (
+        plain.choices(wide.module, METHODS["linear"]) == plain.choices(wide.module, METHODS["lora"]) == (rates, decays)
+    )
+    assert plain.choices(wide.module, scl) == ((0.03,), (1e-4,))
+    assert plain.choices(wide.module, METHODS["partial"]) == ((0.005,), (1e-4,))
+    transformer = torch.nn.Sequential(torch.nn.LayerNorm(3))
+    rates, decays = plain.choices(transformer, scl)
     assert {1e-2, 1e-3} <= set(rates)
     assert decays == (1e-4, 0.0)
-    assert TrainConfig(lr=(3e-3,)).choices(wide.module) == ((3e-3,), (1e-4, 5e-4))
-    assert max(TrainConfig().choices(wide.module, from_probe=True)[0]) < max(rates)
+    assert TrainConfig(lr=(3e-3,), recipe="paper").choices(wide.module, scl) == ((3e-3,), (1e-4, 5e-4))
+    assert max(plain.choices(wide.module, METHODS["lp-ft"])[0]) < max(rates)

@@ -18,12 +18,18 @@ from tightframe.tuning.state import HeadOnly
 from tightframe.tuning.surgery import TunableModel
 
 BLOCK = "layer2.0"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 NORMS = ("bn1", "bn2", "downsample.1")
 OWNED = {
     "discriminant": lambda name: False,
     "linear": lambda name: False,
     "layer": lambda name: name.startswith(f"base.{BLOCK}."),
     "scl": lambda name: name.startswith(f"base.{BLOCK}."),
+    "partial": lambda name: (
+        name.startswith((f"base.{BLOCK}.", "base.layer3.", "base.layer4."))
+        and ".running" not in name
+        and ".num_" not in name
+    ),
     "full": lambda name: True,
     "lp-ft": lambda name: True,
     "bitfit": lambda name: name.endswith(".bias"),
@@ -78,14 +84,14 @@ def test_a_step_changes_what_the_method_trains_and_nothing_else(wide, method):
 
 
 @pytest.mark.parametrize(("method", "layer"), [("full", None), ("scl", BLOCK)])
-def test_a_probe_goes_on_to_see_the_statistics_that_it_was_fitted_under(wide, method, layer):
+def test_batch_norms_keep_their_statistics_where_training_is_steady(wide, method, layer):
     def following(**options):
         modules = model(wide, method, layer, **options).train(True).modules()
         return [module.training for module in modules if isinstance(module, nn.BatchNorm2d)]
 
     assert any(following())
-    assert not any(following(warm=True))
-    assert model(wide, method, layer, warm=True).train(True).head.training
+    assert not any(following(steady=True))
+    assert model(wide, method, layer, steady=True).train(True).head.training
 
 
 def test_eval_mode_changes_no_statistics(wide):
@@ -208,5 +214,5 @@ def test_methods_and_layers_that_do_not_go_together(wide, method, layer):
 def test_unknown_names(wide):
     with pytest.raises(LayerNotFound, match=r"layer2\.0"):
         model(wide, "scl", "layer2.1")
-    with pytest.raises(SettingsError, match="linear, layer, scl, full"):
+    with pytest.raises(SettingsError, match="auto, discriminant, linear, layer, scl, partial, full"):
         method_named("magic")

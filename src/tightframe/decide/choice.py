@@ -9,6 +9,8 @@ from scipy.stats import norm
 
 from tightframe.decide.evidence import Evidence
 
+CLEARLY = 2.0
+"""Standard errors by which the mean difference has to speak for a rival."""
 ONE_ERROR = float(norm.cdf(1) - norm.cdf(-1))
 """Level of an interval that is one standard error wide on either side."""
 
@@ -37,21 +39,22 @@ class Gain(NamedTuple):
         return f"{'lower' if self.value >= 0 else 'higher'} by {abs(self.value):.2g} (standard error {self.error:.2g})"
 
 
-def choose(evidence: Mapping[str, Evidence], first: str) -> Choice:
+def choose(evidence: Mapping[str, Evidence], first: str, errors: float = CLEARLY) -> Choice:
     """The classifier to use of those that ``evidence`` was collected of, on the same images and folds.
 
-    ``first`` is used unless the mean paired difference of log loss speaks for another by more than one standard error
-    (as Breiman et al. 1984 choose the size of trees). Of several such, the one with the least log loss is used.
+    ``first`` is used unless the mean paired difference of log loss speaks for another by more than so many standard
+    ``errors``. Of several such, the one with the least log loss is used. One error is enough for a rival that is
+    seldom worse, such as a mean with ``first`` in it (Breiman et al. 1984 choose the size of trees by one).
     """
     gains = {name: Gain.of(one, evidence[first]) for name, one in evidence.items() if name != first}
-    better = [name for name, gain in gains.items() if gain.value > gain.error]
+    better = [name for name, gain in gains.items() if gain.value > errors * gain.error]
     if better:
         name = min(better, key=lambda name: evidence[name].log_loss)
         return Choice(name, f"{name} is used: on held-out images its log loss is {gains[name]} than {first}'s")
     if not gains:
         return Choice(first, f"{first} is used")
     nearest = max(gains, key=lambda name: gains[name].value)
-    if gains[nearest].value < -gains[nearest].error:
+    if gains[nearest].value < -errors * gains[nearest].error:
         return Choice(first, f"{first} is used: on held-out images {nearest}'s log loss is {gains[nearest]}")
     doubt = f"on held-out images {nearest} is not clearly better: its log loss is {gains[nearest]}"
     return Choice(first, f"{first} is used: {doubt}")

@@ -86,12 +86,13 @@ def plain_model(tuned: Tuned) -> nn.Module:
     """
     name, method = tuned.backbone.name, tuned.model.method.name
     elsewhere = "`tightframe export DIR --onnx FILE` writes all of it into one file, and `tightframe predict` reads DIR"
-    if len(tuned.model.read) > 1:
-        where = (
-            f"has a skip connection from {tuned.model.block} to its head"
-            if tuned.model.block
-            else f"reads the features of {len(tuned.model.read)} layers"
-        )
+    beside, read = tuned.model.beside, tuned.model.read
+    if len(read) > 1 or beside:
+        where = f"reads the features of {len(read)} layers"
+        if beside:
+            where = f"reads the features of {len(beside)} layers of the pretrained model, too"
+        elif tuned.model.block:
+            where = f"has a skip connection from {tuned.model.block} to its head"
         raise NotPlain(
             f"{name} tuned by {method} {where}, for which a plain model has no place. {elsewhere}; or tune with "
             "--method linear, layer or full"

@@ -40,7 +40,7 @@ class Comparison:
     Attributes:
         rows: a row a method: accuracies with intervals, NC1, trainable parameters, seconds; or the ``error`` it met.
         tuned: the tuned model of every method that did not fail, by the method's name.
-        block: what was tuned by the methods that tune one block.
+        block: the first that was tuned.
         best: the method to use (see ``verdict``); ``None`` if nothing was held out to decide.
         result: everything above as one ``Result``.
     """
@@ -78,7 +78,7 @@ def compare(
         data: The images.
         backbone: The pretrained model; it stays as it is.
         methods: Tuning methods to compare, each in a folder of its own: discriminant, linear, layer, scl, partial,
-            full, bitfit, norm, lp-ft, lora, or auto (see ``tune``), which uses what the others made.
+            full, bitfit, norm, lp-ft or lora; also auto (see ``tune``), which uses what the others made.
         block: The block to tune, for the methods that tune one, or the first that partial tunes; auto lets a few race,
             and means the middle one for partial.
         out: Folder for all of it.
@@ -163,7 +163,8 @@ def tune_each(
             outcomes[name] = error
         except RuntimeError as error:  # too little memory, say
             outcomes[name] = TightframeError(f"{type(error).__name__}: {error}")
-    known = settings | {"model": backbone.name, "block": chosen if isinstance(chosen, str) else None}
+    block_of = (found.model.block for found in outcomes.values() if isinstance(found, Tuned) and found.model.block)
+    known = settings | {"model": backbone.name, "block": next(block_of, None)}
     return _compared(outcomes, folder, known)
 
 
@@ -183,7 +184,7 @@ def _compared(outcomes: dict[str, Tuned | TightframeError], folder: Path, settin
 def _row(name: str, found: Tuned | TightframeError) -> Row:
     if isinstance(found, TightframeError):
         return {"method": name, "error": str(found)}
-    return found.metrics | ({"method": f"{AUTO}: {found.model.title}"} if name == AUTO else {})
+    return found.metrics | {"method": name}
 
 
 def verdict(evidence: Mapping[str, Evidence]) -> tuple[str | None, str]:

@@ -67,7 +67,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         backbone: str = "timm/resnet18",
-        method: str = "scl",
+        method: str = "auto",
         block: str = "auto",
         *,
         epochs: int = 30,

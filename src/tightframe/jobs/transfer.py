@@ -93,8 +93,8 @@ def transfer(
             hf/NAME, local-dir:PATH, or PATH.py:FUNCTION, which runs that file), or backbones; also a list by one word
             (default, fast or accurate) or a pattern (timm/*resnet*), whose weights are downloaded one after the other.
         out: Folder for all of it.
-        methods: Tuning methods to choose from: discriminant, linear, layer, scl, partial, full, bitfit, norm, lp-ft,
-            lora, and auto (see ``tune``).
+        methods: Tuning methods to choose from: discriminant, linear, layer, scl, partial, full, bitfit, norm, lp-ft or
+            lora; also auto (see ``tune``), which uses what the others made.
         block: The block to tune, for the methods that tune one, or the first that partial tunes; auto lets a few race,
             and means the middle one for partial.
         sort_by: Column of the ranking that chooses the model: expected_accuracy, probe_accuracy, nc1, logme or another

@@ -91,7 +91,10 @@ class Lab:
 
     def compare(self, labels: Row, data: ImageSplits, backbone: Backbone, seed: int) -> list[Row]:
         """The rows of ``compare``, with ``nc1`` of the penultimate features; ``labels`` tell the runs apart."""
-        out, config = self._place("tuned", labels), TrainConfig(epochs=self.scale.epochs, seed=seed, folds=0, recipe="paper")
+        out, config = (
+            self._place("tuned", labels),
+            TrainConfig(epochs=self.scale.epochs, seed=seed, folds=0, recipe="paper"),
+        )
         methods = self.scale.methods
         found = compare(data, backbone, methods, config=config, out=out, resume=True, workspace=self.workspace)
         collapse = {method: {"nc1": penultimate_nc1(tuned, data.train)} for method, tuned in found.tuned.items()}
