@@ -44,15 +44,17 @@ REST = tuple(field.name for field in fields(TrainConfig) if field.name not in FI
 OPTIONS, IMAGES, MODELS = GROUPS["Options"], GROUPS["Images"], GROUPS["Models"]
 DATA = Source(load_images, ["source"], OPTIONS, {"source": "data"}, positional=["source"])
 MODEL = Source(load_backbone, ["uri"], OPTIONS, {"uri": "model"})
-READING = Source(load_images, ["skip_bad", "seed"], IMAGES)
-SPLITTING = Source(load_images, ["max_per_class", "test_share", "skip_bad", "seed"], IMAGES)
+WHERE = ["root", "download", "image_column", "label_column", "split_column", "group_column"]
+"""Where the images of a named set or a table are."""
+READING = Source(load_images, ["skip_bad", "seed", *WHERE], IMAGES)
+SPLITTING = Source(load_images, ["max_per_class", "test_share", "skip_bad", "seed", *WHERE], IMAGES)
 BUILDING = Source(load_backbone, ["pretrained", "layers", "input_size", "mean", "std"], MODELS)
 RUNNING = Source(Workspace, ["device", "precision", "pool"], MACHINE)
 CACHED = Source(Workspace, ["folder", "device", "precision", "pool"], MACHINE, {"folder": "feature_cache"})
 TRAINING = Source(TrainConfig, FIRST, GROUPS["Training"])
 MORE_TRAINING = Source(TrainConfig, REST, GROUPS["More training options"])
 SAVED = Source(load_tuned, ["folder", "model"], OPTIONS, positional=["folder"])
-HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad"], IMAGES)
+HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad", *WHERE], IMAGES)
 
 
 @command(
@@ -246,7 +248,7 @@ def predict_command(given: Given) -> int:
     return int(any("error" in row and row["error"] for row in rows))
 
 
-@command(SAVED, DATA, Source(load_images, ["skip_bad"], IMAGES), Source(judge, ["device"], MACHINE))
+@command(SAVED, DATA, Source(load_images, ["skip_bad", *WHERE], IMAGES), Source(judge, ["device"], MACHINE))
 def evaluate_command(given: Given) -> None:
     """Accuracy, calibration, confusion."""
     with terminal.progress() as progress:
