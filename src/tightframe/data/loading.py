@@ -66,6 +66,6 @@ def load_images(
         splits = load_digit_images(digits if colon else None, test_share=test_share, seed=seed)
     else:
         columns = Columns(image_column, label_column, split_column, group_column)
-        place = None if root is None else Path(root)
+        place = None if root is None else Path(root).expanduser()
         splits = load_source(source, Reading(test_share, seed, skip_bad, progress, place, download, columns))
     return splits if max_per_class is None else replace(splits, train=at_most(splits.train, max_per_class, seed))

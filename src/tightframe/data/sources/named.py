@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -59,25 +60,29 @@ def from_torchvision(name: str, reading: Reading) -> Gathered:
     kind, _, variant = name.partition("/")
     chosen = _variant(kind, variant)
     root = (reading.root or cache_folder() / "torchvision").absolute()
-    official = [(split, value) for split, value in _splits(kind)]
+    official = list(_splits(kind))
     records, classes = list[Record](), list[str]()
     for split, value in reading.progress(official, f"reading {name}", len(official)):
         dataset = _dataset(kind, root, value | chosen, reading.download)
-        pairs = [(item, label) for item, label in _pairs(kind, dataset, root, split) if label is not None]
+        pairs = [
+            (item, label) for item, label in _pairs(kind, dataset, root, value.get("split", split)) if label is not None
+        ]
         names = _names(dataset, [label for _, label in pairs])
         records += [Record(item, names[label], split) for item, label in pairs]
         classes += [name for name in names.values() if name not in set(classes)]
+    if kind == "Omniglot":  # whose classes come in the order of the file system
+        classes.sort()
     used = {record.label for record in records}
     return Gathered(name.replace("/", "-"), records, [name for name in classes if name in used])
 
 
 def _variant(kind: str, variant: str) -> dict[str, Any]:
     if kind not in _OFFICIAL and kind not in _WHOLE:
-        known = sorted((*_OFFICIAL, *_WHOLE))
-        near = get_close_matches(kind, known, n=3, cutoff=0.4)
+        known = {name.casefold(): name for name in sorted((*_OFFICIAL, *_WHOLE))}
+        near = [known[one] for one in get_close_matches(kind.casefold(), known, n=3)]
         raise DataError(
             f"torchvision has no classification set {kind!r}; "
-            + (f"nearest: {', '.join(near)}" if near else f"it has {', '.join(known)}")
+            + (f"nearest: {', '.join(near)}" if near else f"it has {', '.join(known.values())}")
         )
     argument, values = _VARIANTS.get(kind, ("", {}))
     if variant and variant not in values:
@@ -125,8 +130,8 @@ def _pairs(kind: str, dataset: Any, root: Path, split: str) -> list[tuple[Item, 
     found, labels = _contents(kind, dataset, root)
     numbers = [None if label is None or int(label) < 0 else int(label) for label in labels]
     if found is None:
-        items: Sequence[Item] = [DatasetItem(f"{split or 'image'}-{i:06d}", dataset, i) for i in range(len(dataset))]
-        return list(zip(items, numbers, strict=True))
+        patches = _Patches(dataset._base_folder / dataset._FILES[dataset._split]["images"][0])
+        return [(DatasetItem(f"{split}-{i:06d}", patches, i), label) for i, label in enumerate(numbers)]
     if len(found) and isinstance(found[0], str | Path):
         return sorted(zip((_file(root, path) for path in found), numbers, strict=True), key=lambda pair: pair[0].name)
     arrays = [np.moveaxis(np.asarray(one), 0, -1) if kind in _CHANNELS_FIRST else np.asarray(one) for one in found]
@@ -155,10 +160,25 @@ def _contents(kind: str, dataset: Any, root: Path) -> tuple[Any, Any]:
     for files in (getattr(dataset, name, None) for name in ("_image_files", "_images")):
         if files is not None:
             return files, dataset._bin_labels if _is_binary(dataset) else dataset._labels
+    if kind == "PCAM":
+        with dataset.h5py.File(dataset._base_folder / dataset._FILES[dataset._split]["targets"][0]) as file:
+            return None, np.ravel(file["y"])
     labels: Any = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    if labels is not None and hasattr(dataset, "data"):
-        return dataset.data, labels if np.ndim(labels) == 1 else np.asarray(labels)[:, 0]
-    return None, [int(dataset[index][1]) for index in range(len(dataset))]  # PCAM, which keeps all in HDF5
+    data = dataset.data if isinstance(dataset.data, list) else np.asarray(dataset.data)
+    return data, labels if np.ndim(labels) == 1 else np.asarray(labels)[:, 0]
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """PCAM's images, all in one HDF5 file, as ``DatasetItem`` reads them."""
+
+    path: Path
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, None]:
+        import h5py
+
+        with h5py.File(self.path) as file:
+            return file["x"][index], None
 
 
 def _is_binary(dataset: Any) -> bool:
