@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tightframe.data.digits import load_digit_images
 from tightframe.data.records import Columns, Reading
 from tightframe.data.selection import at_most, check_per_class, check_seed, check_share
 from tightframe.data.sources.door import load_source
@@ -61,11 +60,7 @@ def load_images(
     check_seed(seed)
     if max_per_class is not None:
         check_per_class(max_per_class)  # before hours of checking images
-    scheme, colon, digits = str(source).partition(":") if isinstance(source, str) else ("", "", "")
-    if scheme == "digits":
-        splits = load_digit_images(digits if colon else None, test_share=test_share, seed=seed)
-    else:
-        columns = Columns(image_column, label_column, split_column, group_column)
-        place = None if root is None else Path(root).expanduser()
-        splits = load_source(source, Reading(test_share, seed, skip_bad, progress, place, download, columns))
+    columns = Columns(image_column, label_column, split_column, group_column)
+    place = None if root is None else Path(root).expanduser()
+    splits = load_source(source, Reading(test_share, seed, skip_bad, progress, place, download, columns))
     return splits if max_per_class is None else replace(splits, train=at_most(splits.train, max_per_class, seed))

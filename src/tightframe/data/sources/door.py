@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from torch.utils.data import Dataset
 
+from tightframe.data.digits import load_digit_images
 from tightframe.data.folder import load_folder
 from tightframe.data.records import Gathered, Reading, splits_of
 from tightframe.data.sources import archive, hub, named, objects, shards
@@ -19,7 +20,7 @@ from tightframe.images import ImageSplits
 
 
 def load_source(source: object, reading: Reading) -> ImageSplits:
-    """The images of ``source``, which is not digits.
+    """The images of ``source``.
 
     Raises:
         BadImage, DataError, SettingsError: as ``load_images``.
@@ -40,6 +41,9 @@ def _load_path(source: str | Path, reading: Reading) -> ImageSplits:
         _check_options(source, reading, root=True, columns=True)
         return splits_of(_from_table(source, remote, reading), reading)
     _check_options(source, reading)
+    scheme, colon, digits = str(source).partition(":")
+    if isinstance(source, str) and scheme == "digits":
+        return load_digit_images(digits if colon else None, test_share=reading.test_share, seed=reading.seed)
     if archive.is_archive(Path(name)) and (remote or Path(source).is_file()):
         return splits_of(archive.from_archive(remote.file() if remote else Path(source), reading), reading)
     folder = remote.folder(reading.progress) if remote else Path(source)

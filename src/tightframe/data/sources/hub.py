@@ -83,7 +83,7 @@ def from_hub(uri: str, reading: Reading) -> Gathered:
         DataError: it can't be loaded, or it does not say which column is which.
     """
     place, _, split = uri.partition(":") if not Path(uri).exists() else (uri, "", "")
-    local = place.startswith(("/", "./", "../", "~")) or Path(place).exists()
+    local = place.startswith(("/", "./", "../", "~")) or (place != "" and Path(place).exists())
     try:
         loaded = _local(Path(place).expanduser()) if local else _remote(place)
     except (DataError, PackageMissing):
@@ -96,9 +96,10 @@ def from_hub(uri: str, reading: Reading) -> Gathered:
         if split not in splits:
             raise DataError(f"hf/{place} has no split {split!r}; it has {', '.join(splits)}")
         splits = {"": splits[split]}
-    folders = (Path(place).expanduser(),) if local else ()
-    name = Path(place).expanduser().resolve().stem if local else place.replace("/", "-")
-    return from_splits(name, splits, reading, folders)
+    if not local:
+        return from_splits(place.replace("/", "-"), splits, reading)
+    path = Path(place).expanduser().resolve()
+    return from_splits(path.stem, splits, reading, (path if path.is_dir() else path.parent,))
 
 
 def from_splits(name: str, splits: Mapping[str, Any], reading: Reading, folders: tuple[Path, ...] = ()) -> Gathered:
@@ -170,9 +171,10 @@ def _records(
     for column in filter(None, (image, label, asked.group, asked.split)):
         if column not in dataset.features:
             raise DataError(f"{name} has no column {column!r}; its columns are {', '.join(dataset.features)}")
-    if isinstance(dataset.features[image], library.Image):
+    kind = dataset.features[image]
+    if isinstance(kind, library.Image) or (isinstance(kind, Mapping) and {*kind} == {"bytes", "path"}):
         dataset = dataset.cast_column(image, library.Image(decode=False))
-    elif not str(getattr(dataset.features[image], "dtype", "")).endswith("binary"):
+    elif not str(getattr(kind, "dtype", "")).endswith("binary"):
         raise DataError(f"column {image} of {name} holds no images; name one that does with --image-column")
     rows = dataset.select_columns([image]).with_format("arrow")
     names = getattr(dataset.features[label], "names", None) or []
