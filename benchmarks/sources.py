@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/sources.py > benchmarks/results/sources.md
 
 Every source decodes the same JPEGs, one thread, in stretches that alternate with the loop's, so that both meet the same
-machine; the ratio is the median over stretches of the loop's seconds by the source's. Memory is what a process of its
-own grows by while it loads the source and decodes every image once, keeping none.
+machine, each first in turn; seconds are of the processor, which other work on the machine disturbs least, and the ratio
+is the median over stretches. Memory is what a process of its own grows by while it loads the source and decodes every
+image once, keeping none.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from torchvision.datasets import ImageFolder
 
 import tightframe
 
-IMAGES, CLASSES, SIDE, STRETCH, ROUNDS = 1000, 10, 256, 50, 3
+IMAGES, CLASSES, SIDE, STRETCH, ROUNDS = 500, 10, 256, 10, 6
 PLAIN = "plain ImageFolder loop"
 
 
@@ -122,20 +123,24 @@ def load(name: str, folder: Path) -> Any:
 
 
 def seconds(images: Any, numbers: Sequence[int]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for index in numbers:
         images[index]
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def speed(name: str, folder: Path) -> tuple[float, float, float]:
     """Images a second of the source and of the loop, and the ratio of their times."""
-    plain, images = load(PLAIN, folder), load(name, folder)
-    stretches = [range(first, min(first + STRETCH, len(images))) for first in range(0, len(images), STRETCH)]
-    both = [(seconds(plain, some), seconds(images, some)) for _ in range(ROUNDS) for some in stretches]
-    ratio = statistics.median(own / loop for loop, own in both)
-    loop, own = (STRETCH / statistics.median(times) for times in zip(*both, strict=True))
-    return own, loop, ratio
+    both, plain = [], load(PLAIN, folder)
+    for turn in range(ROUNDS):
+        images = load(name, folder)  # anew: where memory happens to lie is part of the noise
+        for first in range(0, len(images), STRETCH):
+            numbers = range(first, min(first + STRETCH, len(images)))
+            ordered = (plain, images) if (first // STRETCH + turn) % 2 else (images, plain)
+            spent = {id(one): seconds(one, numbers) / len(numbers) for one in ordered}
+            both.append((spent[id(plain)], spent[id(images)]))
+    loop, own = (1 / statistics.median(times) for times in zip(*both, strict=True))
+    return own, loop, statistics.median(own / loop for loop, own in both)
 
 
 def growth(name: str, folder: Path) -> tuple[float, float]:
@@ -181,10 +186,11 @@ def main() -> None:
         write(folder, make(folder, given.images))
         print("# Sources of images against a plain loop\n")
         print(
-            f"{given.images} JPEGs of {SIDE} × {SIDE} pixels on {platform.machine()} with {os.cpu_count()} cores, one "
-            f"thread; torch {torch.__version__}, Python {platform.python_version()}. Time is that of the loop "
-            f"`ImageFolder(...)[i]` on the same files, in turn. Written by `python benchmarks/sources.py`.\n"
+            f"{given.images} JPEGs of {SIDE} × {SIDE} pixels, {platform.machine()}, {os.cpu_count()} cores, one thread;"
         )
+        print(f"torch {torch.__version__}, Python {platform.python_version()}; seconds of the processor, in turn with")
+        print("the loop `ImageFolder(...)[i]` on the same files. Targets: folders 1.10, others 1.30. Written by")
+        print("`python benchmarks/sources.py`.\n")
         print("| source | images / s | the loop's | time by the loop's | loading (s) | memory (MB) |")
         print("|---|---|---|---|---|---|")
         taken, grown = apart(PLAIN, folder)

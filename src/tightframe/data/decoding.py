@@ -53,6 +53,7 @@ UNREAD_SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485
 """Most pixels an image may declare: a quarter of a gigabyte as RGB. The same number from which Pillow warns."""
 
+_AT_ONCE = 1 << 26
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # JPEG opens MPO as well
 _READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, PPM"
 _SIGNATURES = {
@@ -102,8 +103,8 @@ def open_image(path: str | Path) -> Image.Image:
             raise _Refused("not a file" if not stat.S_ISDIR(kind.st_mode) else "a folder, not an image")
         if kind.st_size == 0:
             raise _Refused("the file is empty (0 bytes)")
-        with path.open("rb") as stream:
-            return _decode(stream)
+        with path.open("rb") as stream:  # read at once where that is small: Pillow would ask for it bit by bit
+            return _decode(BytesIO(stream.read()) if kind.st_size <= _AT_ONCE else stream)
     except UnidentifiedImageError as error:
         raise BadImage(path, _unidentified(_start(path))) from error
     except Exception as error:  # Damaged files make Pillow raise nearly anything.
@@ -161,6 +162,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 where it can't be made out, for damaged metadata is no reason to lose an image."""
+    if image.format == "JPEG" and image.info.keys().isdisjoint(("exif", "xmp")):
+        return 1  # as Pillow would find, in a tenth of a millisecond
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
