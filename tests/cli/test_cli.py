@@ -33,6 +33,17 @@ def test_measure_shows_a_row_a_layer_and_says_what_next(run, images, names, tmp_
     assert names["wide"] in shlex.split(following[1])
 
 
+def test_what_comes_next_names_a_table_as_it_was_named(run, images, names, tmp_path):
+    paths = [path.relative_to(images) for path in sorted(images.rglob("*.png"))]
+    lines = ["photo;kind", *(f"{path};{path.parent.name}" for path in paths)]
+    (tmp_path / "set.csv").write_text("\n".join(lines))
+    asked = ("--root", str(images), "--image-column", "photo", "--label-column", "kind")
+    status, out, _ = run("measure", tmp_path / "set.csv", "--model", names["wide"], *asked)
+    assert status == 0
+    following = shlex.split(re.search(r"next: (.*)", out)[1])
+    assert following[2:9] == [str(tmp_path / "set.csv"), *asked]
+
+
 def test_rank_shows_the_best_first_and_failures_in_words(run, images, names):
     status, out, _ = run("rank", images, "--models", *names.values(), "timm/resnett18", "--sort-by", "nc1")
     assert status == 0

@@ -316,6 +316,18 @@ def test_code_in_a_repository_is_not_run(tmp_path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
+def test_a_repository_can_not_name_files_elsewhere_as_its_data(tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "secret.csv").write_text("image,label\nx,secret\n")
+    for named, said in ((tmp_path / "secret.csv", "outside it"), ("../secret.csv", "outside it")):
+        text = f"---\nconfigs:\n- config_name: default\n  data_files: {named}\n---\n"
+        (tmp_path / "repo" / "README.md").write_text(text)
+        with pytest.raises(DataError, match=said):
+            load_images(f"hf/{tmp_path / 'repo'}")
+
+
 def test_a_package_that_is_missing_says_how_to_install_it(monkeypatch, tmp_path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(PackageMissing, match=r"pip install 'tightframe\[datasets\]'"):

@@ -40,8 +40,8 @@ def show(title: str, columns: str | Sequence[str], rows: list[Row]) -> None:
     out.print()
 
 
-def close(result: Result, json_file: Path | None, data: str = "DATA") -> None:
-    """Notes, the JSON file, and what to do next with the images in ``data``."""
+def close(result: Result, json_file: Path | None, data: Sequence[str] = ("DATA",)) -> None:
+    """Notes, the JSON file, and what to do next with the images that ``data``, as typed, names."""
     for note in result.notes:
         out.print(Text.assemble(("• ", "dim"), printable(note)))
     if json_file and str(json_file) == "-":
@@ -50,7 +50,7 @@ def close(result: Result, json_file: Path | None, data: str = "DATA") -> None:
         result.to_json(json_file)
         where(json_file, "rows, settings and versions")
     for command in result.next_steps:
-        command = command.replace(" DATA ", f" {shlex.quote(data)} ")
+        command = command.replace(" DATA ", f" {shlex.join(data)} ")
         out.print(Text.assemble(("next: ", "dim"), (printable(command), "green")), soft_wrap=True)
 
 

@@ -44,11 +44,10 @@ def kept(path: Path, make: Callable[[Path], object]) -> Path:
         ) from error
     try:
         make(beside / path.name)
-        try:
-            (beside / path.name).rename(path)
-        except OSError:
-            if not path.exists():  # else another process was as far at the same time
-                raise
+        (beside / path.name).rename(path)
+    except OSError as error:
+        if not path.exists():  # else another process was as far at the same time
+            raise DataError(f"{path} can't be written ({error.strerror}); is there room in the cache?") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return path

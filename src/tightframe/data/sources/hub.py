@@ -151,7 +151,15 @@ def _local(path: Path) -> Any:
     made = {"cache_dir": str(cache_folder() / "datasets")}
     if path.is_file():
         return library.load_dataset("parquet", data_files=str(path), **made)
-    return library.load_dataset(str(path.absolute()), **made)
+    builder = library.load_dataset_builder(str(path.absolute()), **made)
+    for files in (builder.config.data_files or {}).values():  # a README may name any file as data
+        for one in files:
+            if not Path(one).resolve().is_relative_to(path.resolve()):
+                raise DataError(
+                    f"hf/{path} names {one} as its data, which is outside it; give that itself if you trust it"
+                )
+    builder.download_and_prepare()
+    return builder.as_dataset()
 
 
 def _remote(place: str) -> Any:

@@ -44,8 +44,9 @@ class Address:
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
-        return PurePosixPath(self.address.partition("://")[2].partition("?")[0]).name
+        """The last part of its path; data, where that is none."""
+        last = PurePosixPath(self.address.partition("://")[2].partition("?")[0]).name
+        return last if last not in ("", "..") else "data"
 
     def beside(self) -> Address:
         """The folder that it lies in."""
@@ -78,7 +79,7 @@ class Address:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 _link(path, folder / name)
 
-        return kept(cache_folder() / "fetched" / key / (self.name or "data"), fill)
+        return kept(cache_folder() / "fetched" / key / self.name, fill)
 
     def _below(self, name: str) -> Path | None:
         place = f"{str(self._place).rstrip('/')}/{name}"
@@ -90,7 +91,7 @@ class Address:
     def _file(self, place: str, name: str) -> Path:
         info = self._asked(self._files.info, place)
         version = key_of(self._files.protocol, place, info.get("size"), [str(info.get(one)) for one in _VERSIONS])
-        target = cache_folder() / "files" / version / (name or "data")
+        target = cache_folder() / "files" / version / name
         return kept(target, lambda unfinished: self._asked(self._files.get_file, place, str(unfinished)))
 
     def _asked(self, ask: Any, *arguments: Any) -> Any:

@@ -43,7 +43,7 @@ def read_table(path: Path) -> Table:
     read = _parquet if suffix in (".parquet", ".pq") else _jsonl if suffix in (".jsonl", ".ndjson") else _csv
     try:
         return read(path)
-    except (OSError, UnicodeError, csv.Error, ValueError) as error:
+    except (OSError, UnicodeError, csv.Error, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} can't be read as a table of images ({error}); give CSV in UTF-8, JSON lines, or parquet"
         ) from error

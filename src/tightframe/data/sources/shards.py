@@ -174,7 +174,7 @@ def _label(notes: dict[str, FilePart], reading: Reading) -> tuple[str, str]:
         raise BadImage("", "no class: it has neither .cls nor .json")
     try:
         values = json.loads(_note(notes[".json"]), parse_int=str, parse_float=str)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadImage("", f"its .json can't be read ({error})") from error
     if not isinstance(values, dict):
         raise BadImage("", "its .json is not an object")
