@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tightframe.cli import JOBS, commands
+from tightframe.errors import DataError
 
 SHORT = ("--epochs", "2", "--lr", "0.05", "--weight-decay", "0.0001")
 
@@ -30,6 +31,17 @@ def test_measure_shows_a_row_a_layer_and_says_what_next(run, images, names, tmp_
     assert following is not None
     assert str(images) in shlex.split(following[1])
     assert names["wide"] in shlex.split(following[1])
+
+
+def test_what_comes_next_names_a_table_as_it_was_named(run, images, names, tmp_path):
+    paths = [path.relative_to(images) for path in sorted(images.rglob("*.png"))]
+    lines = ["photo;kind", *(f"{path};{path.parent.name}" for path in paths)]
+    (tmp_path / "set.csv").write_text("\n".join(lines))
+    asked = ("--root", str(images), "--image-column", "photo", "--label-column", "kind")
+    status, out, _ = run("measure", tmp_path / "set.csv", "--model", names["wide"], *asked)
+    assert status == 0
+    following = shlex.split(re.search(r"next: (.*)", out)[1])
+    assert following[2:9] == [str(tmp_path / "set.csv"), *asked]
 
 
 def test_rank_shows_the_best_first_and_failures_in_words(run, images, names):
@@ -297,7 +309,7 @@ def test_help_explains_every_option_and_shows_an_example(run, command, monkeypat
             (option,) = one.annotation.__metadata__
             assert re.fullmatch(r".{10,}[.)]", option.help), (command, one.name, option.help)
     if command in ("rank", "measure", "predict", "evaluate"):
-        assert len(out.splitlines()) <= 60
+        assert len(out.splitlines()) <= 66
 
 
 @pytest.mark.parametrize("command", ["transfer", "tune"])
@@ -307,6 +319,24 @@ def test_what_people_use_first_comes_before_the_rest(run, command):
     assert first.count("--") < 45
     assert {"--epochs", "--lr", "--augment"} <= set(re.findall(r"--[a-z-]+", first))
     assert {"--ema-decay", "--skip-scale", "--prefix-cache-gb"} <= set(re.findall(r"--[a-z-]+", rest))
+
+
+@pytest.mark.parametrize("command", ["measure", "layers", "rank", "fewshot", "pretrain", "tune", "transfer"])
+def test_where_images_are_is_told_by_every_command(run, command, monkeypatch):
+    told = {"image": "file", "label": "kind", "split": "fold", "group": "who"}
+    given = []
+
+    def loaded(source, reading):
+        given.append(reading)
+        raise DataError("so far and no further")
+
+    monkeypatch.setattr("tightframe.data.loading.load_source", loaded)
+    typed = ["--root", "here", *(f"--{name}-column={value}" for name, value in told.items())]
+    out = ["--out", "out"] if command in ("pretrain", "tune") else []
+    models = ["--models" if command in ("rank", "transfer") else "--model", "timm/x"] * (command != "pretrain")
+    status, _, error = run(command, "set.csv", *models, *out, *typed, "--download")
+    assert (status, "so far" in error) == (1, True)
+    assert (vars(given[0].columns), given[0].root, given[0].download) == (told, Path("here"), True)
 
 
 def test_help_does_not_wait_for_pytorch():

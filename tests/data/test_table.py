@@ -76,7 +76,13 @@ def test_what_can_not_be_used_is_named_or_left_out(mini, line, said):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "must begin"), ("file,class\na,b\n", "must begin"), ("filename,label\na.jpg,\n", "or a label")],
+    [
+        ("", "no column of images"),
+        ("photo,species\na,b\n", r"no column of images.*--image-column.*columns are: photo, species"),
+        ("file,path,label\na,b,c\n", r"more than one column that may be the image \(file, path\)"),
+        ("file,label,label\na,b,c\n", r"more than one column that may be the label"),
+        ("filename,label\na.jpg,\n", "no file name or label"),
+    ],
 )
 def test_other_tables_are_refused(mini, text, said):
     (mini / "test.csv").write_text(text)

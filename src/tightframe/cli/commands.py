@@ -44,15 +44,17 @@ REST = tuple(field.name for field in fields(TrainConfig) if field.name not in FI
 OPTIONS, IMAGES, MODELS = GROUPS["Options"], GROUPS["Images"], GROUPS["Models"]
 DATA = Source(load_images, ["source"], OPTIONS, {"source": "data"}, positional=["source"])
 MODEL = Source(load_backbone, ["uri"], OPTIONS, {"uri": "model"})
-READING = Source(load_images, ["groups_from", "skip_bad", "seed"], IMAGES)
-SPLITTING = Source(load_images, ["max_per_class", "test_share", "groups_from", "skip_bad", "seed"], IMAGES)
+WHERE = ["groups_from", "root", "download", "image_column", "label_column", "split_column", "group_column"]
+"""Where the images of a named set or a table are, and which belong together."""
+READING = Source(load_images, ["skip_bad", "seed", *WHERE], IMAGES)
+SPLITTING = Source(load_images, ["max_per_class", "test_share", "skip_bad", "seed", *WHERE], IMAGES)
 BUILDING = Source(load_backbone, ["pretrained", "layers", "input_size", "mean", "std"], MODELS)
 RUNNING = Source(Workspace, ["device", "precision", "pool"], MACHINE)
 CACHED = Source(Workspace, ["folder", "device", "precision", "pool"], MACHINE, {"folder": "feature_cache"})
 TRAINING = Source(TrainConfig, FIRST, GROUPS["Training"])
 MORE_TRAINING = Source(TrainConfig, REST, GROUPS["More training options"])
 SAVED = Source(load_tuned, ["folder", "model"], OPTIONS, positional=["folder"])
-HELD_OUT = Source(load_images, ["test_share", "groups_from", "seed", "skip_bad"], IMAGES)
+HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad", *WHERE], IMAGES)
 
 
 @command(
@@ -98,7 +100,7 @@ def measure_command(given: Given) -> None:
         data, backbone = _loaded(given, progress)
         found = given.call(measure.measure, data, backbone, workspace=_workspace(given, progress))
     terminal.show(f"{backbone.name} on {data.train.name}", "measure", found.rows)
-    terminal.close(found, given.json, _images(given))
+    terminal.close(found, given.json, _typed(given))
 
 
 @command(DATA, MODEL, Source(layers.layers, ["seed"], OPTIONS), SPLITTING, BUILDING, CACHED)
@@ -109,7 +111,7 @@ def layers_command(given: Given) -> None:
         found = given.call(layers.layers, data, backbone, workspace=_workspace(given, progress))
     title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test images"
     terminal.show(title, "layers", found.rows)
-    terminal.close(found, given.json, _images(given))
+    terminal.close(found, given.json, _typed(given))
 
 
 @command(
@@ -131,7 +133,7 @@ def fewshot_command(given: Given) -> None:
         found = given.call(fewshot.fewshot, data, backbone, classes=classes, seed=given.seed, workspace=workspace)
     title = f"{backbone.name} on {data.name}: {given.episodes} episodes of {given.ways} classes"
     terminal.show(title, "fewshot", found.rows)
-    terminal.close(found, given.json, _images(given))
+    terminal.close(found, given.json, _typed(given))
 
 
 @command(
@@ -152,7 +154,7 @@ def rank_command(given: Given) -> None:
         terminal.show("Scores, higher is better except NC1, CDNV and VCI", "scores", scored)
     if found.tables:
         terminal.show("How well each column ranks these models", "quality", found.tables["quality"])
-    terminal.close(found, given.json, _images(given))
+    terminal.close(found, given.json, _typed(given))
     if all("error" in row for row in found.rows):
         raise ModelError("none of the models could be measured; each row above says why")
 
@@ -205,7 +207,7 @@ def pretrain_command(given: Given) -> None:
         data = given.call(load_images, progress=progress)
         found = given.call(pretrain.pretrain, data, config=how, workspace=_workspace(given, progress))
     terminal.show(f"{how.arch} on {found.settings['data']}", "pretrain", spaced(found.rows))
-    terminal.close(found, given.json, _images(given))
+    terminal.close(found, given.json, _typed(given))
 
 
 @command(
@@ -246,7 +248,7 @@ def predict_command(given: Given) -> int:
     return int(any("error" in row and row["error"] for row in rows))
 
 
-@command(SAVED, DATA, Source(load_images, ["skip_bad"], IMAGES), Source(judge, ["device"], MACHINE))
+@command(SAVED, DATA, Source(load_images, ["skip_bad", *WHERE], IMAGES), Source(judge, ["device"], MACHINE))
 def evaluate_command(given: Given) -> None:
     """Accuracy, calibration, confusion."""
     with terminal.progress() as progress:
@@ -305,6 +307,13 @@ def spaced(rows: list[Row]) -> list[Row]:
 def _names(typed: Sequence[str]) -> list[str]:
     """Names that commas or spaces are between."""
     return [name.strip() for names in typed for name in names.split(",")]
+
+
+def _typed(given: Given) -> list[str]:
+    """How the images were named, to be typed again."""
+    told = {name: given.values[name] for name in WHERE if name != "download"}
+    options = [[f"--{name.replace('_', '-')}", str(value)] for name, value in told.items() if value is not None]
+    return [given.data, *(word for option in options for word in option)]
 
 
 def _beside(out: Path) -> Path:

@@ -41,7 +41,7 @@ def show(title: str, columns: str | Sequence[str], rows: list[Row]) -> None:
 
 
 def close(result: Result, json_file: Path | None, data: Sequence[str] = ("DATA",)) -> None:
-    """Notes, the JSON file, and what to do next with the images that are given as ``data``."""
+    """Notes, the JSON file, and what to do next with the images that ``data``, as typed, names."""
     for note in result.notes:
         out.print(Text.assemble(("• ", "dim"), printable(note)))
     if json_file and str(json_file) == "-":

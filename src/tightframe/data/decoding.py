@@ -18,6 +18,7 @@ warnings errors (``python -W error``), a file that Pillow warns of (odd metadata
 from __future__ import annotations
 
 import stat
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -52,6 +53,7 @@ UNREAD_SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485
 """Most pixels an image may declare: a quarter of a gigabyte as RGB. The same number from which Pillow warns."""
 
+_AT_ONCE = 1 << 26
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # JPEG opens MPO as well
 _READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, PPM"
 _SIGNATURES = {
@@ -101,12 +103,29 @@ def open_image(path: str | Path) -> Image.Image:
             raise _Refused("not a file" if not stat.S_ISDIR(kind.st_mode) else "a folder, not an image")
         if kind.st_size == 0:
             raise _Refused("the file is empty (0 bytes)")
-        with path.open("rb") as stream:
-            return _decode(stream)
+        with path.open("rb") as stream:  # read at once where that is small: Pillow would ask for it bit by bit
+            return _decode(BytesIO(stream.read()) if kind.st_size <= _AT_ONCE else stream)
     except UnidentifiedImageError as error:
-        raise BadImage(path, _unidentified(path)) from error
+        raise BadImage(path, _unidentified(_start(path))) from error
     except Exception as error:  # Damaged files make Pillow raise nearly anything.
         raise BadImage(path, _plain(error)) from error
+
+
+def decode(content: bytes, name: str) -> Image.Image:
+    """The image in ``content``, the bytes of an image file, as ``open_image`` would give it.
+
+    Raises:
+        BadImage: as ``open_image``, under ``name``.
+
+    """
+    try:
+        if not content:
+            raise _Refused("it is empty (0 bytes)")
+        return _decode(BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise BadImage(name, _unidentified(content[:16])) from error
+    except Exception as error:
+        raise BadImage(name, _plain(error)) from error
 
 
 def as_opened(image: Image.Image, name: str) -> Image.Image:
@@ -122,7 +141,7 @@ def as_opened(image: Image.Image, name: str) -> Image.Image:
         raise BadImage(name, _plain(error)) from error
 
 
-def _decode(stream: IO[bytes]) -> Image.Image:
+def _decode(stream: IO[bytes] | BytesIO) -> Image.Image:
     # A stream and not a path: given a path, Pillow may memory-map the file, and pixels would change if the file does.
     with Image.open(stream, formats=_FORMATS) as image:
         width, height = image.size
@@ -143,6 +162,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 where it can't be made out, for damaged metadata is no reason to lose an image."""
+    if image.format == "JPEG" and image.info.keys().isdisjoint(("exif", "xmp")):
+        return 1  # as Pillow would find, in a tenth of a millisecond
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
@@ -171,13 +192,16 @@ def _from_deep_gray(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray).convert("RGB")
 
 
-def _unidentified(path: Path) -> str:
-    """Why no decoder took the file: known but damaged, known but not read, or no image at all."""
+def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            start = stream.read(16)
-    except OSError as error:
-        return _plain(error)
+            return stream.read(16)
+    except OSError:
+        return b""
+
+
+def _unidentified(start: bytes) -> str:
+    """Why no decoder took what begins with ``start``: known but damaged, known but not read, or no image at all."""
     for signature, name in _SIGNATURES.items():
         if start.startswith(signature):
             return f"it starts like a {name} file, but its header is damaged, cut short or of a kind that is not read"

@@ -25,7 +25,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tightframe.data.decoding import IMAGE_SUFFIXES
-from tightframe.data.labeled import NO_IMAGE, Faults, check_classes, file_fault, labeled_files, printable
+from tightframe.data.labeled import LITTER, NO_IMAGE, Faults, check_classes, file_fault, labeled_files, printable
 from tightframe.data.selection import check_share, hold_out
 from tightframe.errors import DataError
 from tightframe.images import ImageSplits
@@ -33,7 +33,6 @@ from tightframe.progress import Progress, silent
 
 _HELD_OUT = ("test", "val", "valid", "validation")
 _SPLIT_WORDS = {"train", "training", "testing", "eval", "evaluation", "dev", *_HELD_OUT}
-_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 _LAYOUTS = "Expected are ROOT/train/CLASS/image.jpg with ROOT/test/CLASS/image.jpg, or ROOT/CLASS/image.jpg alone."
 _ByClass = dict[str, list[str]]  # class -> paths of its images below the root
 
@@ -142,7 +141,7 @@ def _images_below(top: Path, faults: Faults) -> Iterator[str]:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What lies in ``folder``, by name, without what is hidden and what systems leave behind."""
     with os.scandir(folder) as found:
-        kept = [entry for entry in found if not entry.name.startswith(".") and entry.name.casefold() not in _LITTER]
+        kept = [entry for entry in found if not entry.name.startswith(".") and entry.name.casefold() not in LITTER]
     return sorted(kept, key=lambda entry: entry.name)
 
 

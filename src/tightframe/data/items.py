@@ -1,7 +1,8 @@
-"""The images of ``Images``, one by one: in a file, as an array of bytes, or open already."""
+"""The images of ``Images``, one by one: in a file or a part of one, as an array of bytes, or open already."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tightframe.data.decoding import IMAGE_SUFFIXES, as_opened, open_image
+from tightframe.data.decoding import IMAGE_SUFFIXES, as_opened, decode, open_image
 from tightframe.errors import BadImage, DataError
 from tightframe.images import Images, Item
 
@@ -39,6 +40,58 @@ class ImageFile:
     def open(self) -> Image.Image:
         """The image, decoded."""
         return open_image(self.root / self.name)
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """The image file in a part of another file, such as an archive, which stays where it is.
+
+    Attributes:
+        name: what to call it.
+        path: the file that it is in.
+        start: its first byte there.
+        size: its bytes there.
+        inflated: its bytes once inflated, where it is deflated; ``None`` where it is as it is.
+    """
+
+    name: str
+    path: Path
+    start: int
+    size: int
+    inflated: int | None = None
+
+    def digest(self) -> str:
+        """A hash of the image file's bytes, read once: the same as for the file by itself."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return blake2b(self.content(), digest_size=16).hexdigest()
+
+    def open(self) -> Image.Image:
+        """The image, decoded."""
+        return decode(self.content(), self.name)
+
+    def content(self) -> bytes:
+        """The image file's bytes. Raises ``BadImage`` when they can't be read."""
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self.start)
+                content = stream.read(self.size)
+        except OSError as error:
+            raise BadImage(self.name, f"{self.path} can't be read ({error.strerror})") from error
+        if len(content) < self.size:
+            raise BadImage(self.name, f"it is cut short: {self.path} ends before it does")
+        return content if self.inflated is None else self._inflate(content, self.inflated)
+
+    def _inflate(self, content: bytes, size: int) -> bytes:
+        try:
+            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size + 1)
+        except zlib.error as error:
+            raise BadImage(self.name, f"it is damaged in {self.path} ({error})") from error
+        if len(found) != size:
+            raise BadImage(self.name, f"it is not of the {size:,} bytes that {self.path} declares")
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +143,20 @@ def unlabeled(images: object, classes: Sequence[str] = ()) -> Images:
     several = list(images) if isinstance(images, Iterable) and not _is_one(images) else [images]
     items = tuple(item for index, image in enumerate(several) for item in _items(image, f"image {index}"))
     return Images("images", tuple(classes), np.zeros(len(items), dtype=np.int64), items)
+
+
+def item_of(image: object, name: str) -> Item:
+    """One image as an item: a file is called by its path, any other ``name``.
+
+    Raises:
+        DataError: it is a folder, an array of another type or shape, or something else altogether.
+    """
+    if isinstance(image, str | Path) and Path(image).is_dir():
+        raise DataError(f"{image} is a folder; name its images one by one, or give the folder itself")
+    items = _items(image, name)
+    if len(items) != 1:
+        raise DataError(f"{name} is {len(items)} images in one array; give them one by one")
+    return items[0]
 
 
 def _is_one(images: object) -> bool:

@@ -14,6 +14,8 @@ from tightframe.errors import BadImage, DataError
 from tightframe.images import Images, undecodable
 from tightframe.progress import Progress
 
+LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+"""What Windows and macOS leave behind, in lower case."""
 NO_IMAGE = "not an image, by name or content"
 
 
