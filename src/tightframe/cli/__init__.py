@@ -17,6 +17,7 @@ from tightframe.errors import TightframeError
 
 JOBS = {
     "transfer": "tightframe.jobs.transfer:transfer",
+    "check": "tightframe.checks.check:check",
     "measure": "tightframe.jobs.measure:measure",
     "layers": "tightframe.jobs.layers:layers",
     "fewshot": "tightframe.jobs.fewshot:fewshot",
@@ -33,6 +34,7 @@ JOBS = {
 """Commands, and the function of the package whose docstring describes each."""
 EXAMPLES = {
     "transfer": "flowers --models timm/resnet18 timm/mobilenetv3_small_100 --out runs/flowers",
+    "check": "flowers --write-clean flowers/clean.csv",
     "measure": "flowers --model timm/resnet18",
     "layers": "flowers --model timm/resnet18",
     "fewshot": "flowers --model timm/resnet18 --ways 5 --shots 1 5",
