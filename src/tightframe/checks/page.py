@@ -46,7 +46,9 @@ def _section(kind: str, rows: list[Row], images: Images, places: dict[str, int])
     ]
     pictured = [row for row in shown if row["image"] is not None]
     plain = [row for row in rows[:SHOWN] if row["path"] not in {row["path"] for row in pictured}]
-    columns = ("path", "class", "likely", "words")
+    columns = (
+        ("path", "class", "likely", "words") if any(row["path"] for row in plain) else ("class", "likely", "words")
+    )
     return Section(
         kind[0].upper() + kind[1:],
         text,

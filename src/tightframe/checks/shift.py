@@ -169,7 +169,7 @@ def _relabeled(
 
 def shift_words(shift: Shift, by: str = "features") -> str:
     """Whether test images differ from training images ``by`` what was compared, and whether class shares explain it."""
-    told = f"AUC {shift.auc:.2f}, p = {shift.p_value:.2g}"
+    told = f"AUC {max(shift.auc, 0.5):.2f}, p = {shift.p_value:.2g}"
     if not shift.found:
         return f"test images can't be told from training images by their {by} ({told})"
     if shift.explained:

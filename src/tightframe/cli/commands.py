@@ -109,7 +109,7 @@ def check_command(given: Given) -> None:
         backbone, missing = _checking_model(given, progress)
         found = given.call(check.check, data, backbone, seed=given.seed, workspace=_workspace(given, progress))
     found.notes.extend(missing)
-    terminal.show(f"Findings in {data.name}", ("finding", "severity", "findings", "removable"), found.tables["checks"])
+    terminal.show(f"Findings in {data.name}", "checks", found.tables["checks"])
     worst = [row for row in found.rows if row["severity"] != "note" and row["path"]][:SHOWN]
     if worst:
         terminal.show("The worst of them", ("finding", "path", "class", "likely", "other"), worst)

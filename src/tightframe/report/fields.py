@@ -187,7 +187,7 @@ TABLES: dict[str, Table] = {
     "check": _table(
         "What is wrong", "finding path class likely other words", "severity partition other_class strength remove"
     ),
-    "checks": _table("Findings", "finding severity findings removable advice"),
+    "checks": _table("Findings", "finding severity findings removable", "advice"),
     "evidence": _table("Evidence", "question statistic value units verdict"),
     "studies": _table("What the paper claims, study by study", "name claim models_from minutes"),
 }
