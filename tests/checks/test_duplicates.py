@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageEnhance
 
 from tightframe.checks.duplicates import _correlation, descriptors, identical, joined, near_duplicates
-from tightframe.checks.looks import SIDE, look_at, thumbnail
-from tightframe.data.items import OpenImage
+from tightframe.checks.looks import SIDE, look_at, sizes_of, thumbnail
+from tightframe.data.items import ImageArray, ImageFile, OpenImage
 from tightframe.images import Images
 
 
@@ -94,6 +94,25 @@ def test_correlations_are_numpys():
         )
     assert tiles.shape == (4, 9)
     assert float(_correlation(first, first, torch.ones(4, 24, 24))[1].min()) == pytest.approx(1, abs=1e-5)
+
+
+def test_tiny_images_are_not_compared(scene):
+    images = [scene(1), saved_again(scene(1))]
+    assert near_duplicates(thumbnails(images), np.array([[12, 96], [96, 96]])) == []
+    assert len(near_duplicates(thumbnails(images), np.array([[0, 0], [96, 96]]))) == 1
+
+
+def test_sizes_are_known_without_decoding(tmp_path, scene):
+    scene(0).resize((31, 20)).save(tmp_path / "file.png")
+    items = (
+        OpenImage("open", scene(0, side=24)),
+        ImageArray("array", np.zeros((8, 9), np.uint8)),
+        ImageFile("file.png", tmp_path),
+        ImageFile("gone.png", tmp_path),
+    )
+    images = Images("made", ("a",), np.zeros(4, dtype=np.int64), items)
+    assert sizes_of(images).tolist() == [[24, 24], [9, 8], [31, 20], [0, 0]]
+    assert sizes_of(images.decoded_once(10**6)).tolist() == sizes_of(images).tolist()
 
 
 def test_same_contents_are_grouped():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv as tables
-import io
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -13,23 +11,21 @@ import torch
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.checks.classes import outliers, size_findings
-from tightframe.checks.clean import write_clean as write_table
 from tightframe.checks.copies import duplicate_findings
 from tightframe.checks.duplicates import descriptors
 from tightframe.checks.files import file_findings
 from tightframe.checks.finding import SEVERITIES, Finding, counted, rows_of
 from tightframe.checks.labels import confused, suspects
 from tightframe.checks.looks import Looks, look_at
-from tightframe.checks.page import write_page
+from tightframe.checks.outputs import write_clean as write_table
+from tightframe.checks.outputs import write_findings, write_page
 from tightframe.checks.sequences import leaking_series
 from tightframe.checks.shift import Shift, shift_between, shift_words
 from tightframe.decide.evidence import Evidence
 from tightframe.errors import MeasureError
 from tightframe.features.workspace import DECODED_BYTES, Workspace, every_layer
-from tightframe.files import write_text
 from tightframe.images import Images, ImageSplits
 from tightframe.probes.discriminant import read_layers
-from tightframe.report.fields import TABLES
 from tightframe.report.formats import percent
 from tightframe.report.result import Result
 from tightframe.row import Row
@@ -254,11 +250,7 @@ def _write(
 ) -> None:
     """All that was asked for, and what to do with it."""
     if csv is not None:
-        lines = io.StringIO()
-        table = tables.DictWriter(lines, [*TABLES["check"].columns, *TABLES["check"].others], lineterminator="\n")
-        table.writeheader()
-        table.writerows(result.rows)
-        write_text(Path(csv), lines.getvalue())
+        write_findings(Path(csv), result.rows)
     if write_clean is not None:
         gone = {one.image for one in findings if one.remove and one.image is not None}
         write_table(Path(write_clean), images, held_out, gone)

@@ -22,7 +22,7 @@ from torch.nn import functional
 from tightframe.checks.looks import SIDE
 
 FREQUENCIES = 9
-NEIGHBORS = 8
+NEIGHBORS = 5
 """Most candidates for each image."""
 CANDIDATE = 0.5
 """Cosine of descriptors from which a pair is looked at closely."""
@@ -38,6 +38,8 @@ COARSE = 24
 """Pixels of the shorter side below which a copy has lost the finer details that are compared otherwise."""
 STARTS = (1.0, 0.95, 1.05)
 """Scales from which the best one is looked for."""
+LEAST = 16
+"""Pixels of the shorter side below which no copy can be told from a likeness."""
 PRIOR = 30
 """Images whose weight the usual spectrum of photographs has in whitening."""
 BLANK = 2.0
@@ -70,17 +72,19 @@ def near_duplicates(thumbnails: np.ndarray, sizes: np.ndarray | None = None) -> 
 
     Args:
         thumbnails: gray bytes.
-        sizes: width and height (n, 2) of the images, if known: of very small ones coarser details are compared.
+        sizes: width and height (n, 2) of the images, 0 if unknown: of small ones coarser details are compared, and
+            tiny ones are left out.
     """
-    shown = np.flatnonzero(thumbnails.std((1, 2)) >= BLANK)
+    sides = np.full(len(thumbnails), SIDE) if sizes is None else np.where(sizes.min(1) > 0, sizes.min(1), SIDE)
+    shown = np.flatnonzero((thumbnails.std((1, 2)) >= BLANK) & (sides >= LEAST))
     gray = torch.from_numpy(thumbnails[shown])
-    small = torch.zeros(len(shown)) if sizes is None else torch.from_numpy(sizes[shown].min(1) < COARSE)
+    small = torch.from_numpy(sides[shown] < COARSE)
     best: dict[tuple[int, int], Pair] = {}
     for chunk in _candidates(descriptors(gray)).split(CHUNK):
         first, second, mirrored = chunk.T
         other = gray[second].float()
         other = torch.where(mirrored[:, None, None] > 0, other.flip(2), other)
-        likeness = _likeness(gray[first].float(), other, (small[first] + small[second]) > 0)
+        likeness = _likeness(gray[first].float(), other, small[first] | small[second])
         for (low, high, flip), value in zip(chunk.tolist(), likeness.tolist(), strict=True):
             pair = Pair(int(shown[low]), int(shown[high]), value, bool(flip))
             known = best.get(pair[:2])

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from tightframe.data.decoding import FORMATS
+from tightframe.data.items import ImageArray, ImageFile, OpenImage
 from tightframe.errors import BadImage
 from tightframe.features.pixels import AHEAD, THREADS
 from tightframe.images import Images, Item
@@ -51,6 +53,28 @@ def look_at(images: Images, progress: Progress = silent) -> Looks:
                 else:
                     thumbnails[index], sizes[index] = seen
     return Looks(thumbnails, sizes, faults)
+
+
+def sizes_of(images: Images) -> np.ndarray:
+    """Width and height (n, 2) of every image without decoding any; 0 where that can't be known."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return np.array(list(pool.map(_size, images.items)), dtype=np.int64).reshape(-1, 2)
+
+
+def _size(item: object) -> tuple[int, int]:
+    while hasattr(item, "item"):  # one that is kept in memory
+        item = item.item
+    if isinstance(item, ImageArray):
+        return item.values.shape[1], item.values.shape[0]
+    if isinstance(item, OpenImage):
+        return item.image.size
+    if not isinstance(item, ImageFile):
+        return 0, 0
+    try:
+        with Image.open(item.root / item.name, formats=FORMATS) as image:
+            return image.size
+    except Exception:  # it was decoded before; whatever Pillow raises now
+        return 0, 0
 
 
 def thumbnails_of(batches: Iterable[np.ndarray]) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tightframe.checks.duplicates import identical, near_duplicates
 from tightframe.checks.labels import suspects
-from tightframe.checks.looks import thumbnails_of
+from tightframe.checks.looks import sizes_of, thumbnails_of
 from tightframe.checks.shift import shift_between, shift_words
 from tightframe.decide.evidence import Evidence
 from tightframe.features.pixels import Pixels
@@ -63,7 +63,7 @@ def _copies(data: ImageSplits, pixels: Mapping[str, Pixels]) -> list[str]:
         for split in ("train", "test")
         if split in pixels
     ]
-    pairs = near_duplicates(np.concatenate(seen)[distinct])
+    pairs = near_duplicates(np.concatenate(seen)[distinct], sizes_of(images)[distinct])
     found = [(int(distinct[one.first]), int(distinct[one.second])) for one in pairs]
     if not found:
         return []

@@ -32,6 +32,8 @@ JOBS = {
     "push": "tightframe.deploy.hub:push_to_hub",
 }
 """Commands, and the function of the package whose docstring describes each."""
+ELSEWHERE = {"check": "checking"}
+"""Commands that are not in ``cli.commands``, and their modules."""
 EXAMPLES = {
     "transfer": "flowers --models timm/resnet18 timm/mobilenetv3_small_100 --out runs/flowers",
     "check": "flowers --write-clean flowers/clean.csv",
@@ -88,7 +90,7 @@ def application() -> App:
     )
     for place, (name, function) in enumerate(JOBS.items()):
         app.command(
-            f"tightframe.cli.commands:{name}_command",
+            f"tightframe.cli.{ELSEWHERE.get(name, 'commands')}:{name}_command",
             name=name,
             help=summary(function),
             sort_key=place,

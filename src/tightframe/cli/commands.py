@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from tightframe.checks import check
 from tightframe.cli import terminal
 from tightframe.cli.options import GROUPS, MACHINE, REQUIRED, Given, Source, as_size, command
 from tightframe.data.class_lists import class_list
@@ -20,12 +19,11 @@ from tightframe.deploy.export import export_onnx
 from tightframe.deploy.hub import push_to_hub
 from tightframe.deploy.merge import merge as merged
 from tightframe.deploy.tuned import Tuned, load_tuned
-from tightframe.errors import DataError, ModelError, SettingsError
+from tightframe.errors import ModelError, SettingsError
 from tightframe.features.workspace import Workspace
 from tightframe.jobs import compare, demo, fewshot, layers, measure, pretrain, rank, transfer, tune
 from tightframe.models.backbones import load_backbone
 from tightframe.models.fetching import nearest
-from tightframe.models.lists import LISTS
 from tightframe.report.result import Result
 from tightframe.row import Row
 from tightframe.studies import STUDIES
@@ -91,29 +89,6 @@ def transfer_command(given: Given) -> None:
     if run.samples:
         terminal.show(f"{run.tuned.model.method.name}: sample predictions", "samples", run.samples[::3])
     terminal.close(run.result, given.json)
-
-
-@command(
-    DATA,
-    Source(load_backbone, ["uri"], OPTIONS, {"uri": "model"}, defaults={"uri": None}),
-    Source(check.check, ["out"], OPTIONS, defaults={"out": Path("runs/check")}),
-    Source(check.check, ["csv", "write_clean"], OPTIONS, written=["csv", "write_clean"]),
-    Source(load_images, ["max_per_class", "test_share", "seed"], IMAGES),
-    BUILDING,
-    CACHED,
-)
-def check_command(given: Given) -> None:
-    """What is wrong before training."""
-    with terminal.progress() as progress:
-        data = _all_readable(given, progress)
-        backbone, missing = _checking_model(given, progress)
-        found = given.call(check.check, data, backbone, seed=given.seed, workspace=_workspace(given, progress))
-    found.notes.extend(missing)
-    terminal.show(f"Findings in {data.name}", "checks", found.tables["checks"])
-    worst = [row for row in found.rows if row["severity"] != "note" and row["path"]][:SHOWN]
-    if worst:
-        terminal.show("The worst of them", ("finding", "path", "class", "likely", "other"), worst)
-    terminal.close(found, given.json, given.data)
 
 
 @command(DATA, MODEL, Source(measure.measure, ["weighting", "seed"], OPTIONS), SPLITTING, BUILDING, CACHED)
@@ -343,28 +318,6 @@ def _beside(out: Path) -> Path:
 def _loaded(given: Given, progress: Any) -> tuple[Any, Any]:
     data = given.call(load_images, progress=progress)
     return data, given.call(load_backbone, **_size(given))
-
-
-def _all_readable(given: Given, progress: Any) -> Any:
-    """The images, those that can't be used left out: at first without decoding each to find them, which costs most."""
-    try:
-        return given.call(load_images, progress=progress)
-    except DataError:
-        return given.call(load_images, skip_bad=True, progress=progress)
-
-
-def _checking_model(given: Given, progress: Any) -> tuple[Any, list[str]]:
-    """The model to look through, or ``None`` and why: one that was not asked for need not be there."""
-    if given.model is not None:
-        return given.call(load_backbone, **_size(given)), []
-    if str(given.data).partition(":")[0] == "digits":
-        torch.set_num_threads(1)
-        return load_backbone(str(demo.candidates(Path("runs") / "demo-models", progress)[0])), []
-    cheapest = LISTS["fast"][0]
-    try:
-        return load_backbone(cheapest), []
-    except ModelError as error:
-        return None, [f"{cheapest} could not be loaded: {error}"]
 
 
 def _size(given: Given) -> dict[str, Any]:
