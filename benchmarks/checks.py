@@ -192,7 +192,7 @@ def shift(given: argparse.Namespace):
         images = data.train.joined(data.test)
         features = {way: _features(images, way, change, given.cache) for way, change in WAYS.items()}
         for way in (*WAYS, "shares"):
-            draws = [_drawn(features, way, images, seed) for seed in range(given.repeats * (1 + (way == "same")))]
+            draws = [_drawn(features, way, images, seed) for seed in range(given.repeats * (5 if way == "same" else 1))]
             found = [one.found for one in draws]
             yield {
                 "data": name,
@@ -228,7 +228,7 @@ def _drawn(features: dict[str, np.ndarray], way: str, images: Images, seed: int)
         test = test[~np.isin(images.labels[test], rare) | (generator.random(len(test)) < 1 / 3)]
     changed = features.get(way, features["same"])
     both = np.concatenate([images.labels[train], images.labels[test]])
-    return shift_between(features["same"][train], changed[test], both, seed=seed)
+    return shift_between(features["same"][train], changed[test], both, seed=seed + 10**6)
 
 
 def speed(given: argparse.Namespace):
