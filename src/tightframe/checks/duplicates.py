@@ -26,7 +26,7 @@ NEIGHBORS = 5
 """Most candidates for each image."""
 CANDIDATE = 0.5
 """Cosine of descriptors from which a pair is looked at closely."""
-ROUGHLY = 0.7
+ROUGHLY = 0.8
 """Correlation of what is coarse, once laid over each other, from which details are compared."""
 SAME, WORST = 0.92, 0.7
 """Correlation of details from which two images are one: of all, and of those in the worst of nine tiles."""
