@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 import tightframe as tf
+from tightframe.data.items import ImageFile
 from tightframe.images import ImageSplits
 
 CLASSES = ("bark", "cloud", "tile")
@@ -53,3 +54,12 @@ def folder(tmp_path: Path) -> Path:
 def load() -> Callable[[Path], ImageSplits]:
     """Loads a folder with what can't be read left out."""
     return lambda root: tf.load_images(root, skip_bad=True)
+
+
+@pytest.fixture
+def unreadable_images(tmp_path: Path) -> tf.Images:
+    """Three files of two classes, none of which is an image."""
+    for name in "abc":
+        (tmp_path / name).write_text("nothing")
+    items = tuple(ImageFile(name, tmp_path) for name in "abc")
+    return tf.Images("broken", ("x", "y"), np.array([0, 1, 1]), items)

@@ -194,7 +194,7 @@ def test_the_table_without_what_was_found_is_read_by_every_command(folder, load)
 
 def test_no_table_for_images_that_lie_elsewhere(folder, load, tmp_path, digits):
     (tmp_path / "beside").mkdir()
-    with pytest.raises(DataError, match="Write it into the folder of the images"):
+    with pytest.raises(DataError, match="Write it into the folder of the images"):  # before anything is decoded
         check(load(folder), write_clean=tmp_path / "beside" / "clean.csv")
     assert not (tmp_path / "beside" / "clean.csv").exists()
     with pytest.raises(DataError, match="are not files"):
@@ -240,6 +240,18 @@ def test_the_command_goes_on_without_a_model_that_was_not_asked_for(folder, tmp_
 
 def test_a_model_that_was_asked_for_has_to_be_there(folder, tmp_path, capsys):
     assert main(["check", str(folder), "--model", f"local-dir:{tmp_path / 'nowhere'}", "--out", str(tmp_path)]) == 1
+
+
+def test_images_of_which_none_can_be_read(unreadable_images, wide):
+    result = check(unreadable_images, wide)
+    assert kinds(result) == {"unreadable file": 3, "empty class": 2}
+
+
+def test_a_notebook_shows_what_was_found(folder, load):
+    (folder / "train" / "tile" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    result = check(load(folder))
+    assert "unreadable file" in result._repr_html_()
+    assert "unreadable file" in repr(result)
 
 
 def test_images_that_nothing_split_are_checked(folder, load, wide):

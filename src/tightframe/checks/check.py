@@ -17,8 +17,8 @@ from tightframe.checks.files import file_findings
 from tightframe.checks.finding import SEVERITIES, Finding, counted, rows_of
 from tightframe.checks.labels import confused, suspects
 from tightframe.checks.looks import Looks, look_at
+from tightframe.checks.outputs import check_clean, write_findings, write_page
 from tightframe.checks.outputs import write_clean as write_table
-from tightframe.checks.outputs import write_findings, write_page
 from tightframe.checks.sequences import leaking_series
 from tightframe.checks.shift import Shift, shift_between, shift_words
 from tightframe.decide.evidence import Evidence
@@ -71,6 +71,8 @@ def check(
     """
     workspace = workspace or Workspace()
     images, held_out = _together(data)
+    if write_clean is not None:
+        check_clean(Path(write_clean), images)
     images = images.decoded_once(DECODED_BYTES)
     looks = look_at(images, workspace.progress)
     preprocessing = backbone.preprocessing if backbone is not None else None
@@ -78,7 +80,8 @@ def check(
     findings += duplicate_findings(images, held_out, looks)
     readable = looks.good
     findings += size_findings(images.labels[readable[~held_out[readable]]], images.classes)
-    seen = None if backbone is None else _seen(images, held_out, looks, backbone, workspace)
+    trained = bool((~held_out[readable]).any())
+    seen = None if backbone is None or not trained else _seen(images, held_out, looks, backbone, workspace)
     findings += _series(images, held_out, looks, seen)
     notes = list[str]()
     if seen is not None:

@@ -80,6 +80,13 @@ def write_findings(path: Path, rows: list[Row]) -> None:
     write_text(path, lines.getvalue())
 
 
+def check_clean(path: Path, images: Images) -> None:
+    """Raise ``DataError`` where ``write_clean`` would: before the work, not after it."""
+    folder = path.absolute().parent.resolve()
+    for index in range(len(images)):
+        _below(folder, images, index, path)
+
+
 def write_clean(path: Path, images: Images, held_out: np.ndarray, left_out: Collection[int]) -> None:
     """List the ``images`` but those ``left_out`` (by index) in the CSV file ``path``, whole or not at all.
 
