@@ -300,8 +300,8 @@ def _copies(rows: list[Row]) -> list[str]:
     lines = [
         "## Near duplicates\n",
         f"{PLANTED} copies among at most {MOST:,} training images, 50 of each kind; share found. Others: further "
-        "images that were called copies of one another, and how many of these are none, by eye. The rest are copies that "
-        "the sets hold: photographs of one moment, textures in other colors.\n",
+        "images that were called copies of one another, and how many of these are none, by eye. The rest are copies "
+        "that the sets hold: photographs of one moment, textures in other colors.\n",
         "| data | | " + " | ".join(CHANGES) + " | others | false | CPU s |",
         "|---|---|" + "---|" * (len(CHANGES) + 3),
     ]
