@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tightframe.backbone import Backbone
+    from tightframe.checks.check import check
     from tightframe.data.loading import load_images
     from tightframe.deploy.evaluate import evaluate
     from tightframe.deploy.export import export_onnx
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tightframe.tuning.config import TrainConfig
 
 _HOMES = {
+    "checks.check": ("check",),
     "errors": ("TightframeError",),
     "features.extract": ("Features",),
     "features.moments": ("ClassMoments",),
@@ -98,6 +100,7 @@ __all__ = [  # but not NeuralCollapse, which needs torchmetrics: `import *` must
     "TransferClassifier",
     "Tuned",
     "Workspace",
+    "check",
     "collapse_metrics",
     "compare",
     "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tightframe.cli import JOBS, commands
+from tightframe.cli import ELSEWHERE, JOBS, commands
 from tightframe.errors import DataError
 
 SHORT = ("--epochs", "2", "--lr", "0.05", "--weight-decay", "0.0001")
@@ -304,7 +305,8 @@ def test_help_explains_every_option_and_shows_an_example(run, command, monkeypat
     status, out, _ = run(command, "--help")
     assert status == 0
     assert f"Example: tightframe {command} " in out
-    for source in vars(commands)[f"{command}_command"].sources:
+    module = importlib.import_module(f"tightframe.cli.{ELSEWHERE.get(command, 'commands')}")
+    for source in vars(module)[f"{command}_command"].sources:
         for one in source.parameters():
             (option,) = one.annotation.__metadata__
             assert re.fullmatch(r".{10,}[.)]", option.help), (command, one.name, option.help)

@@ -48,6 +48,7 @@ def found(names, tmp_path_factory):
         "raced": tf.rank(data, many, time_limit=5.0),
         "measure": tf.measure(data, backbone),
         "layers": tf.layers(data, backbone),
+        "check": tf.check(data.train.joined(data.train), backbone),
         "fewshot": tf.fewshot(data, backbone, ways=2, shots=(1,), episodes=3, queries=2),
         "transfer": moved.result,
         "evaluate": evaluate(tuned, data),

@@ -17,6 +17,7 @@ from tightframe.errors import TightframeError
 
 JOBS = {
     "transfer": "tightframe.jobs.transfer:transfer",
+    "check": "tightframe.checks.check:check",
     "measure": "tightframe.jobs.measure:measure",
     "layers": "tightframe.jobs.layers:layers",
     "fewshot": "tightframe.jobs.fewshot:fewshot",
@@ -31,8 +32,11 @@ JOBS = {
     "push": "tightframe.deploy.hub:push_to_hub",
 }
 """Commands, and the function of the package whose docstring describes each."""
+ELSEWHERE = {"check": "checking"}
+"""Commands that are not in ``cli.commands``, and their modules."""
 EXAMPLES = {
     "transfer": "flowers --models timm/resnet18 timm/mobilenetv3_small_100 --out runs/flowers",
+    "check": "flowers --write-clean flowers/clean.csv",
     "measure": "flowers --model timm/resnet18",
     "layers": "flowers --model timm/resnet18",
     "fewshot": "flowers --model timm/resnet18 --ways 5 --shots 1 5",
@@ -86,7 +90,7 @@ def application() -> App:
     )
     for place, (name, function) in enumerate(JOBS.items()):
         app.command(
-            f"tightframe.cli.commands:{name}_command",
+            f"tightframe.cli.{ELSEWHERE.get(name, 'commands')}:{name}_command",
             name=name,
             help=summary(function),
             sort_key=place,

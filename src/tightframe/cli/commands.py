@@ -329,11 +329,6 @@ def _loaded(given: Given, progress: Any) -> tuple[Any, Any]:
     return data, given.call(load_backbone, **_size(given))
 
 
-def _images(given: Given) -> list[str]:
-    """How to name the same images, in the same groups, to the next command."""
-    return [given.data, *(["--groups-from", given.groups_from] if given.groups_from else [])]
-
-
 def _size(given: Given) -> dict[str, Any]:
     return {"input_size": as_size(given.values.get("input_size"))}
 

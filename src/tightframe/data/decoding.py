@@ -54,7 +54,7 @@ MAX_PIXELS = 89_478_485
 """Most pixels an image may declare: a quarter of a gigabyte as RGB. The same number from which Pillow warns."""
 
 _AT_ONCE = 1 << 26
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # JPEG opens MPO as well
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # JPEG opens MPO as well
 _READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, PPM"
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -143,7 +143,7 @@ def as_opened(image: Image.Image, name: str) -> Image.Image:
 
 def _decode(stream: IO[bytes] | BytesIO) -> Image.Image:
     # A stream and not a path: given a path, Pillow may memory-map the file, and pixels would change if the file does.
-    with Image.open(stream, formats=_FORMATS) as image:
+    with Image.open(stream, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise _Refused(f"it declares {width} x {height} pixels; at most {MAX_PIXELS:,} are read")

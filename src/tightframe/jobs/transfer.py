@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from tightframe.backbone import Backbone
+from tightframe.checks.quick import quick_notes
 from tightframe.deploy.evaluate import Answers
 from tightframe.deploy.tuned import Tuned
 from tightframe.errors import ModelError
@@ -26,6 +27,7 @@ from tightframe.jobs.compare import Comparison, settings_of, tune_each
 from tightframe.jobs.measure import layer_rows
 from tightframe.jobs.rank import rank
 from tightframe.jobs.story import epoch_rows, write_story
+from tightframe.jobs.tune import READING
 from tightframe.models.backbones import load_backbone
 from tightframe.models.lists import listed
 from tightframe.report.formats import percent
@@ -126,11 +128,19 @@ def transfer(
     measured = partial(layer_rows, backbone, features, "class", config.seed, workspace.progress)
     layers = workspace.remember("layers", [settings, backbone.fingerprint], measured)
     layers = [row | {"chosen": row["layer"] == compared.block} for row in layers]
-    return _reported(folder, data, ranking, layers, compared, workspace)
+    checking = partial(_checked, data, backbone, compared, config, workspace)
+    checked = workspace.remember("check", [settings, backbone.fingerprint], checking)
+    return _reported(folder, data, ranking, layers, compared, checked, workspace)
 
 
 def _reported(
-    folder: Path, data: ImageSplits, ranking: Result, layers: list[Row], compared: Comparison, workspace: Workspace
+    folder: Path,
+    data: ImageSplits,
+    ranking: Result,
+    layers: list[Row],
+    compared: Comparison,
+    checked: list[str],
+    workspace: Workspace,
 ) -> Transfer:
     """All that was found, written into ``folder``."""
     tuned, rows, settings = compared.tuned, compared.rows, compared.result.settings
@@ -143,7 +153,7 @@ def _reported(
         chosen += (
             f"; expect {percent(value)} on new images like these (95 % interval {percent(low)} to {percent(high)})"
         )
-    notes = list(dict.fromkeys([chosen, *compared.result.notes, *ranking.notes]))
+    notes = list(dict.fromkeys([chosen, *compared.result.notes, *ranking.notes, *checked]))
     next_steps = [
         main.predict_command(folder / name),
         f"open {shlex.quote(str(folder / 'report.html'))} in a browser",
@@ -158,6 +168,19 @@ def _reported(
     write_story(folder / "report.html", result, shown)
     result.to_json(folder / "result.json")
     return Transfer(folder, ranking, layers, rows, main, tables.get("samples", []), result)
+
+
+def _checked(
+    data: ImageSplits, backbone: Backbone, compared: Comparison, config: TrainConfig, workspace: Workspace
+) -> list[str]:
+    """What is wrong with the images, by what is known already (see ``checks.quick``)."""
+    splits = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
+    pixels = {name: workspace.pixels(split, backbone.preprocessing) for name, split in splits.items()}
+    features, logits = workspace.features(backbone, data.train), None
+    if READING in compared.tuned and data.test is not None:
+        logits = _logits(compared.tuned[READING], pixels["test"].data, workspace).numpy()
+    balanced = config.class_weights == "balanced"
+    return quick_notes(data, pixels, features, logits, balanced=balanced, seed=config.seed)
 
 
 def _logits(tuned: Tuned, test: Images, workspace: Workspace) -> Tensor:

@@ -184,6 +184,10 @@ TABLES: dict[str, Table] = {
     "merge": _table("Merged model", "model format parameters bytes difference", "folder"),
     "export": _table("Exported model", "model bytes images difference same opset", "file"),
     "push": _table("On the hub", "repository address files bytes"),
+    "check": _table(
+        "What is wrong", "finding path class likely other words", "severity partition other_class strength remove"
+    ),
+    "checks": _table("Findings", "finding severity findings removable", "advice"),
     "evidence": _table("Evidence", "question statistic value units verdict"),
     "studies": _table("What the paper claims, study by study", "name claim models_from minutes"),
 }

@@ -47,8 +47,16 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """A gallery of what ``check`` found: rows with ``image`` and ``other_image`` (PIL, or None) beside their words."""
+
+    rows: Sequence[Row]
+    kind: ClassVar[str] = "findings"
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading, words, and content: Altair charts, ``Grid``, ``Samples``; ``None`` (no chart to show) is skipped."""
+    """A heading, words, and content: Altair charts, ``Grid``, ``Samples``, ``Findings``; ``None`` is skipped."""
 
     heading: str
     text: str = ""
@@ -92,7 +100,7 @@ def _part(item: Any, charts: list[Markup]) -> Any:
 
     A chart's title moves out of it onto the page, where it can wrap.
     """
-    if isinstance(item, (Grid, Samples)):
+    if isinstance(item, (Grid, Samples, Findings)):
         return item
     spec = item.to_dict()
     title = {"text": "", "subtitle": ""} | spec.pop("title", {})
