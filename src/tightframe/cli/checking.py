@@ -9,7 +9,7 @@ import torch
 
 from tightframe.checks import check
 from tightframe.cli import terminal
-from tightframe.cli.commands import BUILDING, CACHED, DATA, IMAGES, OPTIONS, SHOWN
+from tightframe.cli.commands import BUILDING, CACHED, DATA, IMAGES, OPTIONS, SHOWN, WHERE, typed
 from tightframe.cli.options import Given, Source, as_size, command
 from tightframe.data.loading import load_images
 from tightframe.errors import DataError, ModelError
@@ -24,7 +24,7 @@ from tightframe.models.lists import LISTS
     Source(load_backbone, ["uri"], OPTIONS, {"uri": "model"}, defaults={"uri": None}),
     Source(check.check, ["out"], OPTIONS, defaults={"out": Path("runs/check")}),
     Source(check.check, ["csv", "write_clean"], OPTIONS, written=["csv", "write_clean"]),
-    Source(load_images, ["max_per_class", "test_share", "seed"], IMAGES),
+    Source(load_images, ["max_per_class", "test_share", "seed", *WHERE], IMAGES),
     BUILDING,
     CACHED,
 )
@@ -41,7 +41,7 @@ def check_command(given: Given) -> None:
     worst = [row for row in found.rows if row["severity"] != "note" and row["path"]][:SHOWN]
     if worst:
         terminal.show("The worst of them", ("finding", "path", "class", "likely", "other"), worst)
-    terminal.close(found, given.json, given.data)
+    terminal.close(found, given.json, typed(given))
 
 
 def _all_readable(given: Given, progress: Any) -> Any:

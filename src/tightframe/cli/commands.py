@@ -100,7 +100,7 @@ def measure_command(given: Given) -> None:
         data, backbone = _loaded(given, progress)
         found = given.call(measure.measure, data, backbone, workspace=_workspace(given, progress))
     terminal.show(f"{backbone.name} on {data.train.name}", "measure", found.rows)
-    terminal.close(found, given.json, _typed(given))
+    terminal.close(found, given.json, typed(given))
 
 
 @command(DATA, MODEL, Source(layers.layers, ["seed"], OPTIONS), SPLITTING, BUILDING, CACHED)
@@ -111,7 +111,7 @@ def layers_command(given: Given) -> None:
         found = given.call(layers.layers, data, backbone, workspace=_workspace(given, progress))
     title = f"{backbone.name} on {data.name}: accuracy of probes while held out, then on test images"
     terminal.show(title, "layers", found.rows)
-    terminal.close(found, given.json, _typed(given))
+    terminal.close(found, given.json, typed(given))
 
 
 @command(
@@ -133,7 +133,7 @@ def fewshot_command(given: Given) -> None:
         found = given.call(fewshot.fewshot, data, backbone, classes=classes, seed=given.seed, workspace=workspace)
     title = f"{backbone.name} on {data.name}: {given.episodes} episodes of {given.ways} classes"
     terminal.show(title, "fewshot", found.rows)
-    terminal.close(found, given.json, _typed(given))
+    terminal.close(found, given.json, typed(given))
 
 
 @command(
@@ -154,7 +154,7 @@ def rank_command(given: Given) -> None:
         terminal.show("Scores, higher is better except NC1, CDNV and VCI", "scores", scored)
     if found.tables:
         terminal.show("How well each column ranks these models", "quality", found.tables["quality"])
-    terminal.close(found, given.json, _typed(given))
+    terminal.close(found, given.json, typed(given))
     if all("error" in row for row in found.rows):
         raise ModelError("none of the models could be measured; each row above says why")
 
@@ -207,7 +207,7 @@ def pretrain_command(given: Given) -> None:
         data = given.call(load_images, progress=progress)
         found = given.call(pretrain.pretrain, data, config=how, workspace=_workspace(given, progress))
     terminal.show(f"{how.arch} on {found.settings['data']}", "pretrain", spaced(found.rows))
-    terminal.close(found, given.json, _typed(given))
+    terminal.close(found, given.json, typed(given))
 
 
 @command(
@@ -309,7 +309,7 @@ def _names(typed: Sequence[str]) -> list[str]:
     return [name.strip() for names in typed for name in names.split(",")]
 
 
-def _typed(given: Given) -> list[str]:
+def typed(given: Given) -> list[str]:
     """How the images were named, to be typed again."""
     told = {name: given.values[name] for name in WHERE if name != "download"}
     options = [[f"--{name.replace('_', '-')}", str(value)] for name, value in told.items() if value is not None]
