@@ -239,10 +239,10 @@ def study_command(given: Given) -> None:
     terminal.where(folder / "report.html", "page, with plot.png and rows.csv beside it")
 
 
-@command(SAVED, Source(Tuned.predict, ["images", "reject", "device"], OPTIONS, positional=["images"]))
+@command(SAVED, Source(Tuned.predict, ["images", "reject", "explain", "device"], OPTIONS, positional=["images"]))
 def predict_command(given: Given) -> int:
     """Class and probability."""
-    rows = given.call(load_tuned).predict(given.images, reject=given.reject, device=given.device)
+    rows = given.call(Tuned.predict, given.call(load_tuned))
     terminal.show("Predictions", "predict", rows)
     terminal.close(Result("predict", rows, {"folder": str(given.folder)}), given.json)
     return int(any("error" in row and row["error"] for row in rows))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tightframe.decide.evidence import Evidence
+from tightframe.deploy.neighbors import VALUES, Neighbors
 from tightframe.deploy.novelty import Familiar
 from tightframe.errors import SavedError
 from tightframe.files import write_tensors
@@ -28,11 +29,13 @@ class TrainingSet:
         digests: hashes of their contents, n of them, or none where they are not known.
         evidence: what was predicted of each while it was held out, where it was.
         familiar: where what the head sees of them lies.
+        neighbors: by which the nearest of them to an image are found.
     """
 
     digests: tuple[str, ...] = ()
     evidence: Evidence | None = None
     familiar: Familiar | None = None
+    neighbors: Neighbors | None = None
 
     def write(self, folder: Path) -> None:
         """Into one file in ``folder``; none where nothing is known."""
@@ -48,6 +51,8 @@ class TrainingSet:
                 tensors["groups"] = torch.tensor(self.evidence.groups)
         if self.familiar is not None:
             tensors |= self.familiar._asdict()
+        if self.neighbors is not None:
+            tensors |= self.neighbors.packed()
         write_tensors(folder / TRAINING_SET, tensors)
 
     @classmethod
@@ -67,13 +72,20 @@ class TrainingSet:
             raise SavedError(f"{path} can't be read ({error}); it is damaged") from error
         if flaw := _flaw(found, classes, width):
             raise SavedError(f"{path} does not hold what is known of training images ({flaw}); it is damaged")
-        evidence, familiar = None, None
+        evidence, familiar, neighbors = None, None, None
         if "labels" in found:
             groups = found["groups"].numpy() if "groups" in found else None
             evidence = Evidence(found["log_probabilities"].numpy(), found["labels"].numpy(), groups)
         if "center" in found:
             familiar = Familiar(found["center"], found["factor"], found["distances"])
-        return cls(tuple(row.tobytes().hex() for row in found["digests"].numpy()), evidence, familiar)
+        if "names" in found:
+            try:
+                neighbors = Neighbors.unpacked(found)
+            except (ValueError, RecursionError) as error:
+                raise SavedError(
+                    f"{path} does not hold the names of training images ({error}); it is damaged"
+                ) from error
+        return cls(tuple(row.tobytes().hex() for row in found["digests"].numpy()), evidence, familiar, neighbors)
 
 
 def _flaw(found: dict[str, Tensor], classes: int, width: int) -> str:
@@ -87,9 +99,11 @@ def _flaw(found: dict[str, Tensor], classes: int, width: int) -> str:
         "center": (torch.float32, (width,)),
         "factor": (torch.float32, (width,)),
         "distances": (torch.float32, (images,)),
+        "names": (torch.uint8, (found["names"].numel() if "names" in found else 0,)),
+        "sketches": (torch.float16, (images, VALUES)),
     }
     evidence = ("labels", "log_probabilities", *(("groups",) if "groups" in found else ()))
-    parts = (("digests",), evidence, ("center", "factor", "distances"))
+    parts = (("digests",), evidence, ("center", "factor", "distances"), ("names", "sketches"))
     present = [part for part in parts if set(part) <= set(found)]
     if parts[0] not in present or {name for part in present for name in part} != set(found):
         return f"it holds {sorted(found)}"

@@ -14,6 +14,7 @@ import torch
 from tightframe.backbone import Backbone
 from tightframe.data.items import ImageLike, unlabeled
 from tightframe.decide.evidence import Evidence
+from tightframe.deploy.neighbors import Neighbors
 from tightframe.deploy.novelty import Familiar, rejected
 from tightframe.deploy.training_set import TrainingSet
 from tightframe.errors import SavedError, SettingsError
@@ -52,6 +53,7 @@ class Tuned:
         evidence: out-of-fold predictions of the training images, where they were made.
         trained_on: hashes of the training images.
         familiar: where what the head sees of training images lies.
+        neighbors: by which the nearest training images are found.
     """
 
     backbone: Backbone
@@ -64,6 +66,7 @@ class Tuned:
     evidence: Evidence | None = None
     trained_on: tuple[str, ...] = ()
     familiar: Familiar | None = None
+    neighbors: Neighbors | None = None
 
     def __repr__(self) -> str:
         model = self.model
@@ -86,6 +89,7 @@ class Tuned:
         *,
         on_error: Literal["row", "raise"] = "row",
         reject: float | None = None,
+        explain: int = 0,
         device: str = "auto",
     ) -> list[Row]:
         """Classify images with a tuned model.
@@ -100,18 +104,24 @@ class Tuned:
                 ``"raise"`` raises.
             reject: Say "none of these" of images that the model is unsure of, or that are far from those it was trained
                 on, so that this share of images like those, at most, is rejected wrongly.
+            explain: Name so many of the training images that are nearest in what the model's head sees, as ``nearest``.
             device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
         Raises:
             BadImage: a file can't be read as an image, with ``on_error="raise"``.
             DataError: a folder without images, or an array of another type or shape.
-            SettingsError: ``reject`` is not between 0 and 1, or the model was tuned without held-out predictions.
+            SettingsError: ``reject`` is not between 0 and 1, the model was tuned without held-out predictions, or it
+                does not know its training images.
         """
         if reject is not None and (self.evidence is None or self.familiar is None):
             raise SettingsError(
                 "this model was tuned without predictions of held-out images (--folds 0), so there is nothing to tell "
                 "which images are none of its classes; tune again, or leave out --reject"
             )
+        if explain < 0:
+            raise SettingsError(f"--explain is {explain}; it must be 0 or more training images")
+        if explain and (self.neighbors is None or self.familiar is None):
+            raise SettingsError("this model does not know its training images; tune again, or leave out --explain")
         shown = images if isinstance(images, Images) else unlabeled(images, self.classes)
         shown = shown.decoded_once(KEPT_BYTES)
         faults = undecodable(shown.items) if on_error == "row" else {}
@@ -126,6 +136,10 @@ class Tuned:
                 "probability": float(shares.max()),
                 "probabilities": dict(zip(self.classes, map(float, shares), strict=True)),
             }
+        if explain and self.neighbors is not None and self.familiar is not None:
+            near = self.neighbors.nearest(features, self.familiar, explain)
+            for index, names in zip(good, near, strict=True):
+                rows[index]["nearest"] = names
         if reject is not None and self.evidence is not None and self.familiar is not None:
             strange = rejected(probabilities, features, self.evidence, self.familiar, reject)
             for index, rejecting in zip(good, strange.tolist(), strict=True):
@@ -183,7 +197,7 @@ class Tuned:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / checkpoint.DESCRIPTION).unlink(missing_ok=True)  # nothing counts until all of it is there
-        TrainingSet(self.trained_on, self.evidence, self.familiar).write(folder)
+        TrainingSet(self.trained_on, self.evidence, self.familiar, self.neighbors).write(folder)
         checkpoint.write(folder, self.model, description)
 
 
@@ -211,6 +225,7 @@ def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned
         evidence=seen.evidence,
         trained_on=seen.digests,
         familiar=seen.familiar,
+        neighbors=seen.neighbors,
     )
 
 

@@ -20,6 +20,7 @@ from tightframe.decide.evidence import Evidence
 from tightframe.decide.reading import read_model
 from tightframe.decide.start import model_of, trainer_of
 from tightframe.decide.training import FOLD_SHARE, Session, Trained, Trainer
+from tightframe.deploy.neighbors import Neighbors
 from tightframe.deploy.novelty import Familiar
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import ModelError
@@ -287,7 +288,8 @@ def _judged(tuned: Tuned, run: Run, features: Tensor, seconds: float) -> Tuned:
         low, high = accuracy_interval(right, data.test.groups)
         metrics |= {"test_accuracy": float(right.mean()), "test_low": low, "test_high": high}
     familiar = Familiar.of(features, model.widths)
-    known = replace(tuned, trained_on=data.train.digests, familiar=familiar)
+    neighbors = Neighbors.of(features, familiar, data.train.identifiers)
+    known = replace(tuned, trained_on=data.train.digests, familiar=familiar, neighbors=neighbors)
     return replace(known, metrics=metrics, test_logits=test_logits)
 
 

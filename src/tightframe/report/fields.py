@@ -171,7 +171,7 @@ TABLES: dict[str, Table] = {
         "epoch train_loss train_accuracy nc1 nc2 nc3 test_accuracy test_nc1 test_nc2 test_nc3 seconds",
         "lr test_loss",
     ),
-    "predict": _table("Predictions", "path predicted probability", "probabilities rejected"),
+    "predict": _table("Predictions", "path predicted probability nearest", "probabilities rejected"),
     "samples": _table("Sample predictions", "path true predicted probability", "index"),
     "evaluate": _table(
         "Accuracy",
