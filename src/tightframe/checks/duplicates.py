@@ -128,7 +128,7 @@ def _candidates(descriptors: Tensor) -> Tensor:
     """Pairs to look at closely, (m, 3): first < second, and whether mirrored."""
     sign = torch.where(torch.arange(FREQUENCIES) % 2 == 1, -1.0, 1.0).repeat(FREQUENCIES)[1:]
     found = [torch.zeros(0, 3, dtype=torch.int64)]
-    for rows in torch.arange(len(descriptors)).split(CHUNK):
+    for rows in torch.arange(len(descriptors)).split(CHUNK // 4):
         chunk = descriptors[rows]
         for mirrored, compared in enumerate((chunk, chunk * sign)):
             likeness = compared @ descriptors.T
