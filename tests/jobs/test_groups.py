@@ -183,7 +183,7 @@ WITHOUT = {
     ("decide/training.py", "interval"): "of a note on overfitting",
     ("data/digits.py", "hold_out"): "its images know their groups",
     ("data/folder.py", "hold_out"): "its images know their groups",
-    ("data/table.py", "hold_out"): "its images know their groups",
+    ("data/records.py", "hold_out"): "its images know their groups",
     ("data/loading.py", "hold_out"): "its images know their groups",
     ("studies/lab.py", "of:Folds"): "sets of the paper, in which images stand alone",
     ("studies/evidence.py", "Evidence"): "another, of claims",

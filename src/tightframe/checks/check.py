@@ -61,8 +61,8 @@ def check(
         backbone: The pretrained model; without one, labels, outliers and shift are not checked.
         out: Folder for a page with the images found.
         csv: Also write one line for each finding to this CSV file.
-        write_clean: Also write a CSV table (filename, label, split) of the images without those to be removed; every
-            command takes it as DATA. It has to lie in the folder of the images or above.
+        write_clean: Also write a CSV table (filename, label, split, group) of the images without those to be removed;
+            every command takes it as DATA. It has to lie in the folder of the images or above.
         seed: Seed of random choices.
         workspace: Where and how the backbone runs, and what was computed before.
 
@@ -147,7 +147,8 @@ def _seen(images: Images, held_out: np.ndarray, looks: Looks, backbone: Backbone
     labels, classes = images.labels[good], len(images.classes)
     evidence = None
     try:
-        reading = read_layers(found, images.labels[train], classes)
+        together = None if images.groups is None else images.groups[train]
+        reading = read_layers(found, images.labels[train], classes, groups=together)
     except MeasureError:
         reading = None
     said = [] if reading is None else [reading.held_out.numpy()]
@@ -156,7 +157,7 @@ def _seen(images: Images, held_out: np.ndarray, looks: Looks, backbone: Backbone
         features.append(unseen[PENULTIMATE])
         said += [] if reading is None else [reading.logits(unseen).log_softmax(1).numpy()]
     if said:
-        evidence = Evidence(np.concatenate(said), labels)
+        evidence = Evidence(np.concatenate(said), labels, None if images.groups is None else images.groups[good])
     return _Seen(np.concatenate(features), evidence)
 
 

@@ -22,7 +22,7 @@ from tightframe.row import Row
 
 SHOWN = 24
 """Most findings of a kind that are shown."""
-COLUMNS = ("filename", "label", "split")
+COLUMNS, GROUP = ("filename", "label", "split"), "group"
 """Of the table without what was found."""
 
 
@@ -90,16 +90,19 @@ def check_clean(path: Path, images: Images) -> None:
 def write_clean(path: Path, images: Images, held_out: np.ndarray, left_out: Collection[int]) -> None:
     """List the ``images`` but those ``left_out`` (by index) in the CSV file ``path``, whole or not at all.
 
+    Their groups are in a further column, if they have any.
+
     Raises:
         DataError: the images are no files, or don't lie beside the table or below it, where its readers look.
     """
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
-    table.writerow(COLUMNS)
+    table.writerow([*COLUMNS, *([] if images.groups is None else [GROUP])])
     folder = path.absolute().parent.resolve()
     for index in np.setdiff1d(np.arange(len(images)), list(left_out)).tolist():
         name = _below(folder, images, index, path)
-        table.writerow((name, images.classes[images.labels[index]], "test" if held_out[index] else "train"))
+        group = [] if images.groups is None else [images.groups[index]]
+        table.writerow([name, images.classes[images.labels[index]], "test" if held_out[index] else "train", *group])
     write_text(path, lines.getvalue())
 
 

@@ -46,8 +46,9 @@ def quick_notes(
     notes = _copies(data, pixels)
     if np.bincount(labels).max() < 2 or len(np.unique(labels)) < 2:
         return notes
-    held_out = read_layers(features, labels, len(data.classes), balanced=balanced).held_out.numpy()
-    notes += _wrong_labels(data.train, Evidence(held_out, labels))
+    groups = data.train.groups
+    held_out = read_layers(features, labels, len(data.classes), balanced=balanced, groups=groups).held_out.numpy()
+    notes += _wrong_labels(data.train, Evidence(held_out, labels, groups))
     if test_logits is not None and data.test is not None:
         notes += _shift(held_out, np.asarray(test_logits, dtype=np.float64), data, seed)
     return notes
