@@ -222,8 +222,12 @@ def test_overfitting_is_named_and_only_where_it_is_sure():
 def test_a_model_that_learns_by_heart_is_told_of(data, small):
     labels = np.random.default_rng(0).permutation(data.train.labels)  # nothing to learn but by heart
     shuffled = replace(data, train=replace(data.train, labels=labels))
-    plan = TrainConfig(epochs=60, search_epochs=60, lr=(0.1, 0.05), weight_decay=(1e-4,), batch_size=8)
-    assert any("overfits" in note for note in tune(shuffled, small, method="full", config=plan).notes)
+    searched = TrainConfig(
+        epochs=60, search_epochs=60, lr=(0.1, 0.05), weight_decay=(1e-4,), batch_size=8, recipe="paper"
+    )
+    for plan in (replace(searched, folds=0), replace(searched, lr=(0.1,), folds=2)):
+        (told,) = [note for note in tune(shuffled, small, method="full", config=plan).notes if "overfits" in note]
+        assert f"on {len(shuffled.train)} held out" in told or plan.folds == 0
 
 
 def test_if_every_rate_diverges_it_says_which():

@@ -78,6 +78,28 @@ def test_the_rate_goes_down_a_cosine():
     assert recipe.lr_at(50, 100) == pytest.approx((0.1 + 1e-4) / 2)
     assert recipe.lr_at(100, 100) == pytest.approx(1e-4)
     assert Recipe(lr=1e-5).lr_at(70, 100) == 1e-5  # never up
+    assert Recipe(lr=1.0).lr_at(50, 100, 0.1) == recipe.lr_at(50, 100)
+
+
+def test_the_head_has_a_rate_of_its_own_and_gradients_of_the_rest_are_clipped(wide, split):
+    recipe = replace(RECIPE, epochs=1, batch_size=32, weight_decay=0.0, momentum=0.0)
+
+    def moved(**options):
+        model = scl(wide)
+        before = {name: tensor.detach().clone() for name, tensor in model.changed_state().items()}
+        _, after = trained(model, Drawn(), split, replace(recipe, **options))
+        return {
+            name: float(torch.linalg.vector_norm((after[name].detach() - before[name]).double()))
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    plain, own = moved(), moved(head_lr=10 * recipe.lr)
+    assert own["head.weight"] == pytest.approx(10 * plain["head.weight"], rel=1e-4)
+    clipped = moved(head_lr=recipe.lr, clip=1e-3)
+    assert clipped["head.weight"] == pytest.approx(plain["head.weight"], rel=1e-6)
+    rest = [norm for name, norm in clipped.items() if not name.startswith("head.")]
+    assert math.hypot(*rest) <= 1e-3 * recipe.lr * (1 + 1e-3)
 
 
 def test_the_same_seed_gives_the_same_and_another_does_not(wide, split):

@@ -205,6 +205,27 @@ def test_a_head_alone_keeps_the_same_promises():
     assert head.head.weight.sum() == 6
 
 
+@pytest.mark.parametrize(("align", "skip_scale"), [("pad", "none"), ("concat", "none"), ("project", "spread")])
+def test_a_standard_scale_is_what_it_says_and_goes_into_the_head(align, skip_scale):
+    draw = torch.Generator().manual_seed(0)
+    parts = [3 + 7 * torch.randn(40, 6, generator=draw), 0.1 * torch.randn(40, 4, generator=draw) - 2]
+    neck = Neck([6, 4], align, skip_scale)
+    neck.rescale(parts)
+    plain = neck(parts)
+    neck.standardize(parts)
+    seen = neck(parts)
+    assert float(seen.detach().mean(0).abs().max()) < 1e-5
+    assert float(seen.detach().square().sum(1).mean()) == pytest.approx(20, rel=1e-5)
+    assert "unit" not in neck.state_dict(), "nothing of it is saved"
+    head = torch.nn.Linear(neck.width, 3)
+    logits = head(seen)
+    neck.fold_into(head)
+    torch.testing.assert_close(neck(parts), plain)
+    torch.testing.assert_close(head(plain), logits, atol=1e-4, rtol=1e-4)
+    neck.fold_into(head)  # once only
+    torch.testing.assert_close(head(plain), logits, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("method", "layer"), [("linear", BLOCK), ("full", BLOCK), ("scl", None), ("layer", None)])
 def test_methods_and_layers_that_do_not_go_together(wide, method, layer):
     with pytest.raises(SettingsError, match=r"block"):

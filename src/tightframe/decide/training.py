@@ -31,8 +31,7 @@ SEARCH_SHARE, FOLD_SHARE, TRAINING_SHARE = 0.4, 0.6, 0.9
 """Of the time allowed: until when rates are tried, until when folds are trained, and until when training may go on, so
 that judging fits in."""
 GAP, RISE = 0.15, 1.2
-"""What is called overfitting: accuracy on held-out images that is lower by more, beyond doubt, or a validation loss
-that rises by this factor."""
+"""What is called overfitting: held-out accuracy that is surely lower by more, or a loss that rises by this factor."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,6 @@ class Trainer:
         """Choose by a short ``recipe`` for each of ``lrs`` and ``decays``, then train the model on all images."""
         clock, title, notes, rows = self.session.clock, self.session.title, list[str](), list[Row]()
         start = {name: tensor.detach().clone() for name, tensor in self.model.changed_state().items()}
-        everything = np.arange(len(self.labels))
         kept, held_out = stratified(self.labels, config.validation_share, config.seed, self.groups)
         pace = self._pace(recipe, kept, start) if clock.limited else 0.0
         if len(lrs) * len(decays) > 1 and len(held_out):
@@ -111,11 +109,12 @@ class Trainer:
                 short, {"lr": lrs, "weight_decay": decays}, self._split(kept, held_out), start
             )
             recipe = replace(recipe, lr=found.lr, weight_decay=found.weight_decay)
-            notes += overfitting(trial_of(rows, recipe.lr, recipe.weight_decay), len(held_out), title)
         elif not len(held_out) and (len(lrs) * len(decays) > 1 or config.patience):
             notes.append("too few images a class to hold any out: the first learning rate and weight decay are used")
         evidence = self._out_of_fold(replace(recipe, patience=None), config, pace, start)
-        split = self._split(kept, held_out) if config.patience and len(held_out) else self._split(everything)
+        if evidence is None:
+            notes += overfitting(trial_of(rows, recipe.lr, recipe.weight_decay), len(held_out), title)
+        split = self._split(kept, held_out) if config.patience and len(held_out) else self._split()
         recipe = self._in_time(recipe, pace * len(split.training))
         if recipe.epochs < config.epochs:
             notes.append(f"{title}: trained for {recipe.epochs} of {config.epochs} epochs, within the time limit")
@@ -123,6 +122,9 @@ class Trainer:
         notes += more
         if len(split.validation):
             notes += overfitting(final, len(split.validation), title)
+        elif evidence is not None:
+            held = {"validation_accuracy": evidence.correct.mean(), "validation_loss": evidence.log_loss}
+            notes += overfitting([final[-1] | held], len(self.labels), title)
         return Trained(recipe, rows + final, list(dict.fromkeys(notes)), evidence)
 
     def _out_of_fold(
@@ -221,7 +223,8 @@ class Trainer:
                 self.session.tell(_series("search", recipe), row)
         return named
 
-    def _split(self, training: np.ndarray, validation: np.ndarray | None = None) -> Split:
+    def _split(self, training: np.ndarray | None = None, validation: np.ndarray | None = None) -> Split:
+        training = np.arange(len(self.labels)) if training is None else training
         return Split(self.labels, training, training[:0] if validation is None else validation, self.classes)
 
     def _begin(self, start: dict[str, Tensor], training: np.ndarray) -> None:
