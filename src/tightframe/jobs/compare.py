@@ -176,7 +176,8 @@ def _compared(outcomes: dict[str, Tuned | TightframeError], folder: Path, settin
         first = rows[0]
         raise ModelError(f"no method could tune {settings['model']}; {first['method']} failed with: {first['error']}")
     best, told = verdict({name: found.evidence for name, found in tuned.items() if found.evidence is not None})
-    notes = list(dict.fromkeys([told, *(note for found in tuned.values() for note in found.notes)]))
+    by_weight = sorted(tuned, key=lambda name: name != AUTO)  # what it took is the first thing to know
+    notes = list(dict.fromkeys([told, *(note for name in by_weight for note in tuned[name].notes)]))
     next_steps = [tuned[best].predict_command(folder / best)] if best else []
     return Comparison(rows, tuned, settings["block"], best, Result("compare", rows, settings, notes, next_steps))
 
@@ -190,9 +191,11 @@ def _row(name: str, found: Tuned | TightframeError) -> Row:
 def verdict(evidence: Mapping[str, Evidence]) -> tuple[str | None, str]:
     """The method to use by what each said of held-out images, or ``None``, and why.
 
-    The first is ``auto``, else ``discriminant`` or, without either, the method that loses least: see ``decide.choice``.
+    The first is ``auto``, which ``discriminant`` is no rival of, else ``discriminant`` or, without either, the method
+    that loses least: see ``decide.choice``.
     """
     if not evidence:
         return None, UNJUDGED
-    least = min(evidence, key=lambda name: evidence[name].log_loss)
-    return choose(evidence, next((name for name in (AUTO, READING) if name in evidence), least))
+    rivals = {name: one for name, one in evidence.items() if name != READING or AUTO not in evidence}
+    least = min(rivals, key=lambda name: rivals[name].log_loss)
+    return choose(rivals, next((name for name in (AUTO, READING) if name in rivals), least))
