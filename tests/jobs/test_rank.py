@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +200,19 @@ def test_models_that_are_too_large_are_left_out(data, names, wide, narrow):
         result = rank(data, [names["wide"], names["narrow"]], max_params=between, **options)
         assert [row["model"] for row in result.rows] == ["narrow", "wide"]
         assert "--max-params" in result.rows[1]["error"]
+    result = rank(data, [names["wide"], names["narrow"]], max_macs=(wide.macs + narrow.macs) / 2e6)
+    assert [row["model"] for row in result.rows] == ["narrow", "wide"]
+    assert "million MACs" in result.rows[1]["error"]
+
+
+def test_models_that_are_too_slow_are_left_out(data, names, narrow, monkeypatch):
+    def slowly(module, inputs):
+        time.sleep(0.05)
+
+    handle = narrow.module.register_forward_pre_hook(slowly)
+    try:
+        slow, fast = rank(data, [narrow, names["wide"]], max_latency_ms=40.0).rows[::-1]
+    finally:
+        handle.remove()
+    assert "error" not in fast
+    assert re.search(r"5\d(\.\d)? ms an image, more than the 40 allowed \(--max-latency-ms\)", slow["error"])

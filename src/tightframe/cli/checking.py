@@ -9,7 +9,7 @@ import torch
 
 from tightframe.checks import check
 from tightframe.cli import terminal
-from tightframe.cli.commands import BUILDING, CACHED, DATA, IMAGES, OPTIONS, SHOWN, WHERE, typed
+from tightframe.cli.commands import BUILDING, CACHED, DATA, IMAGES, OPTIONS, WHERE, typed
 from tightframe.cli.options import Given, Source, as_size, command
 from tightframe.data.loading import load_images
 from tightframe.errors import DataError, ModelError
@@ -38,7 +38,7 @@ def check_command(given: Given) -> None:
         )
     found.notes.extend(missing)
     terminal.show(f"Findings in {data.name}", "checks", found.tables["checks"])
-    worst = [row for row in found.rows if row["severity"] != "note" and row["path"]][:SHOWN]
+    worst = [row for row in found.rows if row["severity"] != "note" and row["path"]][: terminal.SHOWN]
     if worst:
         terminal.show("The worst of them", ("finding", "path", "class", "likely", "other"), worst)
     terminal.close(found, given.json, typed(given))

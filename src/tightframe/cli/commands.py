@@ -25,14 +25,11 @@ from tightframe.jobs import compare, demo, fewshot, layers, measure, pretrain, r
 from tightframe.models.backbones import load_backbone
 from tightframe.models.fetching import nearest
 from tightframe.report.result import Result
-from tightframe.row import Row
 from tightframe.studies import STUDIES
 from tightframe.studies.runner import run_study
 from tightframe.tuning.config import TrainConfig
 from tightframe.tuning.methods import AUTO, unique_methods
 
-SHOWN = 10
-"""Most kinds of mistake, and epochs, that are shown."""
 MADE = {True: "pre-trains them", False: "--models"}
 """Where a study has its models from, by whether it pre-trains."""
 MOST_ROWS = 40
@@ -44,6 +41,7 @@ REST = tuple(field.name for field in fields(TrainConfig) if field.name not in FI
 OPTIONS, IMAGES, MODELS = GROUPS["Options"], GROUPS["Images"], GROUPS["Models"]
 DATA = Source(load_images, ["source"], OPTIONS, {"source": "data"}, positional=["source"])
 MODEL = Source(load_backbone, ["uri"], OPTIONS, {"uri": "model"})
+LIMITS = ["max_params", "max_macs", "max_latency_ms"]
 WHERE = ["groups_from", "root", "download", "image_column", "label_column", "split_column", "group_column"]
 """Where the images of a named set or a table are, and which belong together."""
 READING = Source(load_images, ["skip_bad", "seed", *WHERE], IMAGES)
@@ -61,7 +59,7 @@ HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad", *WHERE], IMAGE
     Source(load_images, ["source"], OPTIONS, {"source": "data"}, ["source"], {"source": "digits"}),
     Source(
         transfer.transfer,
-        ["models", "out", "methods", "block", "sort_by", "max_params", "log_to"],
+        ["models", "out", "methods", "block", "sort_by", *LIMITS, "log_to"],
         OPTIONS,
         defaults={"models": (), "out": Path("runs/transfer")},
     ),
@@ -138,7 +136,7 @@ def fewshot_command(given: Given) -> None:
 
 @command(
     DATA,
-    Source(rank.rank, ["models", "sort_by", "truth", "time_limit", "max_params"], OPTIONS),
+    Source(rank.rank, ["models", "sort_by", "truth", "time_limit", *LIMITS], OPTIONS),
     SPLITTING,
     BUILDING,
     CACHED,
@@ -206,7 +204,7 @@ def pretrain_command(given: Given) -> None:
     with terminal.progress() as progress:
         data = given.call(load_images, progress=progress)
         found = given.call(pretrain.pretrain, data, config=how, workspace=_workspace(given, progress))
-    terminal.show(f"{how.arch} on {found.settings['data']}", "pretrain", spaced(found.rows))
+    terminal.show(f"{how.arch} on {found.settings['data']}", "pretrain", terminal.spaced(found.rows))
     terminal.close(found, given.json, typed(given))
 
 
@@ -258,7 +256,7 @@ def evaluate_command(given: Given) -> None:
     terminal.show(title, "evaluate", found.rows)
     terminal.show("Each class", "classes", found.tables["classes"])
     if found.tables["mistakes"]:
-        terminal.show("Most frequent mistakes", "confusion", mistaken(found.tables["confusion"])[:SHOWN])
+        terminal.show("Most frequent mistakes", "confusion", mistaken(found.tables["confusion"])[: terminal.SHOWN])
         terminal.show("Most confident mistakes", "samples", found.tables["mistakes"])
     terminal.close(found, given.json)
 
@@ -296,12 +294,6 @@ def push_command(given: Given) -> None:
     found = given.call(push_to_hub)
     terminal.show("On the hub", "push", found.rows)
     terminal.close(found, given.json)
-
-
-def spaced(rows: list[Row]) -> list[Row]:
-    """About ``SHOWN`` of the rows, evenly spaced, with the last."""
-    step = -(-len(rows) // SHOWN)
-    return rows[::-1][::step][::-1]
 
 
 def _names(typed: Sequence[str]) -> list[str]:

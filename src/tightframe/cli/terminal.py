@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 out = Console(quiet=not is_first())
 err = Console(stderr=True, quiet=not is_first())
+SHOWN = 10
+"""Most kinds of mistake, and epochs, that are shown."""
 
 
 for stream in (sys.stdout, sys.stderr):
@@ -38,6 +40,12 @@ def show(title: str, columns: str | Sequence[str], rows: list[Row]) -> None:
     keys = TABLES[columns].columns if isinstance(columns, str) else columns
     out.print(table(title, keys, rows))
     out.print()
+
+
+def spaced(rows: list[Row]) -> list[Row]:
+    """About ``SHOWN`` of the rows, evenly spaced, with the last."""
+    step = -(-len(rows) // SHOWN)
+    return rows[::-1][::step][::-1]
 
 
 def close(result: Result, json_file: Path | None, data: Sequence[str] = ("DATA",)) -> None:

@@ -30,7 +30,7 @@ from tightframe.decide.ranking import (
     told,
 )
 from tightframe.decide.recommendation import Outcome
-from tightframe.errors import DataError, MeasureError, ModelError, SettingsError, TightframeError
+from tightframe.errors import DataError, MeasureError, SettingsError, TightframeError
 from tightframe.features.extract import Features
 from tightframe.features.precision import likely_precision
 from tightframe.features.workspace import Workspace, every_layer
@@ -39,7 +39,7 @@ from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.registry import MEASURES
 from tightframe.models.backbones import load_backbone
-from tightframe.models.lists import listed
+from tightframe.models.lists import Limits, listed
 from tightframe.models.names import short_name, tune_command
 from tightframe.probes.discriminant import read_layers
 from tightframe.probes.knn import neighbors_accuracy
@@ -62,6 +62,8 @@ def rank(
     truth: str | Mapping[str, float] | None = None,
     time_limit: float | None = None,
     max_params: float | None = None,
+    max_macs: float | None = None,
+    max_latency_ms: float | None = None,
     model_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     workspace: Workspace | None = None,
@@ -86,6 +88,8 @@ def rank(
             probe on the test images.
         time_limit: Minutes to spend: models then race, and images go to those that can still win.
         max_params: Leave out models with more parameters than so many millions.
+        max_macs: Leave out models with more multiplications and additions an image than so many millions.
+        max_latency_ms: Leave out models that take longer than so many milliseconds for one image, on this machine.
         model_options: Further arguments of ``load_backbone`` for models given by name.
         seed: Seed of every random choice.
         workspace: Where and how backbones run, and what was computed before.
@@ -96,7 +100,7 @@ def rank(
     if not models:
         raise SettingsError("no models to rank; name some with --models")
     known, models = _known(truth, data), listed(models)
-    make = partial(_loaded, options=options, max_params=max_params)
+    make = partial(_loaded, options=options, limits=Limits(max_params, max_macs, max_latency_ms, workspace.device))
     places = [place for place, model in enumerate(models) if model not in models[:place]]
     once = [models[place] for place in places]
     if time_limit is None:
@@ -184,11 +188,9 @@ def _name(model: str | Backbone) -> str:
     return short_name(model) if isinstance(model, str) else model.name
 
 
-def _loaded(model: str | Backbone, options: Mapping[str, Any], max_params: float | None) -> Backbone:
+def _loaded(model: str | Backbone, options: Mapping[str, Any], limits: Limits) -> Backbone:
     backbone = load_backbone(model, **options) if isinstance(model, str) else model
-    if max_params is not None and backbone.parameters > 1e6 * max_params:
-        millions = f"{backbone.parameters / 1e6:.3g} million parameters"
-        raise ModelError(f"left out: it has {millions}, more than the {max_params:g} allowed (--max-params)")
+    limits.check(backbone)
     return backbone
 
 

@@ -80,6 +80,8 @@ def transfer(
     block: str = "auto",
     sort_by: str = "expected_accuracy",
     max_params: float | None = None,
+    max_macs: float | None = None,
+    max_latency_ms: float | None = None,
     config: TrainConfig | None = None,
     log_to: Sequence[str] = (),
     model_options: Mapping[str, Any] | None = None,
@@ -102,6 +104,8 @@ def transfer(
         sort_by: Column of the ranking that chooses the model: expected_accuracy, probe_accuracy, nc1, logme or another
             score.
         max_params: Leave out models with more parameters than so many millions.
+        max_macs: Leave out models with more multiplications and additions an image than so many millions.
+        max_latency_ms: Leave out models that take longer than so many milliseconds for one image, on this machine.
         config: How to choose and train.
         log_to: Also report every epoch to tensorboard, wandb or mlflow; log.jsonl is always kept.
         model_options: Further arguments of ``load_backbone`` for models given by name.
@@ -115,12 +119,11 @@ def transfer(
     names, models = unique_methods(methods), listed(models)
     asked: dict[str, Any] = {"models": [m if isinstance(m, str) else m.name for m in models], "model_options": options}
     workspace = (workspace or Workspace()).in_folder(folder)
-    settings = (
-        settings_of(data, names, block, config, workspace) | asked | {"sort_by": sort_by, "max_params": max_params}
-    )
+    most = {"max_params": max_params, "max_macs": max_macs, "max_latency_ms": max_latency_ms}
+    settings = settings_of(data, names, block, config, workspace) | asked | {"sort_by": sort_by} | most
     claim(folder, settings)
     unseen = replace(data, test=None)  # test images are for the saved models alone
-    how: dict[str, Any] = {"sort_by": sort_by, "max_params": max_params, "model_options": options, "seed": config.seed}
+    how: dict[str, Any] = {"sort_by": sort_by, **most, "model_options": options, "seed": config.seed}
     ranking = rank(unseen, models, **how, workspace=workspace)
     backbone = _winner(ranking.rows, models, options)
     compared = tune_each(data, backbone, names, block, config, folder, settings, log_to, workspace)

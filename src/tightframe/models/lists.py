@@ -1,12 +1,21 @@
-"""Lists of models by one word or a pattern, for people who don't want to name each."""
+"""Lists of models by one word or a pattern, for people who don't want to name each, and what models may cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from statistics import median
+
+import torch
 
 from tightframe.backbone import Backbone
 from tightframe.errors import ModelError
+from tightframe.features.precision import on_device
+
+TIMES = 5
+"""How often one image is run to time it."""
 
 LISTS = {
     "fast": (
@@ -33,6 +42,44 @@ LISTS = {
     ),
 }
 """Of differing architectures and source data, since which suits depends on the images."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What models may cost: millions of parameters, millions of multiplications and additions an image, milliseconds.
+
+    The time is that of one image on ``device``, the median of several.
+    """
+
+    params: float | None
+    macs: float | None
+    latency_ms: float | None
+    device: torch.device
+
+    def check(self, backbone: Backbone) -> None:
+        """Raise ``ModelError`` where ``backbone`` costs more."""
+        costs: tuple[tuple[float | None, Callable[[], float], str, str], ...] = (
+            (self.params, lambda: backbone.parameters / 1e6, "million parameters", "--max-params"),
+            (self.macs, lambda: backbone.macs / 1e6, "million MACs", "--max-macs"),
+            (self.latency_ms, lambda: _latency(backbone, self.device), "ms an image", "--max-latency-ms"),
+        )
+        for most, cost, unit, option in costs:
+            if most is not None and (found := cost()) > most:
+                raise ModelError(f"left out: it has {found:.3g} {unit}, more than the {most:g} allowed ({option})")
+
+
+def _latency(backbone: Backbone, device: torch.device) -> float:
+    """Milliseconds that one image takes, the median of ``TIMES`` after as many that don't count."""
+    on_device(backbone.module, device)
+    blank, times = torch.zeros(1, 3, *backbone.preprocessing.input_size, device=device), list[float]()
+    with torch.inference_mode():
+        for _ in range(2 * TIMES):
+            started = time.perf_counter()
+            backbone.module(blank)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(1000 * (time.perf_counter() - started))
+    return median(times[TIMES:])
 
 
 def listed(models: Sequence[str | Backbone]) -> list[str | Backbone]:
