@@ -59,7 +59,11 @@ def found(names, tmp_path_factory):
     }
     rows = {name: list(result.rows) for name, result in results.items()}
     rows["rank"] += rows.pop("raced")
-    rows |= {"tune": [tuned.metrics], "compare": moved.methods, "predict": tuned.predict([data.test[0]], reject=0.1)}
+    rows |= {
+        "tune": [tuned.metrics],
+        "compare": moved.methods,
+        "predict": tuned.predict([data.test[0]], reject=0.1, explain=1),
+    }
     for result in results.values():
         for name, table in result.tables.items():
             rows.setdefault(name, []).extend(table)
