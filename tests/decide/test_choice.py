@@ -43,7 +43,7 @@ def test_what_clearly_loses_less_is_used_and_of_several_the_least():
 def test_what_clearly_loses_more_is_said_so():
     found = choose({"first": losing(BASE), "bad": losing(BASE + 0.3), "worse": losing(BASE + 0.5)}, "first")
     assert found.name == "first"
-    assert "on held-out images bad's log loss is higher by 0.3 (standard error " in found.why
+    assert "on held-out images the log loss of bad is higher by 0.3 (standard error " in found.why
 
 
 def test_one_alone_is_used():

@@ -120,7 +120,7 @@ def test_discriminants_are_used_unless_another_clearly_loses_less():
 def test_without_them_what_loses_least_is_used():
     found, told = verdict({"full": sure_of(0.2), "linear": sure_of(0.3)})
     assert found == "full"
-    assert "linear's log loss is higher by 0.1 " in told
+    assert "the log loss of linear is higher by 0.1 " in told
 
 
 @pytest.mark.parametrize("few", [False, True])

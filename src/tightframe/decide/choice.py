@@ -55,6 +55,6 @@ def choose(evidence: Mapping[str, Evidence], first: str, errors: float = CLEARLY
         return Choice(first, f"{first} is used")
     nearest = max(gains, key=lambda name: gains[name].value)
     if gains[nearest].value < -errors * gains[nearest].error:
-        return Choice(first, f"{first} is used: on held-out images {nearest}'s log loss is {gains[nearest]}")
+        return Choice(first, f"{first} is used: on held-out images the log loss of {nearest} is {gains[nearest]}")
     doubt = f"on held-out images {nearest} is not clearly better: its log loss is {gains[nearest]}"
     return Choice(first, f"{first} is used: {doubt}")
