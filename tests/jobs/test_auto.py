@@ -29,7 +29,7 @@ def favoring(monkeypatch):
     def favor(mean: bool):
         def choose(evidence, first, errors):
             seen.update(evidence, first=first, errors=errors)
-            return Choice(list(evidence)[mean], "the test says so")
+            return Choice(list(evidence)[mean], "x is used: the test says so")
 
         monkeypatch.setattr(job, "choose", choose)
         return seen
@@ -45,7 +45,8 @@ def test_what_the_rule_takes_is_saved_and_returned(data, wide, tmp_path, favorin
     assert seen["errors"] == 1
     assert set(seen) == {"discriminant", "the mean of discriminant and partial", "first", "errors"}
     assert tuned.model.title == ("partial and discriminant" if mean else "discriminant")
-    assert tuned.notes[0] == "the test says so"
+    took = "the mean of discriminant and partial" if mean else "discriminant"
+    assert tuned.notes[0] == f"auto is {took}: the test says so"
     assert not (tmp_path / "run" / "unfinished").exists()
     series = [json.loads(line)["series"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {one.partition(" ")[0] for one in series} == {"fold", "final"}

@@ -167,15 +167,15 @@ def tune_auto(run: Run, folder: Path | None, resume: bool, made: Mapping[str, Tu
     reading = made.get(READING) or tune_by(METHODS[READING], run, place[READING], True)
     best, why = reading, ""
     if reading.evidence is None or not run.config.folds:
-        why = f"{READING} is used: without folds, nothing would say whether to add {TRAINED}"
+        why = f"{AUTO} is {READING}: without folds, nothing would say whether to add {TRAINED}"
     elif TRAINED not in made and run.clock.past(FOLD_SHARE):
-        why = f"{READING} is used: there was no time to train {TRAINED}"
+        why = f"{AUTO} is {READING}: there was no time to train {TRAINED}"
     else:
         try:
             trained = made.get(TRAINED) or tune_by(METHODS[TRAINED], run, place[TRAINED], True)
             best, why = _joined(run, reading, trained)
         except (Diverged, ModelError) as error:
-            why = f"{READING} is used: {TRAINED} could not be trained ({error})"
+            why = f"{AUTO} is {READING}: {TRAINED} could not be trained ({error})"
     seconds = time.perf_counter() - started + sum(one.metrics.get("seconds", 0) for one in made.values())
     notes = list(dict.fromkeys([why, *best.notes]))
     best = replace(best, metrics=best.metrics | {"seconds": seconds}, notes=notes)
@@ -190,10 +190,11 @@ def tune_auto(run: Run, folder: Path | None, resume: bool, made: Mapping[str, Tu
 def _joined(run: Run, reading: Tuned, trained: Tuned) -> tuple[Tuned, str]:
     """What reads all layers, or its mean with what was trained, and why."""
     if reading.evidence is None or trained.evidence is None:
-        return reading, f"{READING} is used: nothing says how good {TRAINED} is on held-out images"
+        return reading, f"{AUTO} is {READING}: nothing says how good {TRAINED} is on held-out images"
     together = f"the mean of {READING} and {TRAINED}"
     evidence = reading.evidence.averaged(trained.evidence)
     name, why = choose({READING: reading.evidence, together: evidence}, READING, errors=1.0)
+    why = f"{AUTO} is {name}: {why.partition(': ')[2]}"
     if name == READING:
         return reading, why
     model = joined(trained.model, reading.model)
