@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import runpy
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -294,3 +295,10 @@ def test_the_page_of_studies_is_up_to_date():
     page = runpy.run_path(str(docs / "make_studies.py"))["page"]()
     assert (docs / "studies.md").read_text(encoding="utf-8") == page, "run python docs/make_studies.py"
     assert all(f"## {name}\n" in page for name in STUDIES)
+
+
+def test_a_set_of_torchvisions_is_looked_for_below_the_root_that_is_named(names, tmp_path):
+    with pytest.raises(DataError, match=rf"{re.escape(str(tmp_path))}.*--download"):
+        run_study(
+            STUDIES["layers"], tmp_path / "out", data=["torchvision/CIFAR10"], models=[names["wide"]], root=tmp_path
+        )

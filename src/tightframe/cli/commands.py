@@ -211,7 +211,7 @@ def pretrain_command(given: Given) -> None:
 @command(
     Source(run_study, ["study"], OPTIONS, {"study": "name"}, ["study"]),
     Source(run_study, ["out"], OPTIONS, defaults={"out": None}),
-    Source(run_study, ["scale", "data", "models", "seeds", "epochs", "max_per_class"], OPTIONS),
+    Source(run_study, ["scale", "data", "models", "seeds", "epochs", "max_per_class", "root", "download"], OPTIONS),
     BUILDING,
     CACHED,
 )

@@ -16,6 +16,7 @@ import vl_convert
 
 from tightframe.backbone import Backbone
 from tightframe.data.loading import load_images
+from tightframe.data.sources.named import SCHEME
 from tightframe.errors import DataError, ModelError, SettingsError
 from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
@@ -45,6 +46,8 @@ def run_study(
     seeds: int | None = None,
     epochs: int | None = None,
     max_per_class: int | None = None,
+    root: Path | str | None = None,
+    download: bool = False,
     model_options: Mapping[str, Any] | None = None,
     workspace: Workspace | None = None,
 ) -> Result:
@@ -65,6 +68,8 @@ def run_study(
         seeds: Number of seeds; the scale's by default.
         epochs: Epochs of pre-training or tuning; the scale's by default.
         max_per_class: Most training images of each class and dataset (a study of few images has its own numbers).
+        root: Folder that torchvision's datasets lie in.
+        download: Fetch torchvision's datasets that are not there.
         model_options: Further arguments of ``load_backbone``.
         workspace: Where and how models run.
 
@@ -76,7 +81,9 @@ def run_study(
     _check(study, scale, data, models, model_options or {})
     folder, workspace = Path(out).absolute(), workspace or Workspace()
     load = partial(load_images, max_per_class=max_per_class, progress=workspace.progress)
-    splits = _told_apart([load(name) for name in data or study.built_in])
+    lie: dict[str, Any] = {"root": root, "download": download}  # for a folder these have no meaning
+    names = data or study.built_in
+    splits = _told_apart([load(name, **(lie if str(name).startswith(SCHEME) else {})) for name in names])
     for one in splits:
         if one.test is None:
             raise DataError(f"{one.name} has no test images; give it a test folder")
