@@ -455,4 +455,32 @@ FAULTS = (
         "(features - familiar.center) @ directions",
         "deploy/test_neighbors.py::test_the_nearest_are_those_of_the_features_in_their_own_spread",
     ),
+    Fault(
+        "an archive's members may climb out of it",
+        "data/sources/archive.py",
+        'climbs = place.is_absolute() or ".." in place.parts',
+        "climbs = place.is_absolute()",
+        "data/test_archive.py::test_names_that_climb_out",
+    ),
+    Fault(
+        "every label that may be wrong is called wrong",
+        "checks/labels.py",
+        "np.flatnonzero(expected <= FALSE * np.arange(1, len(own) + 1))",
+        "np.flatnonzero(expected <= 4 * np.arange(1, len(own) + 1))",
+        "checks/test_labels.py::test_true_labels_are_hardly_ever_called_wrong",
+    ),
+    Fault(
+        "the only image of a class is judged",
+        "checks/labels.py",
+        "judged = np.flatnonzero(evidence.comparable)",
+        "judged = np.arange(len(evidence.labels))",
+        "checks/test_labels.py::test_the_only_image_of_a_class_is_not_judged",
+    ),
+    Fault(
+        "mirrored images are no copies",
+        "checks/duplicates.py",
+        "for mirrored, compared in enumerate((chunk, chunk * sign)):",
+        "for mirrored, compared in enumerate((chunk, chunk)):",
+        "checks/test_duplicates.py::test_a_changed_copy_is_found_alone",
+    ),
 )
