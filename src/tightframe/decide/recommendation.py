@@ -8,14 +8,18 @@ groups of them where they belong together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import hypot, log2
+from math import hypot, log2, sqrt
 from typing import NamedTuple
 
 import numpy as np
 
-from tightframe.decide.evidence import DOUBT, Evidence, expected
+from tightframe.decide.evidence import Evidence, expected
 from tightframe.features.samples import group_numbers
 
+RIVALRY, LEAST = 0.5, 0.02
+"""Standard deviation of what n images don't tell of a model beside others, times the square root of n, and the least
+that it is: with it P(best) is what is found, on ten real sets at 5 to 20 images a class (``benchmarks/choosing.py``).
+Images left out in turn share nearly all others, so that drawing them anew says too little."""
 SIZE = 0.05
 """What a model with e times the parameters is ahead by before any image is seen."""
 FADING = 100
@@ -92,7 +96,8 @@ def standings(
     table = table + (SIZE * FADING / (FADING + alone) * (sizes - sizes.mean()))[:, None]
     drawn = _resampled(table, numbers, alone, generator)
     doublings = log2(max(eventually / images, 1.0))
-    drawn += hypot(DOUBT, MOVING * doublings) * generator.standard_normal(drawn.shape)
+    unknown = hypot(RIVALRY / sqrt(alone), LEAST, MOVING * doublings)
+    drawn += unknown * generator.standard_normal(drawn.shape)
     first = np.bincount(drawn.argmax(1), minlength=len(table)) / DRAWS
     merits = table.mean(1)
     best = int(merits.argmax())
