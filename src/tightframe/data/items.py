@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,8 +43,30 @@ class ImageFile:
         return open_image(self.root / self.name)
 
 
+class EncodedImage(ABC):
+    """An image whose file is known by its bytes, wherever these are."""
+
+    name: str
+
+    def digest(self) -> str:
+        """A hash of the image file's bytes, read once: the same as for the file by itself."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return blake2b(self.content(), digest_size=16).hexdigest()
+
+    def open(self) -> Image.Image:
+        """The image, decoded."""
+        return decode(self.content(), self.name)
+
+    @abstractmethod
+    def content(self) -> bytes:
+        """The image file's bytes. Raises ``BadImage`` when they can't be read."""
+
+
 @dataclass(frozen=True)
-class FilePart:
+class FilePart(EncodedImage):
     """The image file in a part of another file, such as an archive, which stays where it is.
 
     Attributes:
@@ -59,18 +82,6 @@ class FilePart:
     start: int
     size: int
     inflated: int | None = None
-
-    def digest(self) -> str:
-        """A hash of the image file's bytes, read once: the same as for the file by itself."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        return blake2b(self.content(), digest_size=16).hexdigest()
-
-    def open(self) -> Image.Image:
-        """The image, decoded."""
-        return decode(self.content(), self.name)
 
     def content(self) -> bytes:
         """The image file's bytes. Raises ``BadImage`` when they can't be read."""

@@ -15,14 +15,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from tightframe.data.decoding import decode
+from tightframe.data.items import EncodedImage
 from tightframe.data.records import Gathered, Reading, Record, split_word
 from tightframe.data.sources.cache import cache_folder
 from tightframe.data.sources.rows import sorted_labels, text, usual_column
@@ -35,7 +31,7 @@ _OLDEST = 4
 
 
 @dataclass(frozen=True, eq=False)
-class TableImage:
+class TableImage(EncodedImage):
     """The image in one row of a dataset: its bytes, or the path of its file below one of ``folders``."""
 
     name: str
@@ -43,19 +39,8 @@ class TableImage:
     index: int
     folders: tuple[Path, ...]
 
-    def digest(self) -> str:
-        """A hash of the image file's bytes, read once. Raises ``BadImage`` when they can't be."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        return blake2b(self._content(), digest_size=16).hexdigest()
-
-    def open(self) -> Image.Image:
-        """The image, decoded."""
-        return decode(self._content(), self.name)
-
-    def _content(self) -> bytes:
+    def content(self) -> bytes:
+        """The image file's bytes. Raises ``BadImage`` when they can't be read."""
         value = self.rows[self.index].column(0)[0].as_py()
         content, path = (value["bytes"], value["path"]) if isinstance(value, dict) else (value, None)
         if content is None and not path:

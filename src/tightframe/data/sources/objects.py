@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from tightframe.data.decoding import as_opened
-from tightframe.data.items import item_of
+from tightframe.data.items import ImageArray, item_of
 from tightframe.data.labeled import Faults
 from tightframe.data.records import Gathered, Reading, Record
 from tightframe.data.sources.rows import Table, found_columns, sorted_labels, text
@@ -42,8 +41,7 @@ class DatasetItem:
 
     def digest(self) -> str:
         """A hash of size and colors. Raises ``BadImage`` when it can't be fetched."""
-        seen = np.asarray(self.open())
-        return blake2b(repr(seen.shape).encode() + seen.tobytes(), digest_size=16).hexdigest()
+        return ImageArray(self.name, np.asarray(self.open())).digest()
 
     def open(self) -> Image.Image:
         """The image, upright and in RGB."""
