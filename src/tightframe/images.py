@@ -124,8 +124,7 @@ class Images:
         if outside.size:
             raise DataError(f"index {outside[0]}: {self.name} has {len(self)} images; count them from 0")
         items = tuple(self.items[index] for index in chosen)
-        groups = None if self.groups is None else self.groups[chosen]
-        return Images(name or self.name, self.classes, self.labels[chosen], items, groups)
+        return Images(name or self.name, self.classes, self.labels[chosen], items, among(self.groups, chosen))
 
     def of_classes(self, names: Sequence[str]) -> Images:
         """The images of the classes ``names``; ``classes`` and the meaning of labels stay as they are.
@@ -159,6 +158,11 @@ class Images:
         """
         memory = _Memory(budget_bytes)
         return replace(self, items=tuple(_Kept(item, memory) for item in self.items))
+
+
+def among(groups: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    """The ``groups`` (n,) of the images at ``rows``, indices or a mask; ``None`` where there are none."""
+    return None if groups is None else groups[rows]
 
 
 def counted(number: int, what: str = "training image") -> str:

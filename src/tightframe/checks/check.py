@@ -24,7 +24,7 @@ from tightframe.checks.shift import Shift, shift_between, shift_words
 from tightframe.decide.evidence import Evidence
 from tightframe.errors import MeasureError
 from tightframe.features.workspace import DECODED_BYTES, Workspace, every_layer
-from tightframe.images import Images, ImageSplits
+from tightframe.images import Images, ImageSplits, among
 from tightframe.probes.discriminant import read_layers
 from tightframe.report.formats import percent
 from tightframe.report.result import Result
@@ -147,8 +147,7 @@ def _seen(images: Images, held_out: np.ndarray, looks: Looks, backbone: Backbone
     labels, classes = images.labels[good], len(images.classes)
     evidence = None
     try:
-        together = None if images.groups is None else images.groups[train]
-        reading = read_layers(found, images.labels[train], classes, groups=together)
+        reading = read_layers(found, found.labels, classes, groups=found.groups)
     except MeasureError:
         reading = None
     said = [] if reading is None else [reading.held_out.numpy()]
@@ -157,7 +156,7 @@ def _seen(images: Images, held_out: np.ndarray, looks: Looks, backbone: Backbone
         features.append(unseen[PENULTIMATE])
         said += [] if reading is None else [reading.logits(unseen).log_softmax(1).numpy()]
     if said:
-        evidence = Evidence(np.concatenate(said), labels, None if images.groups is None else images.groups[good])
+        evidence = Evidence(np.concatenate(said), labels, among(images.groups, good))
     return _Seen(np.concatenate(features), evidence)
 
 
@@ -194,7 +193,7 @@ def _by_model(
         found += label_findings(seen.evidence, good, images.classes)
     test = held_out[good]
     if test.any() and not test.all():
-        groups = None if images.groups is None else images.groups[good]
+        groups = among(images.groups, good)
         shift = shift_between(seen.features[~test], seen.features[test], images.labels[good], groups, seed)
         if shift is not None:
             words = shift_words(shift) + (_expected(seen.evidence, test) if shift.found and seen.evidence else "")

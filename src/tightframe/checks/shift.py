@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from tightframe.images import among
+
 DRAWS = 400
 """Relabelings: the least p-value is one in so many."""
 MOST = 3000
@@ -80,7 +82,7 @@ def shift_between(
     kept = _drawn(side, generator)
     features, side = features[kept], side[kept]
     labels = None if labels is None else labels[kept]
-    groups = None if groups is None else groups[kept]
+    groups = among(groups, kept)
     if min(np.bincount(side, minlength=2)) < 5:
         return None
     hat = _left_out(features)

@@ -12,7 +12,7 @@ from tightframe.backbone import Backbone
 from tightframe.decide.evidence import Evidence
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
-from tightframe.images import Images
+from tightframe.images import Images, among
 from tightframe.metrics.folds import can_hold_out, fold_of
 from tightframe.probes.discriminant import read_layers
 from tightframe.tuning.config import TrainConfig
@@ -65,8 +65,7 @@ def _out_of_fold(features: Features, balanced: bool, config: TrainConfig) -> Evi
     for fold in np.unique(assigned):
         kept, held = np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)
         part = {name: features[name][kept] for name in features}
-        among = None if groups is None else groups[kept]
-        found = read_layers(part, labels[kept], classes, balanced=balanced, groups=among)
+        found = read_layers(part, labels[kept], classes, balanced=balanced, groups=among(groups, kept))
         logits = found.logits({name: features[name][held] for name in found.weights})
         said[held] = logits.log_softmax(1).numpy()
     return Evidence(said, labels, groups)

@@ -14,7 +14,7 @@ from tightframe.features.capture import CannotCut
 from tightframe.features.inputs import KeptInputs, PixelInputs
 from tightframe.features.precision import likely_precision, on_device
 from tightframe.features.workspace import Workspace
-from tightframe.images import Images
+from tightframe.images import Images, among
 from tightframe.metrics.folds import Folds, can_hold_out
 from tightframe.probes.logistic import cross_validated_logistic, logistic_path
 from tightframe.tuning.config import TrainConfig
@@ -129,8 +129,8 @@ def start_of(
     def fit_probe(training: np.ndarray) -> None:
         known = training.tobytes()
         if known not in heads:
-            among = None if groups is None else groups[training]
-            heads[known] = _probe(seen[torch.from_numpy(training)], labels[training], model.head.out_features, among)
+            part = seen[torch.from_numpy(training)], labels[training]
+            heads[known] = _probe(*part, model.head.out_features, among(groups, training))
         with torch.no_grad():
             model.head.weight.copy_(heads[known][0])
             model.head.bias.copy_(heads[known][1])

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tightframe.deploy.tuned import Tuned, listed
 from tightframe.errors import DataError
-from tightframe.images import Images, ImageSplits, counted
+from tightframe.images import Images, ImageSplits, among, counted
 from tightframe.probes.calibration import calibration_error
 from tightframe.probes.results import accuracy_interval
 from tightframe.report.result import Result
@@ -129,7 +129,7 @@ class Answers:
         own = [np.flatnonzero(self.labels == index) for index in range(len(self.classes))]
         return [
             {"class": self.classes[index], "images": images, "correct": right}
-            | _rated(correct[own[index]], None if groups is None else groups[own[index]])
+            | _rated(correct[own[index]], among(groups, own[index]))
             | {"times_predicted": predicted}
             for index, (images, right, predicted) in enumerate(self.counts.T.tolist())
             if images

@@ -18,7 +18,7 @@ from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.stages import fingerprint_of
 from tightframe.features.workspace import Workspace
-from tightframe.images import Images, ImageSplits
+from tightframe.images import Images, ImageSplits, among
 from tightframe.jobs.compare import compare
 from tightframe.jobs.pretrain import Pretraining, pretrain
 from tightframe.jobs.tune import tune
@@ -142,7 +142,7 @@ def subset(features: Features, classes: Iterable[int], *, luck: Any = None, most
         found = [luck.permutation(rows)[:most] for rows in found]
     chosen = np.concatenate(found)
     labels = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
-    return Labeled(features[PENULTIMATE][chosen], labels, None if features.groups is None else features.groups[chosen])
+    return Labeled(features[PENULTIMATE][chosen], labels, among(features.groups, chosen))
 
 
 def few(data: ImageSplits, per_class: int, seed: int) -> ImageSplits | None:
