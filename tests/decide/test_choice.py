@@ -23,7 +23,7 @@ SWINGS = np.where(np.arange(100) % 2, 0.06, -0.05)
 def test_the_first_stays_where_nothing_is_clearly_better():
     found = choose({"first": losing(BASE), "other": losing(BASE - SWINGS)}, "first")
     assert found.name == "first"
-    assert "other is not clearly better: its log loss is lower by 0.005 (standard error 0.0056)" in found.why
+    assert "other is not clearly better: its log loss is lower by 0.005 (standard error 0.0055)" in found.why
 
 
 @pytest.mark.parametrize(("errors", "name"), [(2.0, "first"), (1.0, "other")])

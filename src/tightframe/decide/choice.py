@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from scipy.stats import norm
-
 from tightframe.decide.evidence import Evidence
+from tightframe.probes.results import standard_error
 
 CLEARLY = 2.0
 """Standard errors by which the mean difference has to speak for a rival."""
-ONE_ERROR = float(norm.cdf(1) - norm.cdf(-1))
-"""Level of an interval that is one standard error wide on either side."""
 
 
 class Choice(NamedTuple):
@@ -31,8 +28,8 @@ class Gain(NamedTuple):
     @classmethod
     def of(cls, one: Evidence, other: Evidence) -> Gain:
         """Of ``one`` over ``other``."""
-        value, low, _ = one.gain_over(other, ONE_ERROR)
-        return cls(value, value - low)
+        gains, groups = one.gains_over(other)
+        return cls(float(gains.mean()), standard_error(gains, groups)[0])
 
     def __str__(self) -> str:
         """Such as "lower by 0.12 (standard error 0.05)"."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tightframe.errors import MeasureError
+from tightframe.images import among
 from tightframe.metrics.folds import known_without
 from tightframe.metrics.intervals import Interval
 from tightframe.probes.calibration import LEAST_LOG, temperature
@@ -91,19 +92,19 @@ class Evidence:
         said = torch.tensor(np.mean(both, axis=0)).log_softmax(1)
         return replace(self, log_probabilities=said.numpy())
 
-    def gain_over(self, other: Evidence, level: float = 0.95) -> Interval:
-        """By how much less this loses than ``other`` on the same images: the mean paired difference of log loss.
-
-        Positive where this is better. The interval is Student's, of this ``level``.
+    def gains_over(self, other: Evidence) -> tuple[np.ndarray, np.ndarray | None]:
+        """By how much less this loses than ``other`` on each ``comparable`` image, (m,), and the groups of these.
 
         Raises:
             MeasureError: the two are about other images.
         """
         _check_same(self, other)
-        gains, groups = (other.losses - self.losses)[self.comparable], None
-        if self.groups is not None:
-            groups = self.groups[self.comparable]
-        return Interval(float(gains.mean()), *student_interval(gains, level, groups))
+        return (other.losses - self.losses)[self.comparable], among(self.groups, self.comparable)
+
+    def gain_over(self, other: Evidence) -> Interval:
+        """The mean of ``gains_over`` with its 95 % interval: positive where this is better."""
+        gains, groups = self.gains_over(other)
+        return Interval(float(gains.mean()), *student_interval(gains, groups=groups))
 
 
 def _check_same(one: Evidence, other: Evidence) -> None:

@@ -82,23 +82,28 @@ def judged(
 def student_interval(
     values: Sequence[float] | np.ndarray, level: float = 0.95, groups: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """Student's t interval of a mean, infinite for one value.
+    """Student's t interval of a mean, infinite for one value; see ``standard_error``."""
+    error, freedom = standard_error(values, groups)
+    if not freedom:
+        return -math.inf, math.inf
+    middle, half = float(np.mean(values)), float(student.ppf((1 + level) / 2, freedom) * error)
+    return middle - half, middle + half
+
+
+def standard_error(values: Sequence[float] | np.ndarray, groups: np.ndarray | None = None) -> tuple[float, int]:
+    """Standard error of a mean, and its degrees of freedom; infinite and 0 for one value.
 
     Where values belong to ``groups`` (n,), only these count as independent: the variance is the jackknife's over
     groups (CR3 of Bell, McCaffrey 2002), and there are as many degrees of freedom as groups but one.
     """
     numbers = group_numbers(groups, len(values))
     if len(values) < 2 or (numbers is not None and numbers.max() < 1):
-        return -math.inf, math.inf
-    middle = float(np.mean(values))
+        return math.inf, 0
     if numbers is None:
-        error, freedom = np.std(values, ddof=1) / math.sqrt(len(values)), len(values) - 1
-    else:
-        sums, freedom = np.bincount(numbers, np.asarray(values) - middle), int(numbers.max())
-        moved = sums / (len(values) - np.bincount(numbers))  # by how much the mean falls without each group
-        error = math.sqrt(freedom / (freedom + 1) * float(np.square(moved).sum()))
-    half = float(student.ppf((1 + level) / 2, freedom) * error)
-    return middle - half, middle + half
+        return float(np.std(values, ddof=1) / math.sqrt(len(values))), len(values) - 1
+    sums, freedom = np.bincount(numbers, np.asarray(values) - float(np.mean(values))), int(numbers.max())
+    moved = sums / (len(values) - np.bincount(numbers))  # by how much the mean falls without each group
+    return math.sqrt(freedom / (freedom + 1) * float(np.square(moved).sum())), freedom
 
 
 def accuracy_interval(correct: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
