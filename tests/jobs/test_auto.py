@@ -13,7 +13,9 @@ import torch
 from tightframe import TrainConfig, compare, load_tuned, merge, tune
 from tightframe.decide.choice import Choice
 from tightframe.deploy.merge import NotPlain
+from tightframe.features.workspace import Workspace
 from tightframe.jobs import tune as job
+from tightframe.tuning.config import Clock
 from tightframe.tuning.loop import Diverged
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.surgery import joined
@@ -29,7 +31,7 @@ def favoring(monkeypatch):
     def favor(mean: bool):
         def choose(evidence, first, errors):
             seen.update(evidence, first=first, errors=errors)
-            return Choice(list(evidence)[mean], "x is used: the test says so")
+            return Choice(list(evidence)[mean], "the test says so")
 
         monkeypatch.setattr(job, "choose", choose)
         return seen
@@ -82,6 +84,13 @@ def test_what_is_made_already_is_not_made_again(data, wide, tmp_path, steps):
     assert len(steps) == taken
     assert found.rows[:2] == [row | {"seconds": ANY} for row in first.rows]
     assert found.rows[2]["method"] == "auto"
+
+
+def test_its_time_is_that_of_what_it_is_made_of(data, wide):
+    run = job.Run(data, wide, "layer3.0", PLAN, (), Workspace(), Clock())
+    made = {name: job.tune_by(METHODS[name], run, None, False) for name in ("discriminant", "linear", "partial")}
+    made = {name: replace(one, metrics=one.metrics | {"seconds": 1e6}) for name, one in made.items()}
+    assert 2e6 <= job.tune_auto(run, None, False, made).metrics["seconds"] < 3e6
 
 
 @pytest.mark.parametrize("method", ["scl", "lora", "full", "partial"])

@@ -13,10 +13,15 @@ CLEARLY = 2.0
 
 
 class Choice(NamedTuple):
-    """The classifier chosen, by name, and why in words."""
+    """The classifier chosen, by name, and the reason in words, if it had rivals."""
 
     name: str
-    why: str
+    reason: str = ""
+
+    @property
+    def why(self) -> str:
+        """The choice in a sentence."""
+        return f"{self.name} is used" + (f": {self.reason}" if self.reason else "")
 
 
 class Gain(NamedTuple):
@@ -47,11 +52,10 @@ def choose(evidence: Mapping[str, Evidence], first: str, errors: float = CLEARLY
     better = [name for name, gain in gains.items() if gain.value > errors * gain.error]
     if better:
         name = min(better, key=lambda name: evidence[name].log_loss)
-        return Choice(name, f"{name} is used: on held-out images its log loss is {gains[name]} than {first}'s")
+        return Choice(name, f"on held-out images its log loss is {gains[name]} than {first}'s")
     if not gains:
-        return Choice(first, f"{first} is used")
+        return Choice(first)
     nearest = max(gains, key=lambda name: gains[name].value)
     if gains[nearest].value < -errors * gains[nearest].error:
-        return Choice(first, f"{first} is used: on held-out images the log loss of {nearest} is {gains[nearest]}")
-    doubt = f"on held-out images {nearest} is not clearly better: its log loss is {gains[nearest]}"
-    return Choice(first, f"{first} is used: {doubt}")
+        return Choice(first, f"on held-out images the log loss of {nearest} is {gains[nearest]}")
+    return Choice(first, f"on held-out images {nearest} is not clearly better: its log loss is {gains[nearest]}")

@@ -198,4 +198,5 @@ def verdict(evidence: Mapping[str, Evidence]) -> tuple[str | None, str]:
         return None, UNJUDGED
     rivals = {name: one for name, one in evidence.items() if name != READING or AUTO not in evidence}
     least = min(rivals, key=lambda name: rivals[name].log_loss)
-    return choose(rivals, next((name for name in (AUTO, READING) if name in rivals), least))
+    choice = choose(rivals, next((name for name in (AUTO, READING) if name in rivals), least))
+    return choice.name, choice.why

@@ -162,7 +162,7 @@ def tune_auto(run: Run, folder: Path | None, resume: bool, made: Mapping[str, Tu
     finished = _begun(folder, scope, resume, run.backbone)
     if finished is not None:
         return finished
-    started, made = time.perf_counter(), dict(made or {})
+    started, made = time.perf_counter(), {name: one for name, one in (made or {}).items() if name in (READING, TRAINED)}
     place = {name: folder / UNFINISHED / name if folder is not None else None for name in (READING, TRAINED)}
     reading = made.get(READING) or tune_by(METHODS[READING], run, place[READING], True)
     best, why = reading, ""
@@ -193,9 +193,9 @@ def _joined(run: Run, reading: Tuned, trained: Tuned) -> tuple[Tuned, str]:
         return reading, f"{AUTO} is {READING}: nothing says how good {TRAINED} is on held-out images"
     together = f"the mean of {READING} and {TRAINED}"
     evidence = reading.evidence.averaged(trained.evidence)
-    name, why = choose({READING: reading.evidence, together: evidence}, READING, errors=1.0)
-    why = f"{AUTO} is {name}: {why.partition(': ')[2]}"
-    if name == READING:
+    choice = choose({READING: reading.evidence, together: evidence}, READING, errors=1.0)
+    why = f"{AUTO} is {choice.name}: {choice.reason}"
+    if choice.name == READING:
         return reading, why
     model = joined(trained.model, reading.model)
     evidence, at = _calibrated(model, evidence)
