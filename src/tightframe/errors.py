@@ -21,7 +21,7 @@ class BadImage(DataError):
     """Files that can't be read as images: ``path`` names the first, ``reason`` says why."""
 
     def __init__(self, path: object, reason: str, *others: tuple[object, str]):
-        self.path, self.reason = str(path), reason
+        self.path, self.reason, self._others = str(path), reason, others
         listed = [f"{one}: {why.rstrip('.')}" for one, why in ((path, reason), *others)]
         if not others:
             super().__init__(
@@ -33,6 +33,9 @@ class BadImage(DataError):
             "\n  ".join([f"{len(listed)} files can't be used as images:", *listed[:NAMED], *more])
             + "\nRepair or remove them, or pass --skip-bad (skip_bad=True) to go on without them."
         )
+
+    def __reduce__(self) -> tuple[type[BadImage], tuple[object, ...]]:
+        return BadImage, (self.path, self.reason, *self._others)  # sent from another process
 
 
 class ModelError(TightframeError):

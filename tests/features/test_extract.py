@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from tightframe.backbone import PENULTIMATE, Backbone, Layer
+from tightframe.engine.stages import Stages
 from tightframe.errors import BadImage, LayerNotFound, ModelError, SettingsError
 from tightframe.features import extract as extraction
 from tightframe.features import store as storage
@@ -352,12 +354,13 @@ def test_a_pass_that_another_was_faster_than_reads_what_that_one_left(
     model: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "SHARD_BYTES", 1)  # a shard a batch, and batches of another size
+    monkeypatch.setattr(Stages, "held", lambda *given: nullcontext(True))  # a file system without locks
     net, data, finish = model(), noise(), storage.Writer.finish
 
-    def late(self: storage.Writer, seconds: float) -> Any:
+    def late(self: storage.Writer, seconds: float, moments: Any) -> Any:
         monkeypatch.setattr(storage.Writer, "finish", finish)
         made(net, data, store=store, batch_size=2)
-        return finish(self, seconds)
+        return finish(self, seconds, moments)
 
     monkeypatch.setattr(storage.Writer, "finish", late)
     assert_same(made(net, data, store=store, batch_size=11), made(net, data, batch_size=2))

@@ -37,7 +37,7 @@ def test_a_folder_that_takes_no_files_is_said_before_training(data, narrow, tmp_
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tightframe.features.stages.write_text", refuse)
+    monkeypatch.setattr("tightframe.engine.stages.write_text", refuse)
     with pytest.raises(SettingsError, match=r"out can't be written to \(Permission denied\)"):
         tune(data, narrow, method="linear", config=PLAN, out=tmp_path / "out")
     assert steps == []

@@ -183,7 +183,7 @@ def test_degenerate_rows_are_drawn_too(browser, tmp_path, models, layers, epochs
 
 @pytest.mark.parametrize("table", ["rank", "measure", "transfer"])
 def test_no_column_hides_behind_a_scrollbar_on_a_laptop(browser, tmp_path, table):
-    named = {"model": "vit_small_patch16_dinov3", "layer": "features.stages.3.blocks.11", "method": "layer"}
+    named = {"model": "vit_small_patch16_dinov3", "layer": "engine.stages.3.blocks.11", "method": "layer"}
     row = {field.key: 0.12345 for field in fields(TABLES[table].columns)} | named
     row |= {field.low: 0.12345 for field in fields(TABLES[table].columns) if field.low}
     row |= {upper(field.low): 12.345 for field in fields(TABLES[table].columns) if field.low}

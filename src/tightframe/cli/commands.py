@@ -47,8 +47,9 @@ WHERE = ["groups_from", "root", "download", "image_column", "label_column", "spl
 READING = Source(load_images, ["skip_bad", "seed", *WHERE], IMAGES)
 SPLITTING = Source(load_images, ["max_per_class", "test_share", "skip_bad", "seed", *WHERE], IMAGES)
 BUILDING = Source(load_backbone, ["pretrained", "layers", "input_size", "mean", "std"], MODELS)
-RUNNING = Source(Workspace, ["device", "precision", "pool"], MACHINE)
-CACHED = Source(Workspace, ["folder", "device", "precision", "pool"], MACHINE, {"folder": "feature_cache"})
+HOW = ["device", "precision", "pool", "engine", "workers"]
+RUNNING = Source(Workspace, HOW, MACHINE)
+CACHED = Source(Workspace, ["folder", *HOW], MACHINE, {"folder": "feature_cache"})
 TRAINING = Source(TrainConfig, FIRST, GROUPS["Training"])
 MORE_TRAINING = Source(TrainConfig, REST, GROUPS["More training options"])
 SAVED = Source(load_tuned, ["folder", "model"], OPTIONS, positional=["folder"])

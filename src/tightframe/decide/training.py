@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tightframe.data.selection import stratified
 from tightframe.decide.evidence import Evidence
-from tightframe.features.stages import Stages
+from tightframe.engine.stages import Stages
 from tightframe.features.workspace import Workspace
 from tightframe.metrics.folds import can_hold_out, fold_of
 from tightframe.probes.results import interval

@@ -16,6 +16,8 @@ from tightframe.features.precision import Precision, autocast, is_safe, likely_p
 from tightframe.features.taps import tapped
 from tightframe.images import Images
 
+SAMPLE = 50_000
+"""Images whose features are kept where class moments of all do for the rest."""
 TRIAL = 32
 """Images on which bfloat16 is compared with float32."""
 
@@ -30,6 +32,7 @@ class Features(Mapping[str, np.ndarray]):
         precision: in which the model ran.
         pool: how tokens were pooled.
         seconds: how long the pass took that computed them.
+        total: images that class moments are of; more than n, where features of a sample alone are kept.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Features(Mapping[str, np.ndarray]):
         data: Images,
         moments: dict[str, ClassMoments] | None = None,
         *,
+        folded: Mapping[str, Callable[[], ClassMoments]] | None = None,
+        total: int | None = None,
         precision: str,
         pool: str,
         seconds: float,
@@ -45,6 +50,7 @@ class Features(Mapping[str, np.ndarray]):
         self._arrays, self._moments = dict(arrays), {} if moments is None else moments
         self.labels, self.classes, self.groups = data.labels, data.classes, data.groups
         self.precision, self.pool, self.seconds = precision, pool, seconds
+        self._folded, self.total = dict(folded or {}), len(data) if total is None else total
 
     def __getitem__(self, layer: str) -> np.ndarray:
         return self._arrays[layer]()
@@ -56,10 +62,22 @@ class Features(Mapping[str, np.ndarray]):
         return len(self._arrays)
 
     def moments(self, layer: str) -> ClassMoments:
-        """Class moments of one layer, computed once."""
-        if layer not in self._moments:
+        """Class moments of one layer, of all images, computed once."""
+        if layer not in self._moments and layer in self._folded:
+            self._moments[layer] = self._folded[layer]()
+        elif layer not in self._moments:
             self._moments[layer] = ClassMoments.from_features(self[layer], self.labels, len(self.classes))
         return self._moments[layer]
+
+
+def sampled(features: Features) -> list[str]:
+    """A note where ``features`` are those of a sample."""
+    if features.total == len(features.labels):
+        return []
+    return [
+        f"collapse metrics are of all {features.total:,} images; probes, scores and intervals, which need the features "
+        f"themselves, of {len(features.labels):,} of them, drawn by a hash of their contents"
+    ]
 
 
 def safe_precision(backbone: Backbone, inputs: PixelInputs, wanted: Precision) -> str:

@@ -15,14 +15,16 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from tightframe.features.moments import ClassMoments
 from tightframe.files import write_tensors
 from tightframe.processes import is_first
 
@@ -30,7 +32,7 @@ FORMAT = 1
 SHARD_BYTES = 64 * 2**20
 MEMORY_BYTES = 2 * 2**30
 """Features kept in memory at most; the oldest are dropped first."""
-MANIFEST = "manifest.json"
+MANIFEST, MOMENTS = "manifest.json", "moments.safetensors"
 Key = Mapping[str, Any]
 
 
@@ -41,10 +43,12 @@ class Kept:
     Attributes:
         read: gives them, float32 (n, d).
         seconds: how long the pass took that computed them.
+        moments: gives the class moments of all images, where features of some alone are kept.
     """
 
     read: Callable[[], np.ndarray]
     seconds: float
+    moments: Callable[[], ClassMoments] | None = None
 
 
 @dataclass
@@ -52,30 +56,30 @@ class FeatureStore:
     """Features by key, in ``folder`` or, without one, in memory. The folder is safe to delete at any time."""
 
     folder: Path | None = None
-    _memory: OrderedDict[str, tuple[np.ndarray, float]] = field(default_factory=OrderedDict)
+    _memory: OrderedDict[str, tuple[np.ndarray, Kept]] = field(default_factory=OrderedDict)
 
     def find(self, key: Key) -> Kept | None:
         """What is kept under ``key``; ``None`` if it is missing or damaged."""
         name = _name(key)
         if name in self._memory:
             self._memory.move_to_end(name)
-            array, seconds = self._memory[name]
-            return Kept(lambda: array, seconds)
+            return self._memory[name][1]
         manifest = _manifest(self.folder / name, key) if self.folder is not None else None
         if self.folder is None or manifest is None:
             return None
-        return Kept(_reader(self.folder / name, manifest), manifest["seconds"])
+        return _kept(self.folder / name, manifest)
 
     def writer(self, keys: Mapping[str, Key]) -> Writer:
         """Collects the features of one pass, by layer. Of several processes the first alone writes to disk."""
         return Writer(self, keys, self.folder if is_first() else None)
 
-    def remember(self, key: Key, features: np.ndarray, seconds: float) -> Kept:
+    def remember(self, key: Key, features: np.ndarray, seconds: float, moments: ClassMoments | None = None) -> Kept:
         """Keep features in memory."""
-        self._memory[_name(key)] = features, seconds
+        kept = Kept(lambda: features, seconds, None if moments is None else lambda: moments)
+        self._memory[_name(key)] = features, kept
         while len(self._memory) > 1 and sum(array.nbytes for array, _ in self._memory.values()) > MEMORY_BYTES:
             self._memory.popitem(last=False)
-        return Kept(lambda: features, seconds)
+        return kept
 
 
 class Writer:
@@ -97,12 +101,15 @@ class Writer:
                 self._write_shard(layer)
         self._rows += len(next(iter(batch.values()), ()))
 
-    def finish(self, seconds: float) -> dict[str, Kept]:
-        """Keep all layers, and return how to read them."""
-        if not self._entries:
-            whole = {layer: np.concatenate(parts) for layer, parts in self._waiting.items()}
-            return {layer: self._store.remember(self._keys[layer], array, seconds) for layer, array in whole.items()}
-        return {layer: self._put_in_place(layer, entry, seconds) for layer, entry in self._entries.items()}
+    def finish(self, seconds: float, moments: Mapping[str, ClassMoments] = MappingProxyType({})) -> dict[str, Kept]:
+        """Keep all layers, with the class moments of more images where there are any; and return how to read them."""
+        if self._entries:
+            return {layer: self._put_in_place(layer, moments.get(layer), seconds) for layer in self._entries}
+        whole = {layer: np.concatenate(parts) for layer, parts in self._waiting.items()}
+        return {
+            layer: self._store.remember(self._keys[layer], array, seconds, moments.get(layer))
+            for layer, array in whole.items()
+        }
 
     def __enter__(self) -> Writer:
         return self
@@ -113,21 +120,25 @@ class Writer:
         for entry in self._entries.values():
             shutil.rmtree(self._unfinished(entry), ignore_errors=True)
 
-    def _put_in_place(self, layer: str, entry: Path, seconds: float) -> Kept:
+    def _put_in_place(self, layer: str, moments: ClassMoments | None, seconds: float) -> Kept:
+        entry = self._entries[layer]
         self._write_shard(layer)
         manifest = {"format": FORMAT, "key": self._keys[layer], "rows": self._rows, "seconds": seconds}
         manifest["shards"] = self._shards[layer]
         unfinished = self._unfinished(entry)
+        if moments is not None:
+            moments.save(unfinished / MOMENTS)
+            manifest["moments"] = moments.samples
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         try:
             unfinished.replace(entry)
         except OSError:  # there is an entry already
             faster = _manifest(entry, self._keys[layer])
             if faster is not None:  # another process's, which may be read already, and whose shards may be others
-                return Kept(_reader(entry, faster), seconds)
+                return _kept(entry, faster)
             shutil.rmtree(entry, ignore_errors=True)  # damaged
             unfinished.replace(entry)
-        return Kept(_reader(entry, manifest), seconds)
+        return _kept(entry, manifest)
 
     def _unfinished(self, entry: Path) -> Path:
         return entry.with_name(f".{entry.name}.{self._mark}")
@@ -153,6 +164,7 @@ def _manifest(entry: Path, key: Key) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
         whole = manifest["format"] == FORMAT and manifest["key"] == json.loads(json.dumps(key))
+        whole = whole and ("moments" not in manifest or (entry / MOMENTS).is_file())
         if whole and _rows(entry, manifest) == manifest["rows"] and isinstance(manifest["seconds"], float):
             return manifest
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
@@ -175,6 +187,11 @@ def _rows(entry: Path, manifest: dict[str, Any]) -> int:
     if [len(width) for width in widths] != [1]:
         raise ValueError("shards are not tables of one width")
     return sum(shape[0] for shape in shapes)
+
+
+def _kept(entry: Path, manifest: dict[str, Any]) -> Kept:
+    folded = partial(ClassMoments.load, entry / MOMENTS) if "moments" in manifest else None
+    return Kept(_reader(entry, manifest), manifest["seconds"], folded)
 
 
 def _reader(entry: Path, manifest: dict[str, Any]) -> Callable[[], np.ndarray]:

@@ -7,25 +7,31 @@ four things, each computed in the fewest passes and kept in memory or in a folde
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tightframe.backbone import PENULTIMATE, Backbone, Preprocessing
+from tightframe.engine.choice import engine_of
+from tightframe.engine.engine import Engine, Here
+from tightframe.engine.stages import Stages, fingerprint_of
 from tightframe.features.capture import Capture
 from tightframe.features.extract import Features, feature_key, safe_precision
 from tightframe.features.inputs import KeptInputs, PixelInputs, Views
 from tightframe.features.moments import ClassMoments
+from tightframe.features.passes import Found, Gathered, ReadLayers, outputs, parts_of, sample_of
 from tightframe.features.pixels import Pixels
-from tightframe.features.precision import Precision, autocast, device_of, on_device
-from tightframe.features.stages import Stages
+from tightframe.features.precision import Precision, device_of, on_device
 from tightframe.features.store import FeatureStore, Kept
-from tightframe.features.taps import Pool, pooling_of, tapped
+from tightframe.features.taps import Pool, pooling_of
 from tightframe.images import Images
+from tightframe.processes import is_first
 from tightframe.progress import Progress, silent
 
 BATCH_SIZE = 64
@@ -41,11 +47,13 @@ class Workspace:
         device: Where models run: auto (a GPU if there is one), cpu, cuda, cuda:1, ….
         precision: auto (bfloat16 where fast and safe), float32 or bfloat16.
         pool: How tokens become one vector: auto (as the model's own head does it), mean or cls.
+        engine: Where models run: local, ray, or ray://ADDRESS:PORT; TIGHTFRAME_ENGINE by default.
+        workers: Processes to share the work between; with Ray one a GPU or processor by default.
         batch_size: Images in one forward pass.
         progress: Shows work going on.
 
     Raises:
-        SettingsError: no such device, precision or pooling.
+        SettingsError: no such device, precision, pooling or engine.
     """
 
     def __init__(
@@ -55,12 +63,16 @@ class Workspace:
         device: str = "auto",
         precision: Precision = "auto",
         pool: Pool = "auto",
+        engine: str | Engine = "",
+        workers: int | None = None,
         batch_size: int = BATCH_SIZE,
         progress: Progress = silent,
     ):
         self.folder = Path(folder) if folder is not None else None
         self.device = device_of(device)
         self.precision, self.pool, self.batch_size, self.progress = precision, pool, batch_size, progress
+        self.engine = engine if isinstance(engine, Engine) else engine_of(engine, workers)
+        self._as_given: dict[str, Any] = {"device": device, "precision": precision, "pool": pool}
         self.stages = Stages(self.folder)
         self.remember = self.stages.remember
         self._store = FeatureStore(self.folder / "features" if self.folder is not None else None)
@@ -73,31 +85,42 @@ class Workspace:
         """The same workspace, or, if it keeps everything in memory, one like it that keeps everything in ``folder``."""
         if self.folder is not None:
             return self
-        return Workspace(
-            folder,
-            device=str(self.device),
-            precision=self.precision,
-            pool=self.pool,
-            batch_size=self.batch_size,
-            progress=self.progress,
-        )
+        more: dict[str, Any] = {"engine": self.engine, "batch_size": self.batch_size, "progress": self.progress}
+        return Workspace(folder, **self._as_given, **more)
 
-    def features(self, backbone: Backbone, images: Images, layers: Sequence[str] | None = None) -> Features:
+    def __reduce__(self) -> tuple[Callable[[], Workspace], tuple[()]]:
+        """Sent to another process it works there alone, and has in common with this one what is in its folder."""
+        more: dict[str, Any] = {"engine": "local", "batch_size": self.batch_size}
+        return partial(Workspace, self.folder and self.folder.absolute(), **self._as_given, **more), ()
+
+    def features(
+        self, backbone: Backbone, images: Images, layers: Sequence[str] | None = None, most: int | None = None
+    ) -> Features:
         """Features of ``images`` at ``layers`` (all blocks and the penultimate features, unless named).
 
-        One pass computes all those that are not kept.
+        One pass computes all those that are not kept; the engine's workers share it.
+
+        Args:
+            backbone: that is run.
+            images: that it is run on.
+            layers: names.
+            most: keep features of no more images than that, drawn by a hash of their identity; class moments are of
+                all of them all the same, and memory does not grow with the number of images.
 
         Raises:
             BadImage: an image can't be decoded.
             LayerNotFound: a name in ``layers`` is not a layer.
+            WorkerLost: no worker lived through a part of the pass.
         """
         names = tuple(layers) if layers is not None else every_layer(backbone)
-        keys = self._keys(backbone, images, names)
+        sampled = most if most is not None and most < len(images) else None
+        keys = self._keys(backbone, images, names, sampled)
         found = {name: self._store.find(key) for name, key in keys.items()}
         missing = [name for name, kept in found.items() if kept is None]
         if missing:
-            found |= self._pass(backbone, images, missing)[0]
-        return self._read(backbone, images, {name: kept for name, kept in found.items() if kept is not None})
+            found |= self._pass(backbone, images, missing, most=sampled)[0]
+        kept = {name: one for name, one in found.items() if one is not None}
+        return self._read(backbone, images, kept, sampled)
 
     def moments(self, backbone: Backbone, images: Images, layer: str = PENULTIMATE) -> ClassMoments:
         """Class moments of one layer's features."""
@@ -156,19 +179,29 @@ class Workspace:
             self._precisions[key] = safe_precision(backbone, inputs, self.precision)
         return self._precisions[key]
 
-    def _keys(self, backbone: Backbone, images: Images, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def _keys(
+        self, backbone: Backbone, images: Images, names: Sequence[str], most: int | None = None
+    ) -> dict[str, dict[str, Any]]:
         how, precision = pooling_of(backbone, self.pool), self.precision_for(backbone, images)
-        return {name: feature_key(backbone, images, backbone.layer(name).name, how, precision) for name in names}
+        keys = {name: feature_key(backbone, images, backbone.layer(name).name, how, precision) for name in names}
+        return keys if most is None else {name: key | {"most": most} for name, key in keys.items()}
 
-    def _read(self, backbone: Backbone, images: Images, kept: dict[str, Kept]) -> Features:
+    def _read(self, backbone: Backbone, images: Images, kept: dict[str, Kept], most: int | None) -> Features:
         """What was kept, as one mapping; moments are shared while the same images and backbone are asked for."""
         precision, how = self.precision_for(backbone, images), pooling_of(backbone, self.pool)
-        name = "|".join((backbone.fingerprint, images.fingerprint, how, precision))
+        name = "|".join((backbone.fingerprint, images.fingerprint, how, precision, str(most)))
         if name not in self._moments:
             self._moments = {name: {}}
-        seconds = max((one.seconds for one in kept.values()), default=0.0)
-        arrays = {layer: one.read for layer, one in kept.items()}
-        return Features(arrays, images, self._moments[name], precision=precision, pool=how, seconds=seconds)
+        return Features(
+            {layer: one.read for layer, one in kept.items()},
+            images if most is None else images.subset(sample_of(images, most)),
+            self._moments[name],
+            folded={layer: one.moments for layer, one in kept.items() if one.moments is not None},
+            total=len(images),
+            precision=precision,
+            pool=how,
+            seconds=max((one.seconds for one in kept.values()), default=0.0),
+        )
 
     def _pass(
         self,
@@ -179,33 +212,97 @@ class Workspace:
         budget_gb: float = 0.0,
         augment: Views | None = None,
         views: int = 1,
+        most: int | None = None,
     ) -> tuple[dict[str, Kept], dict[str, KeptInputs]]:
         """Features of ``layers`` and what goes into ``blocks``, from one pass a view."""
+        keys = self._keys(backbone, images, layers, most)
+        if blocks:
+            return self._captured(backbone, images, keys, blocks, budget_gb, augment, views)
+        name = fingerprint_of([self.batch_size, sorted(keys.items())])[:32]  # parts are whole batches
+        with self.stages.held(f"pass {name}"):  # of several runs at the same, one computes
+            known = {layer: self._store.find(key) for layer, key in keys.items()}
+            done = {layer: kept for layer, kept in known.items() if kept is not None}
+            if len(done) == len(keys):
+                return done, {}
+            with self._place(name, most is not None) as place:
+                return self._gathered(backbone, images, keys, place, most), {}
+
+    @contextmanager
+    def _place(self, name: str, needed: bool) -> Iterator[Path | None]:
+        """A folder in which parts of a pass wait for the others; none, where memory does."""
+        if self.folder is not None and is_first():
+            yield self.folder / "passes" / name
+        elif needed:
+            with tempfile.TemporaryDirectory(prefix="tightframe-") as folder:
+                yield Path(folder)
+        else:
+            yield None
+
+    def _gathered(
+        self, backbone: Backbone, images: Images, keys: dict[str, Any], place: Path | None, most: int | None
+    ) -> dict[str, Kept]:
+        """Features of the layers of ``keys``, and class moments where only ``most`` images' features are kept."""
+        started, layers = time.perf_counter(), tuple(keys)
+        mask = np.zeros(len(images), dtype=bool)
+        mask[slice(None) if most is None else sample_of(images, most)] = True
+        gathered = Gathered(parts_of(images, mask, self.batch_size), place, most is not None)
+        precision = self.precision_for(backbone, images)
+        device = self._as_given["device"]
+        work = ReadLayers(backbone, layers, self.pool, precision, device, self.batch_size, most is not None)
+        for index, found in self._found(work, images, gathered):
+            gathered.add(index, found)
+        with self._store.writer(keys) as writer:
+            for rows in gathered.rows():
+                writer.add(rows)
+            kept = writer.finish(time.perf_counter() - started, gathered.moments())
+        gathered.clear()
+        return kept
+
+    def _found(self, work: ReadLayers, images: Images, gathered: Gathered) -> Iterator[tuple[int, Found]]:
+        """What the model says of the parts that are missing, as it comes."""
+        missing, title = gathered.missing(), f"{work.backbone.name} on {images.name}"
+        parts = [gathered.parts[index] for index in missing]
+        if not isinstance(self.engine, Here):
+            answers = self.engine.run(work, parts)
+            for answer in self.progress(answers, f"{title}, parts by {self.engine.workers} workers", len(parts)):
+                yield missing[answer.index], answer.get()
+            return
+        if not parts:
+            return
+        starts = np.cumsum([0, *(len(part.images) for part in gathered.parts)])
+        order = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in missing])
+        inputs = PixelInputs(self.pixels(images, work.backbone.preprocessing), device=self.device)
+        batches = inputs.batches(order, self.batch_size)
+        shown = self.progress(batches, title, -(-len(order) // self.batch_size))
+        yield from zip(missing, work.over(shown, parts), strict=True)
+
+    def _captured(
+        self,
+        backbone: Backbone,
+        images: Images,
+        keys: dict[str, Any],
+        blocks: Sequence[str],
+        budget_gb: float,
+        augment: Views | None,
+        views: int,
+    ) -> tuple[dict[str, Kept], dict[str, KeptInputs]]:
         precision, module = self.precision_for(backbone, images), on_device(backbone.module, self.device)
         inputs = PixelInputs(self.pixels(images, backbone.preprocessing), augment, self.device)
-        writer = self._store.writer(self._keys(backbone, images, layers))
         capture = Capture(module, blocks, len(images), views, budget_gb)
-        tap = {*layers, *(block for block in blocks if block == PENULTIMATE)}
+        tap = {*keys, *(block for block in blocks if block == PENULTIMATE)}
         started, steps = time.perf_counter(), -(-len(images) // self.batch_size)
-        with (
-            writer,
-            tapped(backbone, tap, self.pool) as read,
-            capture.listening(),
-            torch.inference_mode(),
-            autocast(self.device, precision),
-        ):
+        with self._store.writer(keys) as writer, capture.listening():
             for view in range(views):
                 every = np.full(len(images), view)
                 batches = inputs.batches(range(len(images)), self.batch_size, every)
                 title = f"{backbone.name} on {images.name}" + (f", view {view + 1} of {views}" if view else "")
-                for indices, batch in self.progress(batches, title, steps):
-                    module(batch)
+                shown = self.progress(batches, title, steps)
+                for indices, read in outputs(backbone, shown, tap, self.pool, self.device, precision):
                     if view == 0:
-                        writer.add({name: read[name].cpu().numpy() for name in layers})
-                    if blocks:
-                        capture.add(view, indices, read.get(PENULTIMATE) if PENULTIMATE in blocks else None)
+                        writer.add({name: read[name].cpu().numpy() for name in keys})
+                    capture.add(view, indices, read.get(PENULTIMATE) if PENULTIMATE in blocks else None)
             seconds = time.perf_counter() - started
-            return (writer.finish(seconds) if layers else {}), capture.finish()
+            return (writer.finish(seconds) if keys else {}), capture.finish()
 
 
 def every_layer(backbone: Backbone) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from tightframe.decide.block import check_block, chosen_block
 from tightframe.decide.choice import choose
 from tightframe.decide.evidence import Evidence
 from tightframe.deploy.tuned import Tuned
+from tightframe.engine.stages import Stages, claim
 from tightframe.errors import DataError, ModelError, TightframeError
-from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.images import ImageSplits
 from tightframe.jobs.tune import READING, Run, tune_auto, tune_by

@@ -9,7 +9,7 @@ import numpy as np
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import MeasureError
-from tightframe.features.extract import Features
+from tightframe.features.extract import SAMPLE, Features, sampled
 from tightframe.features.samples import group_numbers
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
@@ -57,8 +57,8 @@ def layers(
     images = data.train if isinstance(data, ImageSplits) else data
     unseen = data.test if isinstance(data, ImageSplits) else None
     workspace = workspace or Workspace()
-    features = workspace.features(backbone, images)
-    test = workspace.features(backbone, unseen) if unseen is not None else None
+    features = workspace.features(backbone, images, most=SAMPLE)
+    test = workspace.features(backbone, unseen, most=SAMPLE) if unseen is not None else None
     rows, correct = list[Row](), list[np.ndarray]()
     listed = workspace.progress(list(features), f"probing {backbone.name}", len(features))
     for name in listed:
@@ -67,7 +67,7 @@ def layers(
         correct.append(right)
     chosen, why = recommended(rows, correct, features.groups)
     rows = [row | {"recommended": place == chosen} for place, row in enumerate(rows)]
-    notes = list(data.notes) if isinstance(data, ImageSplits) else []
+    notes = [*(data.notes if isinstance(data, ImageSplits) else []), *sampled(features)]
     settings = {
         "data": images.name,
         "images": len(images),

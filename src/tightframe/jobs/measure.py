@@ -6,7 +6,7 @@ from math import inf, isfinite
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.decide.layers import spreads
-from tightframe.features.extract import Features
+from tightframe.features.extract import SAMPLE, Features, sampled
 from tightframe.features.moments import Weighting
 from tightframe.features.samples import group_numbers
 from tightframe.features.workspace import Workspace
@@ -56,11 +56,11 @@ def measure(
     """
     images = data.train if isinstance(data, ImageSplits) else data
     workspace = workspace or Workspace()
-    features = workspace.features(backbone, images)
+    features = workspace.features(backbone, images, most=SAMPLE)
     rows = layer_rows(backbone, features, weighting, seed, workspace.progress)
     notes = list(data.notes) if isinstance(data, ImageSplits) else []
     notes += [reading(rows, spreads([features.moments(row["layer"]) for row in rows]))]
-    notes += cautions(features.moments(PENULTIMATE), weighting)
+    notes += [*cautions(features.moments(PENULTIMATE), weighting), *sampled(features)]
     if group_numbers(images.groups, len(images)) is not None:
         notes.append(GROUPED)
     settings = {

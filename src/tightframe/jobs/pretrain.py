@@ -17,12 +17,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from tightframe.backbone import Preprocessing
+from tightframe.engine.stages import MARK, Stages, claim
 from tightframe.errors import MeasureError, ModelError, SettingsError
 from tightframe.features.augment import Distort
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import likely_precision, on_device
-from tightframe.features.stages import MARK, Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_tensors, write_text
 from tightframe.images import Images, ImageSplits

@@ -19,8 +19,8 @@ from tightframe.backbone import Backbone
 from tightframe.checks.quick import quick_notes
 from tightframe.deploy.evaluate import Answers
 from tightframe.deploy.tuned import Tuned
+from tightframe.engine.stages import claim
 from tightframe.errors import ModelError
-from tightframe.features.stages import claim
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
 from tightframe.jobs.compare import Comparison, settings_of, tune_each

@@ -23,10 +23,10 @@ from tightframe.decide.training import FOLD_SHARE, Session, Trained, Trainer
 from tightframe.deploy.neighbors import Neighbors
 from tightframe.deploy.novelty import Familiar
 from tightframe.deploy.tuned import Tuned, load_tuned
+from tightframe.engine.stages import Stages, claim
 from tightframe.errors import ModelError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.precision import on_device
-from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_text
 from tightframe.images import ImageSplits

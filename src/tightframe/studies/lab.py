@@ -13,10 +13,10 @@ import torch
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.data.selection import at_most
 from tightframe.deploy.tuned import Tuned
+from tightframe.engine.stages import fingerprint_of
 from tightframe.features.extract import Features
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.pixels import Pixels
-from tightframe.features.stages import fingerprint_of
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits, among
 from tightframe.jobs.compare import compare

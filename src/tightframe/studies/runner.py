@@ -17,8 +17,8 @@ import vl_convert
 from tightframe.backbone import Backbone
 from tightframe.data.loading import load_images
 from tightframe.data.sources.named import SCHEME
+from tightframe.engine.stages import Stages, claim
 from tightframe.errors import DataError, ModelError, SettingsError
-from tightframe.features.stages import Stages, claim
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_bytes, write_text
 from tightframe.images import ImageSplits
