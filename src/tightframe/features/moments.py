@@ -287,11 +287,12 @@ def _by_class(rows: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes:
     return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows)
 
 
-def add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> None:
-    """Add ± rowsᵀ rows to ``total``, on and below its diagonal stripes only: see ``mirrored``."""
+def add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> Float64[Tensor, "d d"]:
+    """``total`` with ± rowsᵀ rows added in place, on and below its diagonal stripes only: see ``mirrored``."""
     for start in range(0, rows.shape[1], STRIPE):
         stop = start + STRIPE
         total[start:, start:stop].add_(rows[:, start:].T @ rows[:, start:stop], alpha=sign)
+    return total
 
 
 def mirrored(total: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:

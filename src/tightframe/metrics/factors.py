@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from jaxtyping import Float64
+from scipy.linalg import lapack
 from torch import Tensor
 
 from tightframe.features.moments import ClassMoments, Weighting
@@ -149,6 +150,17 @@ def symmetric_eigen(matrix: Float64[Tensor, "d d"]) -> tuple[Float64[Tensor, " d
         return values, vectors
     found = np.linalg.eigh(matrix.numpy())
     return torch.from_numpy(found.eigenvalues), torch.from_numpy(found.eigenvectors)
+
+
+def inverse_of(matrix: Float64[Tensor, "d d"], ridge: float) -> Float64[Tensor, "d d"]:
+    """(``matrix`` + ``ridge`` · I)⁻¹ of a covariance and a ridge that is well above its rounding."""
+    shifted = matrix.clone()
+    shifted.diagonal().add_(ridge)
+    if not matrix.is_cpu:
+        return torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+    lower, _ = lapack.dpotrf(shifted.numpy().T, lower=0, overwrite_a=1, clean=0)
+    found = torch.from_numpy(lapack.dpotri(lower, lower=0, overwrite_c=1)[0].T).tril_()
+    return found.add_(found.tril(-1).T)
 
 
 def solved(matrix: Float64[Tensor, "d d"], ridge: float, right: Float64[Tensor, "d k"]) -> Float64[Tensor, "d k"]:
