@@ -161,19 +161,3 @@ def inverse_of(matrix: Float64[Tensor, "d d"], ridge: float) -> Float64[Tensor, 
     lower, _ = lapack.dpotrf(shifted.numpy().T, lower=0, overwrite_a=1, clean=0)
     found = torch.from_numpy(lapack.dpotri(lower, lower=0, overwrite_c=1)[0].T).tril_()
     return found.add_(found.tril(-1).T)
-
-
-def solved(matrix: Float64[Tensor, "d d"], ridge: float, right: Float64[Tensor, "d k"]) -> Float64[Tensor, "d k"]:
-    """(``matrix`` + ``ridge`` · I)⁻¹ ``right``, for a covariance.
-
-    Where rounding outweighs the ridge, directions in which there is nothing but rounding are left out.
-    """
-    shifted = matrix.clone()
-    shifted.diagonal().add_(ridge)
-    lower, failed = torch.linalg.cholesky_ex(shifted)
-    if not failed:
-        return torch.cholesky_solve(right, lower)
-    values, vectors = symmetric_eigen(matrix)
-    kept = values > values[-1] * len(values) * EPS
-    inverse = torch.where(kept, 1 / (values.clamp(min=0) + ridge), 0.0)
-    return vectors @ (inverse[:, None] * (vectors.T @ right))

@@ -1,12 +1,12 @@
 """Linear probes from ``ClassMoments`` alone, cross-validated: ridge regression, discriminant analysis, class means.
 
-Every penalty takes a Cholesky factorization of its own: ten of them are no slower than one eigendecomposition. With
-fewer samples than dimensions all of it happens in the span of the samples.
+All penalties share one factorization of a covariance: see ``solving``. With fewer samples than dimensions all of it
+happens in the span of the samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float64
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import Head
-from tightframe.metrics.factors import solved, total_covariance
+from tightframe.metrics.factors import total_covariance
 from tightframe.metrics.folds import Folds
 from tightframe.probes.results import PENALTIES, ProbeResult, held_out, judged
+from tightframe.probes.solving import Quadratic, solutions, solved
 
 
 def ridge(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list[Head]:
@@ -24,12 +25,25 @@ def ridge(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list
 
     Each penalty is a multiple of the mean eigenvalue tr Σ_T / d, so results don't change with the features' scale.
     """
-    center, share = moments.global_mean, moments.counts.double() / moments.samples
-    covariance = total_covariance(moments)
-    cross = (moments.means - center).T * share  # covariance of features and one-hot targets, (d, K)
+    return list(_ridge(moments, penalties))
+
+
+def _ridge(moments: ClassMoments, penalties: Sequence[float]) -> Iterator[Head]:
+    covariance, cross, share = _regression(moments)
+    center = moments.global_mean
+    for found in solutions(covariance, _absolute(penalties, covariance), cross):
+        yield Head(found.T, share - center @ found)
+
+
+def _regression(moments: ClassMoments) -> tuple[Float64[Tensor, "d d"], Float64[Tensor, "d k"], Float64[Tensor, " k"]]:
+    """Covariance of all features, theirs with one-hot targets, and the mean of these."""
+    share = moments.counts.double() / moments.samples
+    return total_covariance(moments), (moments.means - moments.global_mean).T * share, share
+
+
+def _absolute(penalties: Sequence[float], covariance: Float64[Tensor, "d d"]) -> list[float]:
     unit = float(covariance.diagonal().mean()) or 1.0
-    weights = [solved(covariance, penalty * unit, cross).T for penalty in penalties]
-    return [Head(weight, share - weight @ center) for weight in weights]
+    return [penalty * unit for penalty in penalties]
 
 
 def cross_validated_ridge(folds: Folds, penalties: Sequence[float] = PENALTIES) -> ProbeResult:
@@ -50,11 +64,23 @@ def cross_validated_ridge(folds: Folds, penalties: Sequence[float] = PENALTIES) 
 
 def ridge_errors(folds: Folds, penalties: Sequence[float] = PENALTIES) -> Float64[Tensor, " l"]:
     """Cross-validated mean of ‖one-hot − prediction‖² at each penalty, from the moments of the folds alone."""
-    errors = [
-        [_squared_error(head, part) for head in ridge(folds.rest(fold), penalties)]
-        for fold, part in enumerate(folds.parts)
-    ]
+    errors = [_squared_errors(folds.rest(fold), part, penalties) for fold, part in enumerate(folds.parts)]
     return torch.tensor(errors, dtype=torch.float64).sum(0) / len(folds.labels)
+
+
+def _squared_errors(rest: ClassMoments, part: ClassMoments, penalties: Sequence[float]) -> list[float]:
+    """Sum over samples of ``part`` of ‖one-hot − prediction‖² by ridge regression on the ``rest``, at each penalty."""
+    if not Quadratic.pays(rest.classes, rest.dimension, len(penalties)):
+        return [_squared_error(head, part) for head in _ridge(rest, penalties)]
+    covariance, cross, share = _regression(rest)
+    missed = torch.eye(rest.classes).to(share) - share  # by means alone, (K, K)
+    means = part.means - rest.global_mean
+    around = torch.addmm(part.scatter, means.T * part.counts, means)  # of the part, around the center of the rest
+    fixed = float((part.counts * missed.square().sum(1)).sum())
+    ridges = _absolute(penalties, covariance)
+    return [
+        fixed + found for found in Quadratic.of(covariance, cross).at(ridges, around, means.T * part.counts @ missed)
+    ]
 
 
 def _squared_error(head: Head, moments: ClassMoments) -> float:
@@ -70,15 +96,19 @@ def lda(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list[H
     Gaussian classes of one covariance Σ_W + penalty · tr(Σ_T)/d · I, prior probabilities as in the sample.
     """
     unit = float(moments.total_trace) / (moments.samples * moments.dimension) or 1.0
-    within = moments.scatter / moments.samples
-    return [discriminant(moments, within, penalty * unit) for penalty in penalties]
+    ridges, means = [penalty * unit for penalty in penalties], moments.means - moments.global_mean
+    found = solutions(moments.scatter / moments.samples, ridges, means.T)
+    return [_discriminant(moments, weight.T) for weight in found]
 
 
 def discriminant(moments: ClassMoments, within: Float64[Tensor, "d d"], ridge: float) -> Head:
     """The linear discriminant of Gaussian classes with covariance ``within`` + ``ridge`` · I, (d, d)."""
+    return _discriminant(moments, solved(within, ridge, (moments.means - moments.global_mean).T).T)
+
+
+def _discriminant(moments: ClassMoments, weight: Float64[Tensor, "k d"]) -> Head:
     center = moments.global_mean  # all is taken around it: far offsets would cancel
     means = moments.means - center
-    weight = solved(within, ridge, means.T).T
     prior = (moments.counts.double() / moments.samples).log()  # −∞ for a class without samples
     return Head(weight, prior - (means * weight).sum(1) / 2 - weight @ center)
 
