@@ -77,15 +77,18 @@ class ClassMoments:
         )
 
     @classmethod
-    def from_features(cls, features: Any, labels: Any, classes: int) -> ClassMoments:
+    def from_features(cls, features: Any, labels: Any, classes: int, *, rows: Tensor | None = None) -> ClassMoments:
         """Moments of features (n, d) with integer labels (n,) in 0 … classes − 1; arrays or tensors.
+
+        With ``rows``, indices (m,), of these samples only, which are never copied all at once.
 
         Raises:
             MeasureError: a shape or label does not fit, or a feature is NaN or infinite.
         """
         features, labels = as_tensor(features), as_tensor(labels)
-        check_samples(features, labels, classes)
-        return _Batch(features, labels.long().to(features.device), classes).moments()
+        if rows is None:
+            check_samples(features, labels, classes)
+        return _Batch(features, labels.long().to(features.device), classes, rows).moments()
 
     def update(self, features: Any, labels: Any) -> ClassMoments:
         """These moments and one more batch: features (n, d), labels (n,). Returns a new object.
@@ -217,23 +220,23 @@ class _Batch:
     wherever features are far from zero; what rounding left out is made up for at the end.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, classes: int):
+    def __init__(self, features: Tensor, labels: Tensor, classes: int, rows: Tensor | None = None):
         self.dtype = work_type(features)
-        self.features, self.labels, self.classes = features, labels, classes
-        self.counts = torch.bincount(labels, minlength=classes)
+        self.features, self.labels, self.classes, self.rows = features, labels, classes, rows
+        self.counts = torch.bincount(labels if rows is None else labels[rows], minlength=classes)
         self.device = features.device
 
     def moments(self) -> ClassMoments:
         wide: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
         dimension, present = self.features.shape[1], self.counts.clamp(min=1)[:, None]
-        means = sums_by_class(self.features, self.labels, self.classes) / present
+        means = sums_by_class(self.features, self.labels, self.classes, self.rows) / present
         centers = means.to(self.dtype)
         scatter = torch.zeros(dimension, dimension, **wide)
         squares = torch.zeros(self.classes, dimension, **wide)
         third, fourth = torch.zeros(dimension, **wide), torch.zeros((), **wide)
-        center = ((self.counts.double() @ means) / max(len(self.features), 1)).to(self.dtype)
+        center = ((self.counts.double() @ means) / self.counts.sum().clamp(min=1)).to(self.dtype)
         room: Tensor | None = None  # one chunk's worth, taken once: fresh memory costs more than the arithmetic in it
-        for rows, labels in chunks(self.features, self.labels):
+        for rows, labels in chunks(self.features, self.labels, self.rows):
             room = torch.empty_like(rows) if room is None else room
             centered = torch.sub(rows, center, out=room[: len(rows)])
             lengths = torch.linalg.vecdot(centered, centered)
@@ -247,7 +250,7 @@ class _Batch:
         variances = (squares / present - rest.square()).clamp(min=0)
         found = ClassMoments(self.counts, means, mirrored(scatter), variances, third, fourth)
         if self.dtype != torch.float64 and not _within_single(found):
-            return _Batch(self.features.double(), self.labels, self.classes).moments()
+            return _Batch(self.features.double(), self.labels, self.classes, self.rows).moments()
         return found
 
 
@@ -265,19 +268,22 @@ def work_type(features: Tensor) -> torch.dtype:
 
 
 def chunks(
-    features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"]
+    features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], rows: Int64[Tensor, " m"] | None = None
 ) -> Iterator[tuple[Float[Tensor, "b d"], Int64[Tensor, " b"]]]:
-    """Features and labels a few megabytes at a time, features in their ``work_type``."""
+    """Features and labels a few megabytes at a time, features in their ``work_type``: all, or those of some rows."""
     size = max(1, min(CHUNK, CHUNK_BYTES // (4 * max(features.shape[1], 1))))
-    for start in range(0, len(features), size):
-        yield features[start : start + size].to(work_type(features)), labels[start : start + size]
+    for start in range(0, len(features if rows is None else rows), size):
+        at: Any = slice(start, start + size) if rows is None else rows[start : start + size]
+        yield features[at].to(work_type(features)), labels[at]
 
 
-def sums_by_class(features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int) -> Float64[Tensor, "k d"]:
-    """Sum of the features of each class."""
+def sums_by_class(
+    features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int, some: Int64[Tensor, " m"] | None = None
+) -> Float64[Tensor, "k d"]:
+    """Sum of the features of each class; with ``some``, of these rows only."""
     sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
     room: Tensor | None = None
-    for rows, which in chunks(features, labels):
+    for rows, which in chunks(features, labels, some):
         room = torch.empty_like(rows, dtype=torch.float64) if room is None else room
         sums.index_add_(0, which, room[: len(rows)].copy_(rows))
     return sums

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from jaxtyping import Float64
+from scipy.linalg import eigh as scipy_eigh
 from scipy.linalg import lapack
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from tightframe.features.moments import ClassMoments, Weighting
 EPS = torch.finfo(torch.float64).eps
 SPARE = 8
 """Directions beside those that samples can span: see ``span``."""
+LARGE = 1024
+"""Rows from which on the memory that an eigendecomposition takes counts."""
 Made = TypeVar("Made")
 
 
@@ -125,7 +128,7 @@ def spectrum(moments: ClassMoments, weighting: Weighting = "sample") -> Spectrum
 def total_covariance(moments: ClassMoments, weighting: Weighting = "sample") -> Float64[Tensor, "d d"]:
     """Σ_W + Σ_B: with weighting ``"sample"``, the covariance of all features."""
     between = moments.between(weighting)
-    return torch.addmm(moments.scatter / max(moments.samples, 1), between, between.T)
+    return (moments.scatter / max(moments.samples, 1)).addmm_(between, between.T)
 
 
 @once
@@ -144,12 +147,16 @@ def span(moments: ClassMoments) -> Float64[Tensor, "d r"] | None:
 
 
 def symmetric_eigen(matrix: Float64[Tensor, "d d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
-    """Ascending eigenvalues (d,) and eigenvectors, in columns. On a CPU NumPy's LAPACK is up to twice as fast."""
+    """Ascending eigenvalues (d,) and eigenvectors, in columns.
+
+    On a CPU another LAPACK is up to twice as fast as PyTorch's; for ``LARGE`` matrices its MRRR algorithm, which takes
+    half the memory of divide and conquer and no more time.
+    """
     if not matrix.is_cpu:
         values, vectors = torch.linalg.eigh(matrix)
         return values, vectors
-    found = np.linalg.eigh(matrix.numpy())
-    return torch.from_numpy(found.eigenvalues), torch.from_numpy(found.eigenvectors)
+    found = scipy_eigh(matrix.numpy(), driver="evr") if len(matrix) >= LARGE else np.linalg.eigh(matrix.numpy())
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
 
 def inverse_of(matrix: Float64[Tensor, "d d"], ridge: float) -> Float64[Tensor, "d d"]:

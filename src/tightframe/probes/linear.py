@@ -7,17 +7,19 @@ happens in the span of the samples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tightframe.features.moments import ClassMoments
+from tightframe.features.moments import ClassMoments, mirrored
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.factors import total_covariance
-from tightframe.metrics.folds import Folds
+from tightframe.metrics.folds import Folds, Part
 from tightframe.probes.results import PENALTIES, ProbeResult, held_out, judged
-from tightframe.probes.solving import Quadratic, solutions, solved
+from tightframe.probes.solving import COLUMNS, Quadratic, solutions, solved
 
 
 def ridge(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list[Head]:
@@ -25,25 +27,47 @@ def ridge(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list
 
     Each penalty is a multiple of the mean eigenvalue tr Σ_T / d, so results don't change with the features' scale.
     """
-    return list(_ridge(moments, penalties))
+    return list(_Regression.of(moments).heads(penalties))
 
 
-def _ridge(moments: ClassMoments, penalties: Sequence[float]) -> Iterator[Head]:
-    covariance, cross, share = _regression(moments)
-    center = moments.global_mean
-    for found in solutions(covariance, _absolute(penalties, covariance), cross):
-        yield Head(found.T, share - center @ found)
+class _Regression(NamedTuple):
+    """Covariance of all features, theirs with one-hot targets, the mean of these, and that of features."""
 
+    covariance: Float64[Tensor, "d d"]
+    cross: Float64[Tensor, "d k"]
+    share: Float64[Tensor, " k"]
+    center: Float64[Tensor, " d"]
 
-def _regression(moments: ClassMoments) -> tuple[Float64[Tensor, "d d"], Float64[Tensor, "d k"], Float64[Tensor, " k"]]:
-    """Covariance of all features, theirs with one-hot targets, and the mean of these."""
-    share = moments.counts.double() / moments.samples
-    return total_covariance(moments), (moments.means - moments.global_mean).T * share, share
+    @classmethod
+    def of(cls, moments: ClassMoments) -> _Regression:
+        share, center = moments.counts.double() / moments.samples, moments.global_mean
+        return cls(total_covariance(moments), (moments.means - center).T * share, share, center)
 
+    def heads(self, penalties: Sequence[float]) -> Iterator[Head]:
+        """One for each penalty."""
+        for found in solutions(self.covariance, self.ridges(penalties), self.cross):
+            yield Head(found.T, self.share - self.center @ found)
 
-def _absolute(penalties: Sequence[float], covariance: Float64[Tensor, "d d"]) -> list[float]:
-    unit = float(covariance.diagonal().mean()) or 1.0
-    return [penalty * unit for penalty in penalties]
+    def ridges(self, penalties: Sequence[float]) -> list[float]:
+        """Penalties that are not relative to the mean eigenvalue."""
+        unit = float(self.covariance.diagonal().mean()) or 1.0
+        return [penalty * unit for penalty in penalties]
+
+    def squared_errors(self, part: Part, penalties: Sequence[float]) -> list[float]:
+        """Sum over samples of ``part`` of ‖one-hot − prediction‖², at each penalty."""
+        classes, dimension = part.means.shape
+        if not Quadratic.pays(classes, dimension, len(penalties)):
+            return [error for heads in _some(self.heads(penalties), classes) for error in _squared_errors(heads, part)]
+        missed = torch.eye(classes).to(self.share) - self.share  # by the mean of targets alone, (K, K)
+        means = part.means - self.center
+        weighted = means.T * part.counts
+        around = weighted @ means  # second moments of the part around the center of the rest
+        part.add_to(around)
+        found = Quadratic.of(self.covariance, self.cross).at(
+            self.ridges(penalties), mirrored(around), weighted @ missed
+        )
+        fixed = float((part.counts * missed.square().sum(1)).sum())
+        return [fixed + one for one in found]
 
 
 def cross_validated_ridge(folds: Folds, penalties: Sequence[float] = PENALTIES) -> ProbeResult:
@@ -64,30 +88,21 @@ def cross_validated_ridge(folds: Folds, penalties: Sequence[float] = PENALTIES) 
 
 def ridge_errors(folds: Folds, penalties: Sequence[float] = PENALTIES) -> Float64[Tensor, " l"]:
     """Cross-validated mean of ‖one-hot − prediction‖² at each penalty, from the moments of the folds alone."""
-    errors = [_squared_errors(folds.rest(fold), part, penalties) for fold, part in enumerate(folds.parts)]
+    errors = [_Regression.of(folds.rest(fold)).squared_errors(part, penalties) for fold, part in enumerate(folds.parts)]
     return torch.tensor(errors, dtype=torch.float64).sum(0) / len(folds.labels)
 
 
-def _squared_errors(rest: ClassMoments, part: ClassMoments, penalties: Sequence[float]) -> list[float]:
-    """Sum over samples of ``part`` of ‖one-hot − prediction‖² by ridge regression on the ``rest``, at each penalty."""
-    if not Quadratic.pays(rest.classes, rest.dimension, len(penalties)):
-        return [_squared_error(head, part) for head in _ridge(rest, penalties)]
-    covariance, cross, share = _regression(rest)
-    missed = torch.eye(rest.classes).to(share) - share  # by means alone, (K, K)
-    means = part.means - rest.global_mean
-    around = torch.addmm(part.scatter, means.T * part.counts, means)  # of the part, around the center of the rest
-    fixed = float((part.counts * missed.square().sum(1)).sum())
-    ridges = _absolute(penalties, covariance)
-    return [
-        fixed + found for found in Quadratic.of(covariance, cross).at(ridges, around, means.T * part.counts @ missed)
-    ]
+def _some(heads: Iterator[Head], classes: int) -> Iterator[list[Head]]:
+    while some := list(islice(heads, max(1, COLUMNS // classes))):
+        yield some
 
 
-def _squared_error(head: Head, moments: ClassMoments) -> float:
-    """Sum over samples of ‖one-hot − prediction‖²: that of the class means, and the spread around them."""
-    missed = torch.eye(moments.classes).to(head.weight) - head.logits(moments.means)
-    spread = ((head.weight @ moments.scatter) * head.weight).sum()
-    return float((moments.counts * missed.square().sum(1)).sum() + spread)
+def _squared_errors(heads: list[Head], part: Part) -> list[float]:
+    """Sum over samples of ‖one-hot − prediction‖² by each head: that of the class means, and the spread around them."""
+    spreads = part.spread(torch.cat([head.weight for head in heads])).view(len(heads), -1).sum(1).tolist()
+    unit = torch.eye(len(part.counts)).to(part.means)
+    missed = [(unit - head.logits(part.means)).square().sum(1) for head in heads]
+    return [float(part.counts.double() @ one) + spread for one, spread in zip(missed, spreads, strict=True)]
 
 
 def lda(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list[Head]:

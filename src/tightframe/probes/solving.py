@@ -20,6 +20,8 @@ from tightframe.metrics.factors import EPS, symmetric_eigen
 
 FEW = 2
 """Penalties up to which a Cholesky factorization each is fastest."""
+COLUMNS = 512
+"""Of several penalties, turned back at a time."""
 MANY = 4
 """Columns, of all penalties together and in units of d, from which on an eigendecomposition is faster."""
 
@@ -31,11 +33,15 @@ def solutions(
     if len(ridges) <= FEW or not matrix.is_cpu or len(matrix) < 2:
         yield from (solved(matrix, ridge, right) for ridge in ridges)
         return
-    reduced = _Tridiagonal.of(matrix)
-    turned = reduced.turn(right.numpy(), "T")
-    for ridge in ridges:
-        found = reduced.solve(ridge, turned)
-        yield solved(matrix, ridge, right) if found is None else torch.from_numpy(reduced.turn(found, "N"))
+    reduced, columns = _Tridiagonal.of(matrix), max(right.shape[1], 1)
+    turned, together = reduced.turn(right.numpy(), "T"), max(1, COLUMNS // columns)
+    for start in range(0, len(ridges), together):
+        some = ridges[start : start + together]
+        found = [reduced.solve(ridge, turned) for ridge in some]
+        back = reduced.turn(np.concatenate([turned if one is None else one for one in found], 1), "N")
+        for place, (ridge, one) in enumerate(zip(some, found, strict=True)):
+            mine = back[:, place * columns : (place + 1) * columns]
+            yield solved(matrix, ridge, right) if one is None else torch.from_numpy(mine)
 
 
 def solved(matrix: Float64[Tensor, "d d"], ridge: float, right: Float64[Tensor, "d k"]) -> Float64[Tensor, "d k"]:
