@@ -31,7 +31,9 @@ from tightframe.files import write_tensors
 Weighting = Literal["class", "sample"]
 CHUNK = 2048
 """Rows that are centered at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
-CHUNK_BYTES = 2**24
+CHUNK_BYTES = 2**22
+WIDENED = 256
+"""Rows of which there are copies in float64, at most: they stay in the processor's cache."""
 NARROW = 256
 """Values up to which products are always float64, at little cost: features of first blocks and of untrained models
 can vary a thousand times more in one direction than in another, which float32 products would blur."""
@@ -258,7 +260,7 @@ def _within_single(moments: ClassMoments) -> bool:
     """Whether sums of squares neither left the range of float32 nor sank to its smallest numbers."""
     usual = float(moments.scatter.trace()) / max(moments.samples * moments.dimension, 1)
     whole = bool(torch.isfinite(moments.fourth)) and bool(torch.isfinite(moments.third).all())
-    return whole and bool(torch.isfinite(moments.scatter).all()) and usual > LEAST_SQUARE
+    return whole and bool(torch.isfinite(moments.scatter.sum())) and usual > LEAST_SQUARE
 
 
 def work_type(features: Tensor) -> torch.dtype:
@@ -282,10 +284,9 @@ def sums_by_class(
 ) -> Float64[Tensor, "k d"]:
     """Sum of the features of each class; with ``some``, of these rows only."""
     sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
-    room: Tensor | None = None
     for rows, which in chunks(features, labels, some):
-        room = torch.empty_like(rows, dtype=torch.float64) if room is None else room
-        sums.index_add_(0, which, room[: len(rows)].copy_(rows))
+        for part, own in zip(rows.split(WIDENED), which.split(WIDENED), strict=True):
+            sums.index_add_(0, own, part.double())
     return sums
 
 

@@ -141,8 +141,8 @@ def vci(moments: ClassMoments, weighting: Weighting = "class") -> float:
 def explained(moments: ClassMoments, weighting: Weighting) -> float:
     """tr(Σ_T⁺ Σ_B): in how many directions classes explain the spread, at most K − 1."""
     whole = spectrum(moments, weighting)
-    projected = whole.vectors[:, whole.kept].T @ moments.between(weighting)
-    return float((projected.square().sum(1) / whole.values[whole.kept]).sum())
+    projected = (whole.vectors.T @ moments.between(weighting)).square().sum(1)
+    return float((projected[whole.kept] / whole.values[whole.kept]).sum())
 
 
 @measure("collapse", reference="Papyan, Han, Donoho, PNAS 2020")

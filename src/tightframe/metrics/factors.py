@@ -118,17 +118,20 @@ def spectrum(moments: ClassMoments, weighting: Weighting = "sample") -> Spectrum
     if weighting == "class" and moments.balanced:
         return spectrum(moments, "sample")  # the two agree then: one decomposition serves both
     covariance, basis = total_covariance(moments, weighting), span(moments)
-    values, vectors = symmetric_eigen(covariance if basis is None else basis.T @ covariance @ basis)
+    values, vectors = symmetric_eigen(covariance if basis is None else basis.T @ covariance @ basis, overwrite=True)
     values = values.clamp(min=0)
     values[: max(0, len(values) - (moments.samples - 1))] = 0  # rank ≤ N − 1, whatever rounding says
     cutoff = float(values[-1]) * moments.dimension * EPS
     return Spectrum(values, vectors if basis is None else basis @ vectors, cutoff)
 
 
-def total_covariance(moments: ClassMoments, weighting: Weighting = "sample") -> Float64[Tensor, "d d"]:
-    """Σ_W + Σ_B: with weighting ``"sample"``, the covariance of all features."""
+def total_covariance(
+    moments: ClassMoments, weighting: Weighting = "sample", overwrite: bool = False
+) -> Float64[Tensor, "d d"]:
+    """Σ_W + Σ_B: with weighting ``"sample"``, the covariance of all features; with ``overwrite``, in their scatter."""
     between = moments.between(weighting)
-    return (moments.scatter / max(moments.samples, 1)).addmm_(between, between.T)
+    within = moments.scatter if overwrite else moments.scatter.clone()
+    return within.div_(max(moments.samples, 1)).addmm_(between, between.T)
 
 
 @once
@@ -146,8 +149,10 @@ def span(moments: ClassMoments) -> Float64[Tensor, "d r"] | None:
     return torch.linalg.qr(total_covariance(moments) @ torch.from_numpy(random).to(moments.means)).Q
 
 
-def symmetric_eigen(matrix: Float64[Tensor, "d d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
-    """Ascending eigenvalues (d,) and eigenvectors, in columns.
+def symmetric_eigen(
+    matrix: Float64[Tensor, "d d"], overwrite: bool = False
+) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
+    """Ascending eigenvalues (d,) and eigenvectors, in columns; with ``overwrite``, what it is given may be destroyed.
 
     On a CPU another LAPACK is up to twice as fast as PyTorch's; for ``LARGE`` matrices its MRRR algorithm, which takes
     half the memory of divide and conquer and no more time.
@@ -155,7 +160,10 @@ def symmetric_eigen(matrix: Float64[Tensor, "d d"]) -> tuple[Float64[Tensor, " d
     if not matrix.is_cpu:
         values, vectors = torch.linalg.eigh(matrix)
         return values, vectors
-    found = scipy_eigh(matrix.numpy(), driver="evr") if len(matrix) >= LARGE else np.linalg.eigh(matrix.numpy())
+    if len(matrix) >= LARGE:
+        found = scipy_eigh(matrix.numpy().T, driver="evr", overwrite_a=overwrite)
+    else:
+        found = np.linalg.eigh(matrix.numpy())
     return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
 

@@ -31,27 +31,28 @@ def ridge(moments: ClassMoments, penalties: Sequence[float] = PENALTIES) -> list
 
 
 class _Regression(NamedTuple):
-    """Covariance of all features, theirs with one-hot targets, the mean of these, and that of features."""
+    """Covariance of all features, theirs with one-hot targets, the mean of these and of features; to be read once.
+
+    ``unit`` is the mean eigenvalue of the covariance, which is overwritten when heads or errors are made of it.
+    """
 
     covariance: Float64[Tensor, "d d"]
     cross: Float64[Tensor, "d k"]
     share: Float64[Tensor, " k"]
     center: Float64[Tensor, " d"]
+    unit: float
 
     @classmethod
-    def of(cls, moments: ClassMoments) -> _Regression:
+    def of(cls, moments: ClassMoments, overwrite: bool = False) -> _Regression:
         share, center = moments.counts.double() / moments.samples, moments.global_mean
-        return cls(total_covariance(moments), (moments.means - center).T * share, share, center)
+        covariance = total_covariance(moments, overwrite=overwrite)
+        unit = float(covariance.diagonal().mean()) or 1.0
+        return cls(covariance, (moments.means - center).T * share, share, center, unit)
 
     def heads(self, penalties: Sequence[float]) -> Iterator[Head]:
         """One for each penalty."""
-        for found in solutions(self.covariance, self.ridges(penalties), self.cross):
+        for found in solutions(self.covariance, [penalty * self.unit for penalty in penalties], self.cross):
             yield Head(found.T, self.share - self.center @ found)
-
-    def ridges(self, penalties: Sequence[float]) -> list[float]:
-        """Penalties that are not relative to the mean eigenvalue."""
-        unit = float(self.covariance.diagonal().mean()) or 1.0
-        return [penalty * unit for penalty in penalties]
 
     def squared_errors(self, part: Part, penalties: Sequence[float]) -> list[float]:
         """Sum over samples of ``part`` of ‖one-hot − prediction‖², at each penalty."""
@@ -64,7 +65,7 @@ class _Regression(NamedTuple):
         around = weighted @ means  # second moments of the part around the center of the rest
         part.add_to(around)
         found = Quadratic.of(self.covariance, self.cross).at(
-            self.ridges(penalties), mirrored(around), weighted @ missed
+            [penalty * self.unit for penalty in penalties], mirrored(around), weighted @ missed
         )
         fixed = float((part.counts * missed.square().sum(1)).sum())
         return [fixed + one for one in found]
@@ -82,7 +83,7 @@ def cross_validated_ridge(folds: Folds, penalties: Sequence[float] = PENALTIES) 
     errors = ridge_errors(narrow, grid)
     best = int(errors.argmin())
     chosen = grid[best : best + 1]
-    predicted = held_out(narrow, lambda fold: ridge(narrow.rest(fold), chosen)[0])
+    predicted = held_out(narrow, lambda fold: next(_Regression.of(narrow.rest(fold), overwrite=True).heads(chosen)))
     return judged(folds, predicted, ridge(narrow.total, chosen)[0], penalties[best], float(errors[best]))
 
 

@@ -20,7 +20,7 @@ from tightframe.metrics.factors import EPS, symmetric_eigen
 
 FEW = 2
 """Penalties up to which a Cholesky factorization each is fastest."""
-COLUMNS = 512
+COLUMNS = 256
 """Of several penalties, turned back at a time."""
 MANY = 4
 """Columns, of all penalties together and in units of d, from which on an eigendecomposition is faster."""
@@ -29,7 +29,10 @@ MANY = 4
 def solutions(
     matrix: Float64[Tensor, "d d"], ridges: Sequence[float], right: Float64[Tensor, "d k"]
 ) -> Iterator[Float64[Tensor, "d k"]]:
-    """(``matrix`` + ``ridge`` · I)⁻¹ ``right`` of a covariance for each of the ``ridges``: see ``solved``."""
+    """(``matrix`` + ``ridge`` · I)⁻¹ ``right`` of a covariance for each of the ``ridges``: see ``solved``.
+
+    With more than a ``FEW`` of them, the matrix is overwritten.
+    """
     if len(ridges) <= FEW or not matrix.is_cpu or len(matrix) < 2:
         yield from (solved(matrix, ridge, right) for ridge in ridges)
         return
@@ -41,7 +44,7 @@ def solutions(
         back = reduced.turn(np.concatenate([turned if one is None else one for one in found], 1), "N")
         for place, (ridge, one) in enumerate(zip(some, found, strict=True)):
             mine = back[:, place * columns : (place + 1) * columns]
-            yield solved(matrix, ridge, right) if one is None else torch.from_numpy(mine)
+            yield solved(reduced.whole(), ridge, right) if one is None else torch.from_numpy(mine)
 
 
 def solved(matrix: Float64[Tensor, "d d"], ridge: float, right: Float64[Tensor, "d k"]) -> Float64[Tensor, "d k"]:
@@ -75,19 +78,26 @@ class _Tridiagonal(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Float64[Tensor, "d d"]) -> _Tridiagonal:
-        room = int(lapack.dsytrd_lwork(len(matrix), lower=1)[0])
-        packed, diagonal, beside, scales, _ = lapack.dsytrd(
-            matrix.clone().numpy().T, lower=1, lwork=room, overwrite_a=1
-        )
-        return cls(packed, scales, diagonal, beside)
+        """Of a matrix whose memory it takes."""
+        size = len(matrix)
+        packed = matrix.contiguous().numpy().T
+        room = int(lapack.dsytrd_lwork(size, lower=1)[0])
+        packed, diagonal, beside, scales, _ = lapack.dsytrd(packed, lower=1, lwork=room, overwrite_a=1)
+        # reflections start below the diagonal: seen from there, without a copy, they are those of a QR decomposition
+        return cls(packed.T.reshape(-1)[1 : 1 + size * (size - 1)].reshape(size - 1, size).T, scales, diagonal, beside)
 
     def turn(self, columns: np.ndarray, how: str) -> np.ndarray:
         """Q times ``columns`` (d, k), or with ``how`` = "T" its transpose; Q leaves the first row alone."""
         given = np.array(columns, order="F")
-        part, reflections = given[1:], self.reflections[1:, :-1]
-        room = int(lapack.dormqr("L", how, reflections, self.scales, part, -1)[1][0])
-        given[1:] = lapack.dormqr("L", how, reflections, self.scales, part, room)[0]
+        room = int(lapack.dormqr("L", how, self.reflections, self.scales, given[1:], -1)[1][0])
+        given[1:] = lapack.dormqr("L", how, self.reflections, self.scales, given[1:], room)[0]
         return given
+
+    def whole(self) -> Float64[Tensor, "d d"]:
+        """C."""
+        three = np.diag(self.diagonal) + np.diag(self.beside, 1) + np.diag(self.beside, -1)
+        found = self.turn(self.turn(three, "N").T, "N")
+        return torch.from_numpy((found + found.T) / 2)
 
     def solve(self, ridge: float, columns: np.ndarray) -> np.ndarray | None:
         """(T + ``ridge`` · I)⁻¹ ``columns`` (d, k); ``None`` where rounding outweighs the ridge."""
@@ -110,8 +120,8 @@ class Quadratic(NamedTuple):
 
     @classmethod
     def of(cls, covariance: Float64[Tensor, "d d"], cross: Float64[Tensor, "d k"]) -> Quadratic:
-        """Of covariances of features, and of features with targets."""
-        values, vectors = symmetric_eigen(covariance)
+        """Of covariances of features, which are overwritten, and of features with targets."""
+        values, vectors = symmetric_eigen(covariance, overwrite=True)
         return cls(values.clamp(min=0), vectors, vectors.T @ cross)
 
     def at(
