@@ -119,7 +119,7 @@ class Folds:
         """Moments of all samples but those of ``fold``: counts, means and scatter, the rest being NaN."""
         parts, total = self._made
         left, held = total.counts - parts[fold].counts, parts[fold]
-        share = torch.where(left > 0, held.counts / left.clamp(min=1), 0.0)[:, None]
+        share = torch.where(left > 0, held.counts.double() / left.clamp(min=1), 0.0)[:, None]
         apart = total.means - held.means
         means = torch.where(left[:, None] > 0, total.means + apart * share, 0.0)
         scatter = total.scatter.clone()

@@ -51,8 +51,12 @@ class _Regression(NamedTuple):
 
     def heads(self, penalties: Sequence[float]) -> Iterator[Head]:
         """One for each penalty."""
-        for found in solutions(self.covariance, [penalty * self.unit for penalty in penalties], self.cross):
+        for found in solutions(self.covariance, self.ridges(penalties), self.cross):
             yield Head(found.T, self.share - self.center @ found)
+
+    def ridges(self, penalties: Sequence[float]) -> list[float]:
+        """Penalties in units of the features."""
+        return [float(penalty) * self.unit for penalty in penalties]
 
     def squared_errors(self, part: Part, penalties: Sequence[float]) -> list[float]:
         """Sum over samples of ``part`` of ‖one-hot − prediction‖², at each penalty."""
@@ -65,7 +69,7 @@ class _Regression(NamedTuple):
         around = weighted @ means  # second moments of the part around the center of the rest
         part.add_to(around)
         found = Quadratic.of(self.covariance, self.cross).at(
-            [penalty * self.unit for penalty in penalties], mirrored(around), weighted @ missed
+            self.ridges(penalties), mirrored(around), weighted @ missed
         )
         fixed = float((part.counts * missed.square().sum(1)).sum())
         return [fixed + one for one in found]
@@ -89,7 +93,10 @@ def cross_validated_ridge(folds: Folds, penalties: Sequence[float] = PENALTIES) 
 
 def ridge_errors(folds: Folds, penalties: Sequence[float] = PENALTIES) -> Float64[Tensor, " l"]:
     """Cross-validated mean of ‖one-hot − prediction‖² at each penalty, from the moments of the folds alone."""
-    errors = [_Regression.of(folds.rest(fold)).squared_errors(part, penalties) for fold, part in enumerate(folds.parts)]
+    errors = [
+        _Regression.of(folds.rest(fold), overwrite=True).squared_errors(part, penalties)
+        for fold, part in enumerate(folds.parts)
+    ]
     return torch.tensor(errors, dtype=torch.float64).sum(0) / len(folds.labels)
 
 

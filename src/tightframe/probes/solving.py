@@ -131,9 +131,8 @@ class Quadratic(NamedTuple):
         forms = self.vectors.T @ around @ self.vectors
         forms *= self.targets @ self.targets.T
         straight = (self.targets * (self.vectors.T @ missed)).sum(1)
-        kept = self.values > self.values[-1] * len(self.values) * EPS
-        found = []
+        least, found = float(self.values[-1]) * len(self.values) * EPS, []
         for ridge in ridges:
-            inverse = torch.where(kept | (ridge > 0), 1 / (self.values + ridge), 0.0)
+            inverse = torch.where(self.values + ridge > least, 1 / (self.values + ridge), 0.0)  # rounding is left out
             found.append(float(inverse @ forms @ inverse - 2 * (straight @ inverse)))
         return found
