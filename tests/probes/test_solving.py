@@ -35,7 +35,7 @@ def test_where_rounding_outweighs_a_ridge_what_it_left_is_left_out() -> None:
     matrix = (turn * values) @ turn.T
     matrix = (matrix + matrix.T) / 2
     for ridge, found in zip([1e-12, 1e-11, 0.5], solutions(matrix.clone(), [1e-12, 1e-11, 0.5], turn), strict=True):
-        torch.testing.assert_close(found, solved(matrix, ridge, turn), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found, solved(matrix.clone(), ridge, turn), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("classes", [3, 11])

@@ -31,10 +31,12 @@ def solutions(
 ) -> Iterator[Float64[Tensor, "d k"]]:
     """(``matrix`` + ``ridge`` · I)⁻¹ ``right`` of a covariance for each of the ``ridges``: see ``solved``.
 
-    With more than a ``FEW`` of them, the matrix is overwritten.
+    The matrix is overwritten.
     """
     if len(ridges) <= FEW or not matrix.is_cpu or len(matrix) < 2:
-        yield from (solved(matrix, ridge, right) for ridge in ridges)
+        for ridge in ridges[:-1]:
+            yield solved(matrix.clone(), ridge, right)
+        yield from (solved(matrix, ridge, right) for ridge in ridges[-1:])
         return
     reduced, columns = _Tridiagonal.of(matrix), max(right.shape[1], 1)
     turned, together = reduced.turn(right.numpy(), "T"), max(1, COLUMNS // columns)
@@ -48,20 +50,22 @@ def solutions(
 
 
 def solved(matrix: Float64[Tensor, "d d"], ridge: float, right: Float64[Tensor, "d k"]) -> Float64[Tensor, "d k"]:
-    """(``matrix`` + ``ridge`` · I)⁻¹ ``right``, for a covariance.
+    """(``matrix`` + ``ridge`` · I)⁻¹ ``right``, for a covariance, which is overwritten.
 
     Where rounding outweighs the ridge, directions in which there is nothing but rounding are left out.
     """
-    shifted = matrix.clone()
-    shifted.diagonal().add_(ridge)
-    if matrix.is_cpu and matrix.numel() and right.numel():  # half the time of PyTorch's
-        lower, failed = lapack.dpotrf(shifted.numpy().T, lower=0, overwrite_a=1, clean=0)
+    diagonal = matrix.diagonal().clone()
+    matrix.diagonal().add_(ridge)
+    if matrix.is_cpu and matrix.numel() and right.numel():  # half the time of PyTorch's, and in place
+        lower, failed = lapack.dpotrf(matrix.numpy().T, lower=0, overwrite_a=1, clean=0)
         if not failed:
             return torch.from_numpy(lapack.dpotrs(lower, right.numpy(), lower=0)[0])
     else:
-        lower, failed = torch.linalg.cholesky_ex(shifted)
+        lower, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
             return torch.cholesky_solve(right, lower)
+    above = matrix.triu(1)  # which is as it was
+    matrix = above + above.T + diagonal.diag()
     values, vectors = symmetric_eigen(matrix)
     kept = values > values[-1] * len(values) * EPS
     inverse = torch.where(kept, 1 / (values.clamp(min=0) + ridge), 0.0)
