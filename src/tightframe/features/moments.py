@@ -246,7 +246,7 @@ class _Batch:
             fourth += lengths.double().square().sum()
             torch.index_select(centers, 0, labels, out=centered)
             add_gram(scatter, torch.sub(rows, centered, out=centered))
-            squares += _by_class(centered.square_(), labels, self.classes)
+            _add_by_class(squares, centered.square_(), labels)
         rest = means - centers.double()
         add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
         variances = (squares / present - rest.square()).clamp(min=0)
@@ -285,13 +285,21 @@ def sums_by_class(
     """Sum of the features of each class; with ``some``, of these rows only."""
     sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
     for rows, which in chunks(features, labels, some):
-        for part, own in zip(rows.split(WIDENED), which.split(WIDENED), strict=True):
-            sums.index_add_(0, own, part.double())
+        _add_widened(sums, rows, which)
     return sums
 
 
-def _by_class(rows: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int) -> Float[Tensor, "k d"]:
-    return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows)
+def _add_widened(total: Float64[Tensor, "k d"], rows: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> None:
+    for part, own in zip(rows.split(WIDENED), labels.split(WIDENED), strict=True):
+        total.index_add_(0, own, part.double())
+
+
+def _add_by_class(total: Float64[Tensor, "k d"], rows: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> None:
+    """Add each row to that of its class; few classes are summed in the precision of the rows first."""
+    if 2 * len(total) > len(rows):
+        _add_widened(total, rows, labels)
+    else:
+        total += torch.zeros_like(rows[: len(total)]).index_add_(0, labels, rows)
 
 
 def add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> Float64[Tensor, "d d"]:
