@@ -20,6 +20,7 @@ from tightframe.decide.evidence import Evidence
 from tightframe.decide.reading import read_model
 from tightframe.decide.start import model_of, trainer_of
 from tightframe.decide.training import FOLD_SHARE, Session, Trained, Trainer
+from tightframe.decide.zero_shot import texts_hash
 from tightframe.deploy.neighbors import Neighbors
 from tightframe.deploy.novelty import Familiar
 from tightframe.deploy.tuned import Tuned, load_tuned
@@ -116,6 +117,7 @@ class Run:
                 "method": method,
                 "block": block,
                 "config": asdict(self.config),
+                "texts": texts_hash(self.backbone, self.data.classes, self.config.prompts),
                 "pool": self.workspace.pool,
                 "precision": self.workspace.precision,
             },
@@ -223,7 +225,8 @@ def _read(run: Run, method: Method) -> tuple[Tuned, Tensor]:
     data, backbone = run.data, run.backbone
     found = read_model(data.train, backbone, method, run.config, run.workspace)
     metrics = {"lr": None, "weight_decay": None, "epochs": 0, **(found.left_out.told() if found.left_out else {})}
-    tuned = Tuned(backbone, found.model, data.classes, metrics, [], data.notes, evidence=found.evidence)
+    notes = [*data.notes, *found.notes]
+    tuned = Tuned(backbone, found.model, data.classes, metrics, [], notes, evidence=found.evidence)
     return tuned, found.features
 
 
