@@ -45,8 +45,8 @@ class Workspace:
         folder: Keep features in this folder and reuse them; in memory by default.
         device: Where models run: auto (a GPU if there is one), cpu, cuda, cuda:1, ….
         precision: auto (bfloat16 where fast and safe), float32 or bfloat16.
-        pool: How tokens become one vector: auto (as the model's own head does it), mean or cls. With auto,
-            discriminants also read how maps vary over space, beside their means.
+        pool: How tokens become one vector: auto (as the model's own head does it; discriminants also read how maps vary
+            over space), mean or cls.
         batch_size: Images in one forward pass.
         progress: Shows work going on.
 

@@ -91,8 +91,7 @@ def rank(
         max_params: Leave out models with more parameters than so many millions.
         max_macs: Leave out models with more multiplications and additions an image than so many millions.
         max_latency_ms: Leave out models that take longer than so many milliseconds for one image, on this machine.
-        prompts: Sentences about a class, {} in place of its name: models of open_clip have a second row, of what class
-            names alone say of the images (zero-shot). Without a sentence, it is "a photo of a {}.".
+        prompts: Sentences about a class, such as "a photo of a {}.": zero-shot rows for models of open_clip.
         model_options: Further arguments of ``load_backbone`` for models given by name.
         seed: Seed of every random choice.
         workspace: Where and how backbones run, and what was computed before.
