@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,6 +21,9 @@ PENULTIMATE = "penultimate"
 """The name under which the features that a model's own head sees are reported, beside its blocks."""
 OUTPUT = "output"
 """The name under which what a model's own head says can be read: logits of the classes it was trained on."""
+
+SPREAD = ":std"
+"""After a block's name: how much its maps vary over space, the standard deviation of each channel."""
 
 LARGEST_SIDE = 4096
 """Pixels. No model is made for more; a damaged config that asks for it would fill the memory."""
@@ -39,6 +42,7 @@ class Layer:
         dimension: number of values, d, once pooled.
         parameters: how many parameters the module owns.
         prefix_tokens: tokens before the patch tokens (class, distillation and register tokens).
+        spread: whether maps are pooled by standard deviation, not by mean.
     """
 
     name: str
@@ -46,6 +50,17 @@ class Layer:
     dimension: int
     parameters: int
     prefix_tokens: int = 0
+    spread: bool = False
+
+    @property
+    def module(self) -> str:
+        """Name of the module that puts it out."""
+        return self.name.removesuffix(SPREAD) if self.spread else self.name
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether it puts out maps, which vary over space."""
+        return self.layout in ("map", "map_last") and not self.spread
 
 
 @dataclass(frozen=True)
@@ -148,10 +163,17 @@ class Backbone:
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     def layer(self, name: str) -> Layer:
-        """The layer called ``name``. Raises ``LayerNotFound``, with the nearest name there is."""
+        """The layer called ``name``, with ``SPREAD`` after it the standard deviations of a map.
+
+        Raises:
+            LayerNotFound: there is none, with the nearest name there is.
+        """
         if name == OUTPUT and self.head is not None:
             return Layer(OUTPUT, "vector", 0, 0)
         known = {layer.name: layer for layer in (*self.layers, self.penultimate)}
+        plain = known.get(name.removesuffix(SPREAD))
+        if name not in known and plain is not None and plain.has_spread:
+            return replace(plain, name=name, spread=True)
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)
             raise LayerNotFound(

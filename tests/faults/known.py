@@ -185,8 +185,8 @@ FAULTS = (
     Fault(
         "the pass for block inputs leaves features to a second pass",
         "features/workspace.py",
-        "missing = [name for name, key_ in keys.items() if self._store.find(key_) is None]",
-        "missing = [name for name in keys if name not in keys]",
+        "return [name for name, key in keys.items() if self._store.find(key) is None]",
+        "return []",
         "jobs/test_passes.py::test_the_block_is_chosen_in_one_pass_for_all_methods",
     ),
     Fault(
@@ -482,5 +482,40 @@ FAULTS = (
         "for mirrored, compared in enumerate((chunk, chunk * sign)):",
         "for mirrored, compared in enumerate((chunk, chunk)):",
         "checks/test_duplicates.py::test_a_changed_copy_is_found_alone",
+    ),
+    Fault(
+        "a race runs models whose features are kept",
+        "decide/race.py",
+        "self.row = None if self.parts else self.measure(backbone)",
+        "self.row = None",
+        "jobs/test_race.py::test_with_everything_kept_nothing_is_run_loaded_twice_or_read_again",
+    ),
+    Fault(
+        "a head from texts takes embeddings of images to have length 1",
+        "decide/zero_shot.py",
+        "towards = texts.scale / max(length, 1e-12) * texts.embeddings",
+        "towards = texts.scale * texts.embeddings",
+        "decide/test_zero_shot.py::test_a_head_says_what_texts_say_but_for_the_lengths_of_embeddings",
+    ),
+    Fault(
+        "underscores of class names are read out",
+        "models/clip.py",
+        'name.replace("_", " ")',
+        "name",
+        "decide/test_zero_shot.py::test_logits_are_those_of_the_library",
+    ),
+    Fault(
+        "texts have the largest share wherever they are asked for",
+        "decide/zero_shot.py",
+        "best = int(np.argmin([float(cross_entropy(logits, known)) for logits in mixed]))",
+        "best = len(SHARES) - 1",
+        "decide/test_zero_shot.py::test_texts_have_a_share_by_how_well_they_predict",
+    ),
+    Fault(
+        "how maps vary over space is read as their mean",
+        "features/taps.py",
+        "return values.std(places, correction=0) if layer.spread else values.mean(places)",
+        "return values.mean(places)",
+        "features/test_taps.py::test_maps_have_a_standard_deviation_over_space",
     ),
 )

@@ -136,7 +136,7 @@ def fewshot_command(given: Given) -> None:
 
 @command(
     DATA,
-    Source(rank.rank, ["models", "sort_by", "truth", "time_limit", *LIMITS], OPTIONS),
+    Source(rank.rank, ["models", "sort_by", "truth", "time_limit", *LIMITS, "prompts"], OPTIONS),
     SPLITTING,
     BUILDING,
     CACHED,

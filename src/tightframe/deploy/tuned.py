@@ -54,6 +54,7 @@ class Tuned:
         trained_on: hashes of the training images.
         familiar: where what the head sees of training images lies.
         neighbors: by which the nearest training images are found.
+        seen: what the head sees of each training image, (n, d), where that is kept for ``auto``; not saved.
     """
 
     backbone: Backbone
@@ -67,6 +68,7 @@ class Tuned:
     trained_on: tuple[str, ...] = ()
     familiar: Familiar | None = None
     neighbors: Neighbors | None = None
+    seen: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         model = self.model

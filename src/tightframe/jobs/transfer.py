@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tightframe.backbone import Backbone
 from tightframe.checks.quick import quick_notes
+from tightframe.decide.reading import reading_of
 from tightframe.deploy.evaluate import Answers
 from tightframe.deploy.tuned import Tuned
 from tightframe.errors import ModelError
@@ -29,7 +30,9 @@ from tightframe.jobs.rank import rank
 from tightframe.jobs.story import epoch_rows, write_story
 from tightframe.jobs.tune import READING
 from tightframe.models.backbones import load_backbone
+from tightframe.models.clip import has_texts
 from tightframe.models.lists import listed
+from tightframe.probes.discriminant import LayerReading
 from tightframe.report.formats import percent
 from tightframe.report.result import Result
 from tightframe.row import Row
@@ -124,8 +127,10 @@ def transfer(
     claim(folder, settings)
     unseen = replace(data, test=None)  # test images are for the saved models alone
     how: dict[str, Any] = {"sort_by": sort_by, **most, "model_options": options, "seed": config.seed}
-    ranking = rank(unseen, models, **how, workspace=workspace)
+    ranking = rank(unseen, models, **how, prompts=config.prompts, workspace=workspace)
     backbone = _winner(ranking.rows, models, options)
+    if not has_texts(backbone):
+        config = replace(config, prompts=None)  # they are for those models that have a text encoder
     compared = tune_each(data, backbone, names, block, config, folder, settings, log_to, workspace)
     features = workspace.features(backbone, data.train)
     measured = partial(layer_rows, backbone, features, "class", config.seed, workspace.progress)
@@ -179,11 +184,15 @@ def _checked(
     """What is wrong with the images, by what is known already (see ``checks.quick``)."""
     splits = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
     pixels = {name: workspace.pixels(split, backbone.preprocessing) for name, split in splits.items()}
-    features, logits = workspace.features(backbone, data.train), None
+    logits = None
     if READING in compared.tuned and data.test is not None:
         logits = _logits(compared.tuned[READING], pixels["test"].data, workspace).numpy()
-    balanced = config.class_weights == "balanced"
-    return quick_notes(data, pixels, features, logits, balanced=balanced, seed=config.seed)
+
+    def reading() -> LayerReading:
+        how: dict[str, Any] = {"balanced": config.class_weights == "balanced", "prompts": config.prompts}
+        return reading_of(data.train, backbone, workspace, **how)[0]
+
+    return quick_notes(data, pixels, reading, logits, seed=config.seed)
 
 
 def _logits(tuned: Tuned, test: Images, workspace: Workspace) -> Tensor:
