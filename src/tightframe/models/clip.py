@@ -29,6 +29,8 @@ FOLDER = (
     "such as .bin and .pt can run code: they are never read)"
 )
 """What to give instead of a folder that lacks a file."""
+PREFIX = "visual."
+"""Of the names of the image encoder's weights."""
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 """The smallest text encoder: open_clip has no image encoder without one."""
 
@@ -86,8 +88,8 @@ class _Description(NamedTuple):
     weights: Path | None
 
 
-def from_open_clip(uri: str, name: str, pretrained: bool) -> Built:
-    """The encoder ``ARCHITECTURE/PRETRAINED`` or ``local-dir:PATH``.
+def from_open_clip(uri: str, name: str, pretrained: bool, size: tuple[int, int] | None = None) -> Built:
+    """The encoder ``ARCHITECTURE/PRETRAINED`` or ``local-dir:PATH``, for images of ``size``.
 
     Raises:
         ModelError: there is no such encoder, its weights are missing or pickles only, or its folder is damaged.
@@ -96,7 +98,7 @@ def from_open_clip(uri: str, name: str, pretrained: bool) -> Built:
     open_clip = library("open_clip", "open-clip")
     described = _in_folder(uri, pretrained) if name.startswith(LOCAL) else _published(open_clip, uri, name, pretrained)
     with explained(f"{uri} can't be built by open_clip"):
-        encoder = _built(open_clip, described)
+        encoder = _built(open_clip, described, size)
         return Built(encoder, of_open_clip(described.preprocessing, encoder.visual.image_size))
 
 
@@ -140,8 +142,10 @@ def _fetched_weights(uri: str, told: dict[str, Any]) -> Path:
     )
 
 
-def _built(open_clip: Any, described: _Description) -> ImageEncoder:
+def _built(open_clip: Any, described: _Description, size: tuple[int, int] | None) -> ImageEncoder:
     vision = dict(described.model["vision_cfg"]) | {"timm_model_pretrained": False}
+    if size is not None:
+        vision["image_size"] = size
     if ":" in str(vision.get("timm_model_name") or ""):
         raise ValueError(f'timm_model_name is "{vision["timm_model_name"]}"; a name of timm\'s is needed')
     config = {
@@ -149,13 +153,16 @@ def _built(open_clip: Any, described: _Description) -> ImageEncoder:
         "vision_cfg": vision,
         "quick_gelu": bool(described.model.get("quick_gelu", False)),
     }
-    visual = open_clip.CLIP(text_cfg=dict(NO_TEXT), **config).visual
+    model = open_clip.CLIP(text_cfg=dict(NO_TEXT), **config)
+    visual = model.visual
     if described.weights:
-        visual.load_state_dict(_image_weights(described.weights))
+        weights = _image_weights(described.weights)
+        if size is not None:
+            open_clip.model.resize_pos_embed(weights, model)
+        visual.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in weights.items()})
     return ImageEncoder(visual, config)
 
 
 def _image_weights(path: Path) -> dict[str, torch.Tensor]:
-    prefix = "visual."
     with safe_open(path, framework="pt") as file:
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(PREFIX)}  # noqa: SIM118
