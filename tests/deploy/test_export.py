@@ -156,6 +156,28 @@ def test_one_that_says_something_else_is_not_written(tuned, exported, tmp_path, 
     assert (tmp_path / "allowed.onnx").is_file()
 
 
+def test_attention_on_three_axes_is_exported_as_that_of_one_head():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, mask = (torch.randn(2, 5, 5, generator=generator) for _ in range(4))
+    own = nn.functional.scaled_dot_product_attention
+    for given in ((query, key, value), (query, key, value, mask), (query, key, value, mask[0])):
+        with export._attention_on_four_axes():
+            changed = nn.functional.scaled_dot_product_attention(*given)
+        torch.testing.assert_close(changed, own(*given))
+    assert nn.functional.scaled_dot_product_attention is own
+
+
+@pytest.mark.slow
+def test_a_model_with_attention_on_three_axes_is_exported(tuned, tmp_path, monkeypatch):
+    class Attends(nn.Module):
+        def forward(self, inputs):
+            rows = inputs.float().mean(1)[:, :5, :5] / 255
+            return nn.functional.scaled_dot_product_attention(rows, rows, rows).mean(1)
+
+    monkeypatch.setattr(export._Graph, "forward", lambda self, pixels: (Attends()(pixels).softmax(1),) * 2)
+    export._exported(export._Graph(tuned, "uint8"), "uint8")
+
+
 @pytest.mark.slow
 def test_what_the_exporter_can_not_follow_is_said_in_words(tuned, tmp_path, monkeypatch):
     class Odd(nn.Module):

@@ -237,7 +237,8 @@ class Looks(nn.Module):
         self.embed, self.block, self.last = Embed(), nn.Linear(3, 3), nn.Linear(3, 2)
 
     def forward(self, x):
-        tokens, mask, count = self.embed(x)
+        tokens, mask, count, size = self.embed(x)
+        assert tuple(size) == (2, 3)
         for _ in range(count if mask.all() else 0):
             tokens = tokens * 1.0
         seen = self.block(tokens)
@@ -245,10 +246,11 @@ class Looks(nn.Module):
 
 
 class Embed(nn.Module):
-    """From (n, 6) to tokens (n, 2, 3), a mask (n, 2) and the number of tokens."""
+    """From (n, 6) to tokens (n, 2, 3), a mask (n, 2), the number of tokens and a token's shape."""
 
     def forward(self, x):
-        return x.view(len(x), 2, 3) + 1, torch.ones(len(x), 2, dtype=torch.bool), 2
+        tokens = x.view(len(x), 2, 3) + 1
+        return tokens, torch.ones(len(x), 2, dtype=torch.bool), 2, tokens.shape[1:]
 
 
 def test_what_tracing_can_not_follow_is_run():

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tightframe.backbone import Preprocessing
 from tightframe.deploy.tuned import Tuned
@@ -126,7 +129,7 @@ def _exported(graph: _Graph, pixels: str) -> Any:
     """The graph in ONNX's protocol buffer, without the exporter's notes about files of this machine."""
     example = torch.zeros(2, 3, *graph.preprocessing.input_size, dtype=getattr(torch, pixels))
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _attention_on_four_axes():
             warnings.simplefilter("ignore")  # of the exporter's own parts, to each other
             program = torch.onnx.export(
                 graph,
@@ -139,9 +142,10 @@ def _exported(graph: _Graph, pixels: str) -> Any:
                 dynamic_shapes=({0: torch.export.Dim("n")},),
             )
     except Exception as error:  # whatever of a model the exporter can't follow
-        why = " ".join(str(error).split())[:300]
+        first = _first_of(error)
+        why = " ".join(str(first).split())[:300]
         raise ExportFailed(
-            f"PyTorch can't export this model to ONNX ({type(error).__name__}: {why}); "
+            f"PyTorch can't export this model to ONNX ({type(first).__name__}: {why}); "
             "update torch and onnxscript, or use the saved folder with `tightframe predict`"
         ) from error
     assert program is not None, "with dynamo it always is one"
@@ -150,6 +154,31 @@ def _exported(graph: _Graph, pixels: str) -> Any:
         node.doc_string = ""
         del node.metadata_props[:]
     return proto
+
+
+@contextmanager
+def _attention_on_four_axes() -> Iterator[None]:
+    """Let attention (n, tokens, d) run as that of one head, (n, 1, tokens, d): the exporter knows no other."""
+    own = functional.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *more: Any, **named: Any) -> Tensor:
+        if query.ndim != 3:
+            return own(query, key, value, attn_mask, *more, **named)
+        mask = attn_mask[:, None] if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
+        return own(query[:, None], key[:, None], value[:, None], mask, *more, **named)[:, 0]
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """The error that others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tightframe.features.capture import CannotCut
 from tightframe.features.taps import submodule
@@ -68,8 +68,7 @@ class Suffix:
             raise CannotCut(f"{block} is not called once with one input")
         self._entries = first.entries
         self._before = [
-            (module, _Blank.of(one, other))
-            for (module, one), (_, other) in zip(first.before, second.before, strict=True)
+            (module, one.blank(other)) for (module, one), (_, other) in zip(first.before, second.before, strict=True)
         ]
         for value in (math.nan, 1.0, -1.0):  # of which a model that looks at its values takes each another way
             try:
@@ -92,7 +91,7 @@ class Suffix:
         images = blank((len(inputs), *self._shape), torch.float32, inputs.device)
         handles = [module.register_forward_pre_hook(given, with_kwargs=True) for module in self._entries]
         try:
-            with _standing_in(self._before, lambda leaf: leaf.made(inputs, blank)):
+            with _standing_in(self._before, lambda tree: tree.made(inputs, blank)):
                 output = self._base(images)
         finally:
             for handle in handles:
@@ -100,6 +99,29 @@ class Suffix:
         if self._block not in called:
             raise CannotCut("it takes another way for other images")
         return output
+
+
+class _Tree(NamedTuple):
+    """What a module put out: values, and how they are arranged in tuples, lists and dictionaries."""
+
+    leaves: list[Any]
+    structure: Any
+
+    def with_input(self, made: list[Any], given: Any) -> _Tree:
+        """The same, with a mark in place of those that were ``made`` as the very tensor that is ``given``."""
+        marked = [_INPUT if one is given else leaf for one, leaf in zip(made, self.leaves, strict=True)]
+        return self._replace(leaves=marked)
+
+    def blank(self, other: _Tree) -> _Tree:
+        """What of it is constant and what goes by images, seen from another run."""
+        if self.structure != other.structure:
+            raise CannotCut("what comes before it depends on the number of images")
+        pairs = zip(self.leaves, other.leaves, strict=True)
+        return self._replace(leaves=[_Leaf.of(*pair) for pair in pairs])
+
+    def made(self, inputs: Tensor, blank: Callable[..., Tensor]) -> Any:
+        """The output of leaves for so many images."""
+        return tree_unflatten([leaf.made(inputs, blank) for leaf in self.leaves], self.structure)
 
 
 class _Record(NamedTuple):
@@ -112,7 +134,7 @@ class _Record(NamedTuple):
         output: of the model.
     """
 
-    before: list[tuple[nn.Module, Any]]
+    before: list[tuple[nn.Module, _Tree]]
     entries: list[nn.Module]
     inputs: Tensor | None
     output: Any
@@ -120,8 +142,8 @@ class _Record(NamedTuple):
 
 def _recorded(base: nn.Module, block: nn.Module, images: Tensor) -> _Record:
     """Run ``base`` and note what had been done when ``block`` began."""
-    done, running = list[tuple[nn.Module, Any, Any]](), list[tuple[nn.Module, int, Any]]()
-    before, entries, inputs = list[tuple[nn.Module, Any]](), list[nn.Module](), list[Any]()
+    done, running = list[tuple[nn.Module, list[Any], _Tree]](), list[tuple[nn.Module, int, Any]]()
+    before, entries, inputs = list[tuple[nn.Module, _Tree]](), list[nn.Module](), list[Any]()
 
     def begin(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         first = next(iter((*arguments, *named.values())), None)
@@ -129,16 +151,14 @@ def _recorded(base: nn.Module, block: nn.Module, images: Tensor) -> _Record:
         if module is block:
             inputs.append(first.clone() if isinstance(first, Tensor) else None)
             entries[:] = [outer for outer, _, given in running if given is first]
-            before[:] = [
-                (ended, tree_map(lambda leaf, raw: _INPUT if raw is first else leaf, copied, made))
-                for ended, copied, made in done
-            ]
+            before[:] = [(ended, tree.with_input(made, first)) for ended, made, tree in done]
 
     def end(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         _, start, _ = running.pop()
         if not inputs:
-            copied = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output)
-            done[start:] = [(module, copied, output)]
+            made, structure = tree_flatten(output)
+            copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in made]  # what follows may change it
+            done[start:] = [(module, made, _Tree(copies, structure))]
 
     hooks: list[Any] = []
     for module in base.modules():
@@ -199,33 +219,18 @@ class _Leaf:
         return blank(shape, self.dtype, inputs.device)
 
 
-class _Blank(NamedTuple):
-    """What a module put out, as leaves of a tree."""
-
-    leaves: list[_Leaf]
-    structure: Any
-
-    @classmethod
-    def of(cls, one: Any, other: Any) -> _Blank:
-        (leaves, structure), (others, other_structure) = tree_flatten(one), tree_flatten(other)
-        if structure != other_structure:
-            raise CannotCut("what comes before it depends on the number of images")
-        return cls([_Leaf.of(*pair) for pair in zip(leaves, others, strict=True)], structure)
-
-
 @contextmanager
-def _standing_in(before: list[tuple[nn.Module, _Blank]], made: Callable[[_Leaf], Any]) -> Iterator[None]:
+def _standing_in(before: list[tuple[nn.Module, _Tree]], made: Callable[[_Tree], Any]) -> Iterator[None]:
     """Let the first calls of each module return blanks, in their order; later ones run it."""
-    waiting: dict[nn.Module, list[_Blank]] = {}
-    for module, blank in before:
-        waiting.setdefault(module, []).append(blank)
+    waiting: dict[nn.Module, list[_Tree]] = {}
+    for module, tree in before:
+        waiting.setdefault(module, []).append(tree)
 
     def stand_in(module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*arguments: Any, **named: Any) -> Any:
             if not waiting[module]:
                 return own(*arguments, **named)
-            blank = waiting[module].pop(0)
-            return tree_unflatten([made(leaf) for leaf in blank.leaves], blank.structure)
+            return made(waiting[module].pop(0))
 
         return forward
 

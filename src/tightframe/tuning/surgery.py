@@ -134,10 +134,12 @@ class TunableModel(Trainable):
         return part
 
     def plain_base(self) -> nn.Module:
-        """A copy of the base on the CPU, in eval mode; modules that the method inserted are merged into its own."""
+        """A copy of the base on the CPU, in eval mode, with an identity for its head and LoRA merged into modules."""
         plain = copy.deepcopy(self.base).cpu().eval().requires_grad_(False)
         if self.method.adapt:
             lora.merge(plain)
+        for name in [name for name, module in plain.named_modules() if isinstance(module, _Gone)]:
+            plain.set_submodule(name, nn.Identity())
         return plain.to(memory_format=torch.contiguous_format)  # which safetensors wants
 
     def train(self, mode: bool = True) -> TunableModel:
