@@ -193,6 +193,26 @@ def test_what_the_exporter_can_not_follow_is_said_in_words(tuned, tmp_path, monk
     assert not (tmp_path / "odd.onnx").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("never", [True, False])
+def test_what_the_runtime_does_not_accept_is_exported_plainly_or_said_in_words(never, tuned, tmp_path, monkeypatch):
+    def broken(graph, pixels, optimize):
+        proto = exporting(graph, pixels, optimize)
+        if optimize or never:
+            del proto.graph.node[0]
+        return proto
+
+    exporting = export._exported
+    monkeypatch.setattr(export, "_exported", broken)
+    path = tmp_path / "net.onnx"
+    if never:
+        with pytest.raises(ExportFailed, match=r"ONNX Runtime does not accept .*use the saved folder"):
+            export_onnx(tuned, path)
+    else:
+        assert export_onnx(tuned, path).rows[0]["same"] == 1
+    assert path.exists() != never
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_what_has_to_be_installed_is_named(tuned, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)

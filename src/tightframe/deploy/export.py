@@ -76,11 +76,17 @@ def export_onnx(
     if pixels not in TAKES:
         raise SettingsError(f'no pixels of type "{pixels}"; choose {" or ".join(TAKES)}')
     packages = _packages()
-    proto = _exported(_Graph(tuned, pixels), pixels)
-    _describe(proto, tuned, pixels)
-    content = proto.SerializeToString()
     shown = _shown(tuned, data)
-    wanted, found = _both(tuned, packages["onnxruntime"], content, shown, pixels)
+    for optimize in (True, False):
+        proto = _exported(_Graph(tuned, pixels), pixels, optimize)
+        _describe(proto, tuned, pixels)
+        content = proto.SerializeToString()
+        try:
+            wanted, found = _both(tuned, packages["onnxruntime"], content, shown, pixels)
+            break
+        except _NotAccepted:  # the exporter's optimizer removes what is needed, now and then
+            if not optimize:
+                raise
     apart = float(np.abs(wanted - found).max())
     if not apart <= tolerance:
         raise ExportFailed(
@@ -101,6 +107,10 @@ def export_onnx(
     notes = [f"the same as PyTorch to {apart:.1g} in probability, on {len(shown)} images of {of}"]
     told = versions() | {name: str(package.__version__) for name, package in packages.items()}
     return Result("export", [row], tuned.settings | {"pixels": pixels}, notes, versions=told)
+
+
+class _NotAccepted(ExportFailed):
+    """ONNX Runtime can't load the exported model."""
 
 
 class _Graph(nn.Module):
@@ -125,7 +135,7 @@ def _packages() -> dict[str, Any]:
     return {"onnx": onnx, "onnxscript": onnxscript, "onnxruntime": onnxruntime}
 
 
-def _exported(graph: _Graph, pixels: str) -> Any:
+def _exported(graph: _Graph, pixels: str, optimize: bool = True) -> Any:
     """The graph in ONNX's protocol buffer, without the exporter's notes about files of this machine."""
     example = torch.zeros(2, 3, *graph.preprocessing.input_size, dtype=getattr(torch, pixels))
     try:
@@ -135,6 +145,7 @@ def _exported(graph: _Graph, pixels: str) -> Any:
                 graph,
                 (example,),
                 dynamo=True,
+                optimize=optimize,
                 verbose=False,
                 external_data=False,
                 input_names=["pixels"],
@@ -227,7 +238,14 @@ def _both(
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever of the exporter's work the runtime does not accept
+        why = " ".join(str(error).split())[:300]
+        raise _NotAccepted(
+            f"ONNX Runtime does not accept what PyTorch exported of this model ({why}); update torch, onnxscript and "
+            "onnxruntime, or use the saved folder with `tightframe predict`"
+        ) from error
     wanted, found = [], []
     for batch in (shown[:1], shown[1:]):
         if len(batch):
