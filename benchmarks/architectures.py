@@ -245,6 +245,8 @@ EACH, FEW = 8, 3
 CLOSE = 1e-4
 METHODS = ("discriminant", "linear", "scl", "lora")
 STEPS = ("load", "blocks", "features", "logits", "alone", "cut", *METHODS, "saved", "exported")
+MEASURED = ("load", "blocks", "features", "alone")
+"""What a measured model has passed."""
 PATIENCE = 600
 """Seconds for one model."""
 BUILDER = """
@@ -483,11 +485,13 @@ def smallest() -> None:
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The table in Markdown, and every failure in words."""
-    measured = [all(row.get(s) == "" for s in ("load", "blocks", "features", "alone")) for row in rows]
-    shares = {"measured": measured} | {s: [row.get(s) == "" for row in rows] for s in ("logits", "cut", *STEPS[6:])}
-    yield f"{len(rows)} models. " + ", ".join(
-        f"{what} {sum(held)} ({100 * sum(held) / len(held):.1f} %)" for what, held in shares.items()
-    )
+    named = [(step, (step,)) for step in STEPS if step not in MEASURED]
+    told = []
+    for what, needed in [("measured", MEASURED), *named]:
+        tried = [row for row in rows if what == "measured" or what in row]
+        held = sum(all(row.get(step) == "" for step in needed) for row in tried)
+        told.append(f"{what} {held} of {len(tried)} ({100 * held / max(len(tried), 1):.1f} %)")
+    yield f"{len(rows)} models: " + ", ".join(told) + "."
     held = [row["rss_mb"] for row in rows if row["rss_mb"]]
     yield f"\nThe process holds {held[0]} MB after the first model, {max(held)} at most, {held[-1]} after the last."
     yield "\n| model | size | million parameters | layers | " + " | ".join(STEPS) + " | s, export | MB |"

@@ -258,6 +258,11 @@ def test_what_tracing_can_not_follow_is_run():
     on = Suffix(module, "block", (6,))
     torch.testing.assert_close(on(module.embed(inputs)[0]), module(inputs))
     assert "forward" not in vars(module.embed)  # nothing is left behind
+    seen = []
+    for name in ("embed", "block", "last"):
+        getattr(module, name).register_forward_hook(lambda _, __, ___, name=name: seen.append(name))
+    on(module.embed.forward(inputs)[0])
+    assert seen == ["block", "last"]
 
 
 def test_running_from_a_block_leaves_training_modes_and_statistics_alone():

@@ -8,6 +8,7 @@ once, on blanks that are not a number.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,6 +172,8 @@ def _recorded(base: nn.Module, block: nn.Module, images: Tensor) -> _Record:
     return _Record(before, entries, inputs[0] if len(inputs) == 1 else None, output)
 
 
+_REPLACED = ("forward", "_forward_hooks", "_forward_pre_hooks")
+"""Attributes of a module for which others stand in."""
 _INPUT = "the block's input"
 """In the place of a value that is the same tensor as the block's input."""
 
@@ -221,30 +224,33 @@ class _Leaf:
 
 @contextmanager
 def _standing_in(before: list[tuple[nn.Module, _Tree]], made: Callable[[_Tree], Any]) -> Iterator[None]:
-    """Let the first calls of each module return blanks, in their order; later ones run it."""
+    """Let the first calls of each module return blanks, in their order and unseen by hooks; later ones run it."""
     waiting: dict[nn.Module, list[_Tree]] = {}
     for module, tree in before:
         waiting.setdefault(module, []).append(tree)
+    own = {module: {name: vars(module).get(name) for name in _REPLACED} for module in waiting}
 
-    def stand_in(module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*arguments: Any, **named: Any) -> Any:
-            if not waiting[module]:
-                return own(*arguments, **named)
-            return made(waiting[module].pop(0))
+    def put_back(module: nn.Module) -> None:
+        for name, part in own.pop(module, {}).items():
+            if part is None:
+                del vars(module)[name]
+            else:
+                setattr(module, name, part)
 
-        return forward
+    def blank(module: nn.Module, *arguments: Any, **named: Any) -> Any:
+        tree = waiting[module].pop(0)
+        if not waiting[module]:
+            put_back(module)
+        return made(tree)
 
-    replaced = {module: module.__dict__.get("forward") for module in waiting}
     try:
         for module in waiting:
-            module.forward = stand_in(module, module.forward)
+            module.forward = partial(blank, module)
+            module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
         yield
     finally:
-        for module, own in replaced.items():
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.forward = own
+        for module in waiting:
+            put_back(module)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
