@@ -42,6 +42,7 @@ class Layer:
         dimension: number of values, d, once pooled.
         parameters: how many parameters the module owns.
         prefix_tokens: tokens before the patch tokens (class, distillation and register tokens).
+        element: which of its outputs is read, if it has several.
         spread: whether maps are pooled by standard deviation, not by mean.
     """
 
@@ -50,6 +51,7 @@ class Layer:
     dimension: int
     parameters: int
     prefix_tokens: int = 0
+    element: int = 0
     spread: bool = False
 
     @property
@@ -112,6 +114,7 @@ class Backbone:
         origin: the arguments of ``load_backbone`` that make it again.
         source: a hash of the user's own file that built it, if one did.
         source_accuracy: top-1 accuracy in 0 … 1 on the data it was trained on, where its weights say so.
+        notes: what a user should know of its head, a sentence each.
     """
 
     name: str
@@ -124,11 +127,13 @@ class Backbone:
     origin: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     source_accuracy: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.input_size
         size = f"{self.parameters / 1e6:.3g} million parameters, images of {height} × {width}"
-        return f"Backbone {self.name}: {len(self.layers)} blocks, {self.penultimate.dimension} features, {size}"
+        told = f"Backbone {self.name}: {len(self.layers)} blocks, {self.penultimate.dimension} features, {size}"
+        return "; ".join((told, *self.notes))
 
     @property
     def parameters(self) -> int:

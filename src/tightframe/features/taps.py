@@ -26,7 +26,7 @@ Pool = Literal["auto", "mean", "cls"]
 def pooled(output: Any, layer: Layer, how: Literal["mean", "cls"]) -> Float[Tensor, "n d"]:
     """A layer's output as (n, d), averaged in float32; a copy, since what comes next may work in place."""
     if isinstance(output, (tuple, list)):
-        output = output[0]
+        output = output[layer.element]
     if layer.layout == "vector":
         return output.to(torch.float32, copy=True)
     if layer.layout in ("map", "map_last"):

@@ -34,6 +34,8 @@ FOLDER = (
     "such as .bin and .pt can run code: they are never read)"
 )
 """What to give instead of a folder that lacks a file."""
+PREFIX = "visual."
+"""Of the names of the image encoder's weights."""
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 """The smallest text encoder: open_clip has no image encoder without one."""
 TEMPLATES = ("a photo of a {}.",)
@@ -182,8 +184,8 @@ class _Description(NamedTuple):
     tokenizer: str
 
 
-def from_open_clip(uri: str, name: str, pretrained: bool) -> Built:
-    """The encoder ``ARCHITECTURE/PRETRAINED`` or ``local-dir:PATH``.
+def from_open_clip(uri: str, name: str, pretrained: bool, size: tuple[int, int] | None = None) -> Built:
+    """The encoder ``ARCHITECTURE/PRETRAINED`` or ``local-dir:PATH``, for images of ``size``.
 
     Raises:
         ModelError: there is no such encoder, its weights are missing or pickles only, or its folder is damaged.
@@ -192,7 +194,7 @@ def from_open_clip(uri: str, name: str, pretrained: bool) -> Built:
     open_clip = library("open_clip", "open-clip")
     described = _in_folder(uri, pretrained) if name.startswith(LOCAL) else _published(open_clip, uri, name, pretrained)
     with explained(f"{uri} can't be built by open_clip"):
-        encoder = _built(open_clip, uri, described)
+        encoder = _built(open_clip, uri, described, size)
         return Built(encoder, of_open_clip(described.preprocessing, encoder.visual.image_size))
 
 
@@ -236,15 +238,20 @@ def _fetched_weights(uri: str, told: dict[str, Any]) -> Path:
     )
 
 
-def _built(open_clip: Any, uri: str, described: _Description) -> ImageEncoder:
+def _built(open_clip: Any, uri: str, described: _Description, size: tuple[int, int] | None) -> ImageEncoder:
+    resized = {} if size is None else {"image_size": size}
     config = {
         "embed_dim": described.model["embed_dim"],
-        "vision_cfg": _vision(described),
+        "vision_cfg": _vision(described) | resized,
         "quick_gelu": bool(described.model.get("quick_gelu", False)),
     }
-    visual = open_clip.CLIP(text_cfg=dict(NO_TEXT), **config).visual
+    model = open_clip.CLIP(text_cfg=dict(NO_TEXT), **config)
+    visual = model.visual
     if described.weights:
-        visual.load_state_dict(_image_weights(described.weights))
+        weights = _image_weights(described.weights)
+        if size is not None:
+            open_clip.model.resize_pos_embed(weights, model)
+        visual.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in weights.items()})
     return ImageEncoder(visual, config, TextEncoder(uri, described))
 
 
@@ -268,6 +275,5 @@ def _whole(open_clip: Any, described: _Description) -> Any:
 
 
 def _image_weights(path: Path) -> dict[str, torch.Tensor]:
-    prefix = "visual."
     with safe_open(path, framework="pt") as file:
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(PREFIX)}  # noqa: SIM118
