@@ -25,6 +25,9 @@ OUTPUT = "output"
 LARGEST_SIDE = 4096
 """Pixels. No model is made for more; a damaged config that asks for it would fill the memory."""
 
+LONGEST = 64
+"""Times its shorter side that of a longer image is resized at most; the crop of no model reaches so far."""
+
 Layout = Literal["map", "map_last", "tokens", "vector"]
 """What a layer puts out: (n, d, h, w), (n, h, w, d), (n, tokens, d) or (n, d)."""
 
@@ -61,7 +64,7 @@ class Preprocessing:
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """The image resized and cropped: bytes of shape (3, height, width)."""
-        return self._transform(image)
+        return self._transform(_without_far_ends(image) if self.crop_mode == "center" else image)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Bytes (n, 3, height, width) as the float32 input of the model."""
@@ -80,6 +83,17 @@ class Preprocessing:
             crop_mode=self.crop_mode,
             normalize=False,
         )
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """Of an image that is very long, the middle, which is all that is left of it once it is cropped.
+
+    Resized whole so that its shorter side fits the model, an image of 1 × 200,000 pixels would take 40 GB.
+    """
+    width, height = image.size
+    longest = LONGEST * min(width, height)
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -32,7 +32,7 @@ JOBS = {
     "push": "tightframe.deploy.hub:push_to_hub",
 }
 """Commands, and the function of the package whose docstring describes each."""
-ELSEWHERE = {"check": "checking"}
+ELSEWHERE = {"check": "checking"} | dict.fromkeys(("predict", "evaluate", "merge", "export", "push"), "saved")
 """Commands that are not in ``cli.commands``, and their modules."""
 EXAMPLES = {
     "transfer": "flowers --models timm/resnet18 timm/mobilenetv3_small_100 --out runs/flowers",

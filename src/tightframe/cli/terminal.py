@@ -81,9 +81,8 @@ def where(path: Path, what: str) -> None:
 
 def failure(message: str) -> None:
     """Say on standard error why a command could not be done."""
-    Console(stderr=True).print(
-        Text.assemble(("✗ ", "bold red"), printable(message)), soft_wrap=True
-    )  # whichever process it is
+    lines = "\n".join(map(printable, message.split("\n")))
+    Console(stderr=True).print(Text.assemble(("✗ ", "bold red"), lines), soft_wrap=True)  # whichever process it is
 
 
 def interrupted() -> None:

@@ -19,6 +19,7 @@ import tarfile
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -69,7 +70,7 @@ def from_archive(path: Path, reading: Reading) -> Gathered:
         if reason:
             faults.add(Path(member.name), reason)
         elif place.suffix.lower() in IMAGE_SUFFIXES:
-            found[place] = member.part
+            found[place] = replace(member.part, how=reading.decoding)
         elif len(place.parts) > 2:
             faults.leave_out(Path(member.name), NO_IMAGE)
     faults.check()
