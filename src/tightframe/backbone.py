@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -165,12 +166,20 @@ class Backbone:
         """The layer called ``name``. Raises ``LayerNotFound``, with the nearest name there is."""
         if name == OUTPUT and self.head is not None:
             return Layer(OUTPUT, "vector", 0, 0)
-        known = {layer.name: layer for layer in (*self.layers, self.penultimate)}
+        return self._named(name, "layer", (*self.layers, self.penultimate))
+
+    def block(self, name: str) -> Layer:
+        """The layer called ``name`` that can be tuned. Raises ``LayerNotFound``, with the nearest name there is."""
+        return self._named(name, "block", self.layers)
+
+    def _named(self, name: str, what: str, layers: Sequence[Layer]) -> Layer:
+        known = {layer.name: layer for layer in layers}
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            nearest = f'; nearest: "{near[0]}"' if near else ""
             raise LayerNotFound(
-                f'no layer "{name}" in {self.name} ({len(self.layers)} blocks); nearest: "{near[0]}"; '
-                "`tightframe measure` lists them all"
+                f'no {what} "{name}" in {self.name} ({len(self.layers)} blocks){nearest}; `tightframe measure` lists '
+                "them all"
             )
         return known[name]
 

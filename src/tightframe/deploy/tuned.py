@@ -221,6 +221,7 @@ def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned
     folder = Path(folder)
     description = checkpoint.read(folder)
     backbone = model if isinstance(model, Backbone) else _base(folder, description, model)
+    checkpoint.verify(folder, description)
     restored = checkpoint.restore(folder, description, backbone)
     seen = TrainingSet.read(folder, len(description.classes), restored.head.in_features)
     return Tuned(

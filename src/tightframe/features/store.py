@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tightframe.files import write_tensors
+from tightframe.errors import SavedError
+from tightframe.files import sweep, write_tensors, write_text
 from tightframe.processes import is_first
 
 FORMAT = 1
@@ -68,6 +69,8 @@ class FeatureStore:
 
     def writer(self, keys: Mapping[str, Key]) -> Writer:
         """Collects the features of one pass, by layer. Of several processes the first alone writes to disk."""
+        if self.folder is not None and is_first():
+            sweep(self.folder, ".*")
         return Writer(self, keys, self.folder if is_first() else None)
 
     def remember(self, key: Key, features: np.ndarray, seconds: float) -> Kept:
@@ -118,7 +121,7 @@ class Writer:
         manifest = {"format": FORMAT, "key": self._keys[layer], "rows": self._rows, "seconds": seconds}
         manifest["shards"] = self._shards[layer]
         unfinished = self._unfinished(entry)
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1))
         try:
             unfinished.replace(entry)
         except OSError:  # there is an entry already
@@ -180,9 +183,15 @@ def _rows(entry: Path, manifest: dict[str, Any]) -> int:
 def _reader(entry: Path, manifest: dict[str, Any]) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         parts = []
-        for shard in _shards(entry, manifest):
-            with safe_open(str(shard), "np") as file:
-                parts.append(file.get_tensor("features"))
+        try:
+            for shard in _shards(entry, manifest):
+                with safe_open(str(shard), "np") as file:
+                    parts.append(file.get_tensor("features"))
+        except (OSError, SafetensorError) as error:
+            raise SavedError(
+                f"{entry}: features that were there a moment ago can't be read ({error}); run the command again, which "
+                "computes them anew"
+            ) from error
         return np.concatenate(parts)
 
     return read

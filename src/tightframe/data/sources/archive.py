@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import struct
 import tarfile
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -38,6 +40,10 @@ MAX_GROWTH = 100
 """Most bytes that a byte of a compressed tar may become, beyond ``MAX_MEMBER``."""
 
 _CHUNK = 1 << 20
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, struct.error),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error),
+)
 _LOCAL_HEADER = 30
 
 
@@ -87,7 +93,7 @@ def members(path: Path) -> Iterable[Member]:
     """
     try:
         yield from _zipped(path) if path.suffix.lower() == ".zip" else _tarred(path)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path} can't be read as an archive ({error}); make or fetch it anew") from error
 
 
