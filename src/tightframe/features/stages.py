@@ -17,6 +17,8 @@ from tightframe.processes import together
 
 MARK = "run.txt"
 """The file that marks a folder as that of a run, and says of which."""
+WITHOUT_CHECKSUM = ("stage", "key", "value")
+"""What version 0.1 kept of a stage."""
 
 
 class Stages:
@@ -39,7 +41,8 @@ class Stages:
         if self.folder is not None:
             path = self._path(name, "json")
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps({"stage": name, "key": wanted, "value": value}, ensure_ascii=False))
+            kept = {"stage": name, "key": wanted, "value": value, "checksum": fingerprint_of(value)}
+            write_text(path, json.dumps(kept, ensure_ascii=False))
         return value
 
     @contextmanager
@@ -70,8 +73,11 @@ class Stages:
             return self._memory.get((name, key))
         try:
             kept = json.loads(self._path(name, "json").read_text(encoding="utf-8"))
-            return kept if kept["stage"] == name and kept["key"] == key and "value" in kept else None
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = kept["stage"] == name and kept["key"] == key and "value" in kept
+            if whole and len(kept) > len(WITHOUT_CHECKSUM):
+                whole = kept["checksum"] == fingerprint_of(kept["value"])
+            return kept if whole else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _path(self, name: str, kind: str) -> Path:
