@@ -2,7 +2,7 @@
 
     python benchmarks/moments.py [COMMAND ...] [--kills 100]
 
-A child process runs the command, is killed (SIGKILL) at a random moment of the time that a run left alone takes, and is
+A process runs the command, is killed (SIGKILL) at a random moment of the time that a run left alone takes, and is
 started again, until it was killed so often; then it runs to its end. Compared are the rows, notes and settings of
 ``--json``, every tensor and every JSON file in ``--out``; left out is what tells time: keys with ``seconds``, which
 checksums and logs of epochs hold besides.
@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import shutil
-import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tightframe import load_images
-from tightframe.cli import main as tightframe
 
 SHORT = ["--epochs", "3", "--batch-size", "8"]
 COMMANDS: dict[str, list[str]] = {
@@ -78,25 +76,15 @@ def typed(command: str, told: dict[str, str], out: Path) -> list[str]:
     return [*words, *where, "--json", f"{out}.json"]
 
 
-def run(arguments: list[str], kill_after: float | None = None, number: int = signal.SIGKILL) -> int | None:
-    """Run a command in a child process; its exit status, or ``None`` if it was killed before its end."""
-    child = os.fork()
-    if child == 0:
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in (1, 2):
-            os.dup2(nowhere, stream)
-        torch.set_num_threads(1)
-        os._exit(tightframe(arguments))
-    end = None if kill_after is None else time.monotonic() + kill_after
-    while True:
-        done, status = os.waitpid(child, 0 if end is None else os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if end is not None and time.monotonic() >= end:
-            os.kill(child, number)
-            os.waitpid(child, 0)
+def run(arguments: list[str], kill_after: float | None = None) -> int | None:
+    """Run a command as a process of its own; its exit status, or ``None`` if it was killed before its end."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-m", "tightframe", *arguments], **quiet) as running:
+        try:
+            return running.wait(kill_after)
+        except subprocess.TimeoutExpired:
+            running.kill()
             return None
-        time.sleep(0.002)
 
 
 def result(out: Path) -> dict[str, str]:

@@ -17,8 +17,6 @@ from tightframe.processes import together
 
 MARK = "run.txt"
 """The file that marks a folder as that of a run, and says of which."""
-WITHOUT_CHECKSUM = ("stage", "key", "value")
-"""What version 0.1 kept of a stage."""
 
 
 class Stages:
@@ -73,10 +71,8 @@ class Stages:
             return self._memory.get((name, key))
         try:
             kept = json.loads(self._path(name, "json").read_text(encoding="utf-8"))
-            whole = kept["stage"] == name and kept["key"] == key and "value" in kept
-            if whole and len(kept) > len(WITHOUT_CHECKSUM):
-                whole = kept["checksum"] == fingerprint_of(kept["value"])
-            return kept if whole else None
+            whole = kept["checksum"] == fingerprint_of(kept["value"])
+            return kept if whole and kept["stage"] == name and kept["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 

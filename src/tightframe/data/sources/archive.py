@@ -101,7 +101,7 @@ def _zipped(path: Path) -> Iterable[Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = info.filename.replace("\\", "/")
-            if info.is_dir():
+            if name.endswith("/"):
                 continue
             reason = name_fault(name)
             if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
