@@ -29,7 +29,19 @@ ABANDONED = 2 * 86400.0
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` in UTF-8. Raises ``OSError``."""
-    _write(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    _write(path, lambda unfinished: unfinished.write_bytes(encoded(text)))
+
+
+def encoded(text: str) -> bytes:
+    """``text`` in UTF-8. Names typed under a locale without their letters are the bytes that were typed, where these
+    are UTF-8, and escapes, as JSON has them, where they are not.
+    """
+    try:
+        found = text.encode("utf-8", "surrogateescape")
+        found.decode("utf-8")
+    except UnicodeError:
+        return text.encode("utf-8", "backslashreplace")
+    return found
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -94,7 +94,7 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match=r"No space left.*wanted\.json") as failed:
         write_text(tmp_path / "wanted.json", "{}")
     assert failed.value.filename == str(tmp_path / "wanted.json")

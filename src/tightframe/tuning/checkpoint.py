@@ -27,7 +27,7 @@ from torch import Tensor
 from tightframe.backbone import Backbone
 from tightframe.errors import SavedError, SettingsError
 from tightframe.features.taps import Pool
-from tightframe.files import write_tensors, write_text
+from tightframe.files import encoded, write_tensors, write_text
 from tightframe.processes import is_first
 from tightframe.tuning import lora
 from tightframe.tuning.heads import Align, SkipScale
@@ -104,7 +104,7 @@ def sealed(content: dict[str, Any]) -> str:
     """The text of ``tightframe.json`` for its ``content``, with its own checksum."""
     told = {name: value for name, value in content.items() if name not in ("format", "checksum")}
     text = json.dumps({"format": FORMAT, "checksum": "", **told}, indent=1, ensure_ascii=False)
-    return text.replace(_BLANK, f'"checksum": "{_checksum(text.encode())}"', 1)
+    return text.replace(_BLANK, f'"checksum": "{_checksum(encoded(text))}"', 1)
 
 
 def read(folder: Path) -> Description:
