@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -27,6 +28,9 @@ SPREAD = ":std"
 
 LARGEST_SIDE = 4096
 """Pixels. No model is made for more; a damaged config that asks for it would fill the memory."""
+
+LONGEST = 64
+"""Times its shorter side that of a longer image is resized at most; the crop of no model reaches so far."""
 
 Layout = Literal["map", "map_last", "tokens", "vector"]
 """What a layer puts out: (n, d, h, w), (n, h, w, d), (n, tokens, d) or (n, d)."""
@@ -78,7 +82,7 @@ class Preprocessing:
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """The image resized and cropped: bytes of shape (3, height, width)."""
-        return self._transform(image)
+        return self._transform(_without_far_ends(image) if self.crop_mode == "center" else image)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Bytes (n, 3, height, width) as the float32 input of the model."""
@@ -97,6 +101,17 @@ class Preprocessing:
             crop_mode=self.crop_mode,
             normalize=False,
         )
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """Of an image that is very long, the middle, which is all that is left of it once it is cropped.
+
+    Resized whole so that its shorter side fits the model, an image of 1 × 200,000 pixels would take 40 GB.
+    """
+    width, height = image.size
+    longest = LONGEST * min(width, height)
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,15 +190,24 @@ class Backbone:
         """
         if name == OUTPUT and self.head is not None:
             return Layer(OUTPUT, "vector", 0, 0)
-        known = {layer.name: layer for layer in (*self.layers, self.penultimate)}
-        plain = known.get(name.removesuffix(SPREAD))
-        if name not in known and plain is not None and plain.has_spread:
+        layers = (*self.layers, self.penultimate)
+        plain = next((layer for layer in layers if layer.has_spread and f"{layer.name}{SPREAD}" == name), None)
+        if plain is not None:
             return replace(plain, name=name, spread=True)
+        return self._named(name, "layer", layers)
+
+    def block(self, name: str) -> Layer:
+        """The layer called ``name`` that can be tuned. Raises ``LayerNotFound``, with the nearest name there is."""
+        return self._named(name, "block", self.layers)
+
+    def _named(self, name: str, what: str, layers: Sequence[Layer]) -> Layer:
+        known = {layer.name: layer for layer in layers}
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            nearest = f'; nearest: "{near[0]}"' if near else ""
             raise LayerNotFound(
-                f'no layer "{name}" in {self.name} ({len(self.layers)} blocks); nearest: "{near[0]}"; '
-                "`tightframe measure` lists them all"
+                f'no {what} "{name}" in {self.name} ({len(self.layers)} blocks){nearest}; `tightframe measure` lists '
+                "them all"
             )
         return known[name]
 

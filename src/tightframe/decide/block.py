@@ -97,7 +97,7 @@ def check_block(backbone: Backbone, block: str) -> None:
     if block in (PENULTIMATE, OUTPUT):
         raise SettingsError(f"{block} names features, not a block to tune; `tightframe measure` lists the blocks")
     if block != "auto":
-        backbone.layer(block)
+        backbone.block(block)
 
 
 def _race(

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from tightframe.backbone import Backbone
 from tightframe.checks.quick import quick_notes
+from tightframe.decide.block import check_block
 from tightframe.decide.reading import reading_of
 from tightframe.deploy.evaluate import Answers
 from tightframe.deploy.tuned import Tuned
-from tightframe.errors import ModelError
+from tightframe.errors import LayerNotFound, ModelError, TightframeError
 from tightframe.features.stages import claim
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
@@ -124,6 +125,8 @@ def transfer(
     workspace = (workspace or Workspace()).in_folder(folder)
     most = {"max_params": max_params, "max_macs": max_macs, "max_latency_ms": max_latency_ms}
     settings = settings_of(data, names, block, config, workspace) | asked | {"sort_by": sort_by} | most
+    if block != "auto":
+        _check_known(block, models, options)  # before the folder is taken for a run with it
     claim(folder, settings)
     unseen = replace(data, test=None)  # test images are for the saved models alone
     how: dict[str, Any] = {"sort_by": sort_by, **most, "model_options": options, "seed": config.seed}
@@ -139,6 +142,20 @@ def transfer(
     checking = partial(_checked, data, backbone, compared, config, workspace)
     checked = workspace.remember("check", [settings, backbone.fingerprint], checking)
     return _reported(folder, data, ranking, layers, compared, checked, workspace)
+
+
+def _check_known(block: str, models: Sequence[str | Backbone], options: Mapping[str, Any]) -> None:
+    """Raise ``LayerNotFound`` if none of the models that can be loaded has such a block."""
+    missing: TightframeError | None = None
+    for model in models:
+        try:
+            return check_block(model if isinstance(model, Backbone) else load_backbone(model, **options), block)
+        except LayerNotFound as error:
+            missing = missing or error
+        except ModelError:
+            continue  # it has a row of its own that says why
+    if missing is not None:
+        raise missing
 
 
 def _reported(

@@ -328,9 +328,10 @@ def _features(model: Trainable, inputs: Inputs, count: int, workspace: Workspace
 def _save(tuned: Tuned, folder: Path, scope: str) -> None:
     """Write the result, by the first of several processes, and take away what was unfinished."""
     if is_first():
-        tuned.save(folder)
         record = {"scope": scope, "history": tuned.history, "notes": tuned.notes}
+        (folder / DESCRIPTION).unlink(missing_ok=True)  # nothing counts until all of it is there
         write_text(folder / HISTORY, json.dumps(plain(record), indent=1))
+        tuned.save(folder)  # with a checksum of the record, too
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     together().wait()
 

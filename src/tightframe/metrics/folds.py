@@ -169,7 +169,9 @@ def fold_of(labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None
         return _dealt_whole(labels, numbers, folds, seed)
     sizes = np.unique(labels, return_counts=True)[1]
     if sizes.max(initial=0) < 2:
-        raise MeasureError("cross-validation needs two samples of a class; give more images")
+        raise MeasureError(
+            "cross-validation needs two training images of a class; give more images, or hold fewer out (--test-share)"
+        )
     folds = min(folds, int(sizes[sizes > 1].min()))
     generator = np.random.default_rng(seed)
     assigned = np.empty(len(labels), dtype=np.int64)
