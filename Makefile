@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check test-oldest clean
 
 demo: .venv/ready                ## the main job on built-in digits, offline, in about a minute
 	$(BIN)/tightframe transfer --out runs/demo
@@ -23,8 +23,18 @@ check: .venv/ready-dev           ## the quick part of it, in about a minute
 	$(BIN)/mypy
 	$(BIN)/pytest -n logical --dist worksteal -m 'not slow'
 
+test-oldest: export OMP_NUM_THREADS := 1
+test-oldest: .venv-oldest/ready  ## the quick part with exactly the oldest versions that pyproject.toml promises
+	.venv-oldest/bin/pytest -n logical --dist worksteal -m 'not slow'
+
+.venv-oldest/ready: pyproject.toml
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-oldest runs
 
 .venv/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -28,7 +28,7 @@ import tightframe
 from tightframe.data.selection import at_most
 from tightframe.decide.evidence import Evidence
 from tightframe.decide.recommendation import Outcome, standings
-from tightframe.features.workspace import Workspace
+from tightframe.features.workspace import Workspace, read_in_closed_form
 from tightframe.probes.discriminant import read_layers
 
 SETS = (
@@ -81,8 +81,9 @@ def study(shared: Path, options: argparse.Namespace) -> Iterator[Row]:
         for name in MODELS:
             backbone = tightframe.load_backbone(f"{shared / 'zoo' / 'zoo.py'}:build:{name}", input_size=options.side)
             workspace = Workspace(folder=options.cache)
-            seen[name] = dict(workspace.features(backbone, train))
-            unseen[name] = dict(workspace.features(backbone, images.test))
+            layers = read_in_closed_form(backbone)
+            seen[name] = dict(workspace.features(backbone, train, layers))
+            unseen[name] = dict(workspace.features(backbone, images.test, layers))
             sizes.append(backbone.parameters)
         for shots in options.shots:
             for draw in options.draws:

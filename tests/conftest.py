@@ -129,6 +129,19 @@ def tuned_by(
     return tuned
 
 
+@pytest.fixture(scope="session")
+def reseal() -> Callable[..., None]:
+    """Takes the checksums off a saved folder that is tampered with, which then is one of version 0.1."""
+
+    def seal(folder: Path, **entries: Any) -> None:
+        path = folder / "tightframe.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = {name: value for name, value in content.items() if name not in ("checksum", "files")}
+        path.write_text(json.dumps(content | {"format": 4} | entries), encoding="utf-8")
+
+    return seal
+
+
 @pytest.fixture
 def steps() -> Iterator[list[int]]:
     """A list that grows by one whenever an optimizer makes a step: empty where nothing was trained."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,8 +23,14 @@ PENULTIMATE = "penultimate"
 OUTPUT = "output"
 """The name under which what a model's own head says can be read: logits of the classes it was trained on."""
 
+SPREAD = ":std"
+"""After a block's name: how much its maps vary over space, the standard deviation of each channel."""
+
 LARGEST_SIDE = 4096
 """Pixels. No model is made for more; a damaged config that asks for it would fill the memory."""
+
+LONGEST = 64
+"""Times its shorter side that of a longer image is resized at most; the crop of no model reaches so far."""
 
 Layout = Literal["map", "map_last", "tokens", "vector"]
 """What a layer puts out: (n, d, h, w), (n, h, w, d), (n, tokens, d) or (n, d)."""
@@ -39,6 +46,8 @@ class Layer:
         dimension: number of values, d, once pooled.
         parameters: how many parameters the module owns.
         prefix_tokens: tokens before the patch tokens (class, distillation and register tokens).
+        element: which of its outputs is read, if it has several.
+        spread: whether maps are pooled by standard deviation, not by mean.
     """
 
     name: str
@@ -46,6 +55,18 @@ class Layer:
     dimension: int
     parameters: int
     prefix_tokens: int = 0
+    element: int = 0
+    spread: bool = False
+
+    @property
+    def module(self) -> str:
+        """Name of the module that puts it out."""
+        return self.name.removesuffix(SPREAD) if self.spread else self.name
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether it puts out maps, which vary over space."""
+        return self.layout in ("map", "map_last") and not self.spread
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class Preprocessing:
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """The image resized and cropped: bytes of shape (3, height, width)."""
-        return self._transform(image)
+        return self._transform(_without_far_ends(image) if self.crop_mode == "center" else image)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Bytes (n, 3, height, width) as the float32 input of the model."""
@@ -82,6 +103,17 @@ class Preprocessing:
         )
 
 
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """Of an image that is very long, the middle, which is all that is left of it once it is cropped.
+
+    Resized whole so that its shorter side fits the model, an image of 1 × 200,000 pixels would take 40 GB.
+    """
+    width, height = image.size
+    longest = LONGEST * min(width, height)
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, width - left, height - top)) if left or top else image
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Backbone:
     """A pretrained model, ready to be measured or tuned.
@@ -97,6 +129,7 @@ class Backbone:
         origin: the arguments of ``load_backbone`` that make it again.
         source: a hash of the user's own file that built it, if one did.
         source_accuracy: top-1 accuracy in 0 … 1 on the data it was trained on, where its weights say so.
+        notes: what a user should know of its head, a sentence each.
     """
 
     name: str
@@ -109,11 +142,13 @@ class Backbone:
     origin: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     source_accuracy: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.input_size
         size = f"{self.parameters / 1e6:.3g} million parameters, images of {height} × {width}"
-        return f"Backbone {self.name}: {len(self.layers)} blocks, {self.penultimate.dimension} features, {size}"
+        told = f"Backbone {self.name}: {len(self.layers)} blocks, {self.penultimate.dimension} features, {size}"
+        return "; ".join((told, *self.notes))
 
     @property
     def parameters(self) -> int:
@@ -148,15 +183,31 @@ class Backbone:
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     def layer(self, name: str) -> Layer:
-        """The layer called ``name``. Raises ``LayerNotFound``, with the nearest name there is."""
+        """The layer called ``name``, with ``SPREAD`` after it the standard deviations of a map.
+
+        Raises:
+            LayerNotFound: there is none, with the nearest name there is.
+        """
         if name == OUTPUT and self.head is not None:
             return Layer(OUTPUT, "vector", 0, 0)
-        known = {layer.name: layer for layer in (*self.layers, self.penultimate)}
+        layers = (*self.layers, self.penultimate)
+        plain = next((layer for layer in layers if layer.has_spread and f"{layer.name}{SPREAD}" == name), None)
+        if plain is not None:
+            return replace(plain, name=name, spread=True)
+        return self._named(name, "layer", layers)
+
+    def block(self, name: str) -> Layer:
+        """The layer called ``name`` that can be tuned. Raises ``LayerNotFound``, with the nearest name there is."""
+        return self._named(name, "block", self.layers)
+
+    def _named(self, name: str, what: str, layers: Sequence[Layer]) -> Layer:
+        known = {layer.name: layer for layer in layers}
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            nearest = f'; nearest: "{near[0]}"' if near else ""
             raise LayerNotFound(
-                f'no layer "{name}" in {self.name} ({len(self.layers)} blocks); nearest: "{near[0]}"; '
-                "`tightframe measure` lists them all"
+                f'no {what} "{name}" in {self.name} ({len(self.layers)} blocks){nearest}; `tightframe measure` lists '
+                "them all"
             )
         return known[name]
 

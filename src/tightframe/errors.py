@@ -22,7 +22,7 @@ class BadImage(DataError):
 
     def __init__(self, path: object, reason: str, *others: tuple[object, str]):
         self.path, self.reason, self._others = str(path), reason, others
-        listed = [f"{one}: {why.rstrip('.')}" for one, why in ((path, reason), *others)]
+        listed = [" ".join(f"{one}: {why.rstrip('.')}".split("\n")) for one, why in ((path, reason), *others)]
         if not others:
             super().__init__(
                 f"{listed[0]}. Repair or remove it, or pass --skip-bad (skip_bad=True) to go on without it."

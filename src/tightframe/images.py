@@ -170,6 +170,11 @@ def counted(number: int, what: str = "training image") -> str:
     return f"1 {what} is" if number == 1 else f"{number} {what}s are"
 
 
+def _few(names: Sequence[str]) -> str:
+    """The first five."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
 def undecodable(items: Sequence[Item], progress: Progress = silent) -> dict[int, str]:
     """Decode all ``items``; of those that can't be decoded, the reasons by index."""
     with ThreadPoolExecutor(THREADS) as pool:
@@ -251,7 +256,34 @@ class ImageSplits:
         if self.skipped:
             files = "1 file was" if len(self.skipped) == 1 else f"{len(self.skipped)} files were"
             told.append(f"{files} left out; the first: {self.skipped[0]}")
-        return [*told, *self._grouping, *self.leaks]
+        return [*told, *self._alike, *self._rare, *self._grouping, *self.leaks]
+
+    @property
+    def _alike(self) -> list[str]:
+        """Classes whose names differ in case, spaces, hyphens and underscores alone."""
+        spelled: dict[str, list[str]] = {}
+        for name in self.classes:
+            spelled.setdefault("".join(filter(str.isalnum, name.casefold())) or name, []).append(name)
+        same = [" and ".join(map(repr, names)) for names in spelled.values() if len(names) > 1]
+        return [f"classes that may be one, spelled in two ways: {_few(same)}"] if same else []
+
+    @property
+    def _rare(self) -> list[str]:
+        """Classes of which no accuracy says anything, or next to nothing."""
+        told, counts = [], np.bincount(self.train.labels, minlength=len(self.classes))
+        if single := [self.classes[label] for label in np.flatnonzero(counts == 1)]:
+            held = "" if self.test is None else " (--test-share 0 holds none out for testing)"
+            told.append(
+                f"{len(single)} of {len(self.classes)} classes have one training image only: {_few(single)}. Nothing "
+                f"held out tells how well they are known; add images{held}"
+            )
+        tested = counts if self.test is None else np.bincount(self.test.labels, minlength=len(self.classes))
+        if unseen := [self.classes[label] for label in np.flatnonzero(tested == 0)]:
+            told.append(
+                f"{len(unseen)} of {len(self.classes)} classes have no test image, so test accuracy says nothing of "
+                f"them: {_few(unseen)}"
+            )
+        return told
 
     @property
     def _grouping(self) -> list[str]:
@@ -268,10 +300,9 @@ class ImageSplits:
         ]
         single = [self.classes[label] for label in np.flatnonzero(spread == 1)]
         if single:
-            named = ", ".join(single[:5]) + (", …" if len(single) > 5 else "")
             told.append(
                 f"{len(single)} of {len(self.classes)} classes are in one group only, so none can be held out: "
-                f"{named}. Add images of other groups"
+                f"{_few(single)}. Add images of other groups"
             )
         return told
 

@@ -11,6 +11,8 @@ import torch
 import tightframe as tf
 from tightframe.checks.quick import quick_notes
 from tightframe.data.items import OpenImage
+from tightframe.decide.reading import reading_of
+from tightframe.features.workspace import read_in_closed_form
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def told(data, backbone, logits=None):
         "train": workspace.pixels(data.train, backbone.preprocessing),
         "test": workspace.pixels(data.test, backbone.preprocessing),
     }
-    return quick_notes(data, pixels, workspace.features(backbone, data.train), logits)
+    return quick_notes(data, pixels, lambda: reading_of(data.train, backbone, workspace)[0], logits)
 
 
 def test_copies_across_splits_are_named(pictures, wide):
@@ -59,9 +61,9 @@ def test_wrong_labels_are_named(data, wide):
 
 def test_predictions_that_differ_are_named_whatever_their_temperature(data, wide):
     workspace = tf.Workspace(precision="float32")
-    features = workspace.features(wide, data.train)
+    features = workspace.features(wide, data.train, read_in_closed_form(wide))
     reading = tf.read_layers(features, data.train.labels, 10)
-    unseen = workspace.features(wide, data.test)
+    unseen = workspace.features(wide, data.test, read_in_closed_form(wide))
     logits = reading.logits(unseen)
     assert not any("test images" in line for line in told(data, wide, 3 * logits))
     swapped = logits.clone()

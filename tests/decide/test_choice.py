@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tightframe.decide.choice import choose
+from tightframe.decide.choice import beside, choose
 from tightframe.decide.evidence import Evidence
 
 BASE = np.random.default_rng(0).uniform(0.2, 0.6, 100)
@@ -48,3 +48,29 @@ def test_what_clearly_loses_more_is_said_so():
 
 def test_one_alone_is_used():
     assert choose({"only": losing(BASE)}, "only").name == "only"
+
+
+@pytest.mark.parametrize(
+    ("difference", "says"),
+    [
+        (
+            0.1,
+            "discriminant, which trains nothing, does better than scl on held-out images: the log loss of "
+            "discriminant is lower by 0.1 (standard error ",
+        ),
+        (
+            -0.1,
+            "scl does better on held-out images than discriminant, which trains nothing: the log loss of "
+            "discriminant is higher by 0.1 (standard error ",
+        ),
+        (
+            SWINGS,
+            "held-out images can't tell scl from discriminant, which trains nothing: the log loss of "
+            "discriminant is lower by 0.005 (standard error 0.0055), its accuracy ",
+        ),
+    ],
+)
+def test_what_was_asked_for_is_told_beside_what_needs_no_training(difference, says: str):
+    told = beside("discriminant", losing(BASE), "scl", losing(BASE + difference))
+    assert told.startswith(says)
+    assert ("--method discriminant uses it" in told) == (np.mean(difference) > 0.05)

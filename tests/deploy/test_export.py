@@ -156,6 +156,28 @@ def test_one_that_says_something_else_is_not_written(tuned, exported, tmp_path, 
     assert (tmp_path / "allowed.onnx").is_file()
 
 
+def test_attention_on_three_axes_is_exported_as_that_of_one_head():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, mask = (torch.randn(2, 5, 5, generator=generator) for _ in range(4))
+    own = nn.functional.scaled_dot_product_attention
+    for given in ((query, key, value), (query, key, value, mask), (query, key, value, mask[0])):
+        with export._attention_on_four_axes():
+            changed = nn.functional.scaled_dot_product_attention(*given)
+        torch.testing.assert_close(changed, own(*given))
+    assert nn.functional.scaled_dot_product_attention is own
+
+
+@pytest.mark.slow
+def test_a_model_with_attention_on_three_axes_is_exported(tuned, tmp_path, monkeypatch):
+    class Attends(nn.Module):
+        def forward(self, inputs):
+            rows = inputs.float().mean(1)[:, :5, :5] / 255
+            return nn.functional.scaled_dot_product_attention(rows, rows, rows).mean(1)
+
+    monkeypatch.setattr(export._Graph, "forward", lambda self, pixels: (Attends()(pixels).softmax(1),) * 2)
+    export._exported(export._Graph(tuned, "uint8"), "uint8")
+
+
 @pytest.mark.slow
 def test_what_the_exporter_can_not_follow_is_said_in_words(tuned, tmp_path, monkeypatch):
     class Odd(nn.Module):
@@ -169,6 +191,26 @@ def test_what_the_exporter_can_not_follow_is_said_in_words(tuned, tmp_path, monk
     with pytest.raises(ExportFailed, match="can't export this model"):
         export_onnx(tuned, tmp_path / "odd.onnx")
     assert not (tmp_path / "odd.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("never", [True, False])
+def test_what_the_runtime_does_not_accept_is_exported_plainly_or_said_in_words(never, tuned, tmp_path, monkeypatch):
+    def broken(graph, pixels, optimize):
+        proto = exporting(graph, pixels, optimize)
+        if optimize or never:
+            del proto.graph.node[0]
+        return proto
+
+    exporting = export._exported
+    monkeypatch.setattr(export, "_exported", broken)
+    path = tmp_path / "net.onnx"
+    if never:
+        with pytest.raises(ExportFailed, match=r"ONNX Runtime does not accept .*use the saved folder"):
+            export_onnx(tuned, path)
+    else:
+        assert export_onnx(tuned, path).rows[0]["same"] == 1
+    assert path.exists() != never
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])

@@ -41,10 +41,11 @@ def test_a_training_image_is_its_own_nearest_saved_and_loaded(data, wide, tmp_pa
 
 
 @pytest.mark.parametrize("text", [b"{}", b"[1]", b'["a"]', b"\xff", b"[" * 100_000])
-def test_damaged_names_are_an_error(data, wide, tmp_path, text: bytes) -> None:
+def test_damaged_names_are_an_error(data, wide, tmp_path, reseal, text: bytes) -> None:
     tune(data, wide, method="discriminant", out=tmp_path / "run")
     file = tmp_path / "run" / TRAINING_SET
     save_file(load_file(file) | {"names": torch.tensor(np.frombuffer(text, np.uint8))}, file)
+    reseal(tmp_path / "run")
     with pytest.raises(SavedError, match="names of training images"):
         load_tuned(tmp_path / "run", wide)
 

@@ -29,11 +29,6 @@ def folder(tuned_by, tmp_path):
     return shutil.copytree(tuned_by("scl")[1], tmp_path / "copy")
 
 
-def rewrite(folder, **entries):
-    path = folder / "tightframe.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
-
-
 def test_loaded_it_gives_the_same_logits_to_the_bit(saved, data):
     tuned, folder = saved
     logits = tuned.logits_and_features(data.test)[0]
@@ -73,15 +68,15 @@ def test_other_base_weights_are_refused_with_what_to_do(folder, names):
         load_tuned(folder, other)
 
 
-def test_base_model_that_moved_is_named(folder, model_folders, tmp_path):
+def test_base_model_that_moved_is_named(folder, model_folders, tmp_path, reseal):
     moved = shutil.copytree(model_folders["wide"], tmp_path / "moved")
-    rewrite(folder, backbone={"uri": f"local-dir:{tmp_path / 'gone'}", "pretrained": True})
+    reseal(folder, backbone={"uri": f"local-dir:{tmp_path / 'gone'}", "pretrained": True})
     with pytest.raises(TightframeError, match="gone"):
         load_tuned(folder)
     assert load_tuned(folder, f"local-dir:{moved}").classes == ("5", "6", "7", "8", "9")
 
 
-def test_a_folder_never_runs_a_python_file_but_the_user_may(folder, names, tmp_path):
+def test_a_folder_never_runs_a_python_file_but_the_user_may(folder, names, tmp_path, reseal):
     mark = tmp_path / "ran"
     builder = tmp_path / "net.py"
     builder.write_text(
@@ -90,7 +85,7 @@ def test_a_folder_never_runs_a_python_file_but_the_user_may(folder, names, tmp_p
         f"    module = load_backbone({names['wide']!r}).module\n    module.pretrained_cfg['crop_pct'] = 1.0\n"
         "    return module\n"
     )
-    rewrite(folder, backbone={"uri": f"{builder}:make", "pretrained": True})
+    reseal(folder, backbone={"uri": f"{builder}:make", "pretrained": True})
     with pytest.raises(SavedError, match="--model"):
         load_tuned(folder)
     assert not mark.exists()
@@ -134,8 +129,8 @@ def test_a_folder_never_runs_a_python_file_but_the_user_may(folder, names, tmp_p
     ],
     ids=str,
 )
-def test_a_description_that_is_wrong_is_refused(folder, entries):
-    rewrite(folder, **entries)
+def test_a_description_that_is_wrong_is_refused(folder, entries, reseal):
+    reseal(folder, **entries)
     with pytest.raises(TightframeError):
         load_tuned(folder)
 
@@ -163,19 +158,21 @@ def spoilt(tensors, how):
 
 
 @pytest.mark.parametrize("how", ["missing", "extra", "shape", "nan", "float64", "int8", "float16"])
-def test_tensors_that_are_not_this_models_are_refused(folder, how):
+def test_tensors_that_are_not_this_models_are_refused(folder, how, reseal):
     path = folder / "tuned.safetensors"
     save_file(spoilt(load_file(path), how), path)
+    reseal(folder)
     with pytest.raises(SavedError, match=r"tuned\.safetensors"):
         load_tuned(folder)
 
 
-def test_a_pickle_in_place_of_tensors_is_never_opened(folder, tmp_path):
+def test_a_pickle_in_place_of_tensors_is_never_opened(folder, tmp_path, reseal):
     class Bomb:
         def __reduce__(self):
             return (type(tmp_path).touch, (tmp_path / "ran",))
 
     (folder / "tuned.safetensors").write_bytes(pickle.dumps(Bomb()))
+    reseal(folder)
     with pytest.raises(SavedError):
         load_tuned(folder)
     assert not (tmp_path / "ran").exists()

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from tightframe.backbone import PENULTIMATE, Backbone, Layer
+from tightframe.backbone import PENULTIMATE, SPREAD, Backbone, Layer
 from tightframe.engine.stages import Stages
 from tightframe.errors import BadImage, LayerNotFound, ModelError, SettingsError
 from tightframe.features import extract as extraction
@@ -379,7 +379,10 @@ def test_large_features_are_split_into_shards(
         assert sorted(path.name for path in entry.iterdir()) == [*manifest["shards"], "manifest.json"]
         shards = [load_file(str(entry / name))["features"] for name in manifest["shards"]]
         rows[manifest["key"]["layer"]] = [len(shard) for shard in shards]
-    assert rows == {"first": [11], "second": [8, 3], PENULTIMATE: [8, 3]}
+    assert rows == {
+        **{"first": [11], "second": [8, 3], PENULTIMATE: [8, 3]},
+        **{f"first{SPREAD}": [11], f"second{SPREAD}": [8, 3]},  # the discriminants' part, from the same pass
+    }
     passes = net.module.passes
     assert_same(made(net, data, store=store), expected)
     assert net.module.passes == passes

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
-from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
+from tightframe.backbone import PENULTIMATE, SPREAD, Backbone, Layer, Preprocessing
 from tightframe.errors import LayerNotFound, ModelError
 from tightframe.features.taps import pooled, pooling_of, submodule, tapped
 
@@ -217,3 +218,21 @@ def test_how_tokens_are_pooled() -> None:
     for net in (resnet(), transformer(class_token=False, global_pool="avg")):
         with pytest.raises(ModelError, match="net has no class token; use pool auto or mean"):
             pooling_of(net, "cls")
+
+
+@pytest.mark.parametrize("layout", ["map", "map_last"])
+def test_maps_have_a_standard_deviation_over_space(layout: str) -> None:
+    values = torch.randn(3, 5, 4, 6) * 2 + 1
+    given = values if layout == "map" else values.permute(0, 2, 3, 1)
+    layer = Layer("block:std", layout, 5, 0, spread=True)
+    np.testing.assert_allclose(pooled(given, layer, "mean").numpy(), values.numpy().std((2, 3)), rtol=1e-5)
+    assert (layer.module, layer.has_spread) == ("block", False)
+
+
+def test_a_layer_is_known_by_its_spread_where_it_has_one(wide) -> None:
+    block = wide.layers[1]
+    found = wide.layer(block.name + SPREAD)
+    assert (found.dimension, found.spread, found.module) == (block.dimension, True, block.name)
+    for name in (f"{block.name}{SPREAD}{SPREAD}", f"no{SPREAD}", f"{PENULTIMATE}{SPREAD}"):
+        with pytest.raises(LayerNotFound):
+            wide.layer(name)

@@ -75,6 +75,33 @@ def test_the_mean_is_of_both_models_and_of_what_they_said(data, wide, favoring):
     assert both.model.all_parameters < 2 * trained.model.all_parameters, "what is not trained is there once"
 
 
+def test_the_mean_runs_no_image_that_both_were_shown(data, wide, favoring, monkeypatch):
+    favoring(True)
+    anew, run = [], job._seen_anew
+    monkeypatch.setattr(job, "_seen_anew", lambda model, *given: anew.append(model.title) or run(model, *given))
+    both = tune(data, wide, block="layer3.0", config=PLAN)
+    assert sorted(anew) == ["discriminant", "partial"], "the test images of each"
+    logits, features = both.logits_and_features(data.test)
+    torch.testing.assert_close(both.test_logits, logits, rtol=1e-3, atol=1e-3)
+    assert both.metrics["test_accuracy"] == float((logits.argmax(1).numpy() == data.test.labels).mean())
+    seen = job._seen_anew(both.model, data.train, Workspace(precision="float32"))
+    assert both.metrics["train_accuracy"] == float(
+        (job.logits_of(both.model, seen).argmax(1).numpy() == data.train.labels).mean()
+    )
+    assert seen.shape[1] == features.shape[1]
+
+
+@pytest.mark.parametrize(("recipe", "folds", "told"), [("steady", 2, True), ("paper", 2, False), ("steady", 0, False)])
+def test_a_method_by_name_is_kept_and_told_beside_the_discriminant(data, wide, recipe, folds, told, tmp_path):
+    config = replace(PLAN, recipe=recipe, folds=folds)
+    tuned = tune(data, wide, method="scl", block="layer3.0", config=config, out=tmp_path / "run")
+    assert tuned.model.title == "scl"
+    saying = [note for note in tuned.notes if "discriminant, which trains nothing" in note]
+    assert len(saying) == told
+    again = tune(data, wide, method="scl", block="layer3.0", config=config, out=tmp_path / "run", resume=True)
+    assert [note for note in again.notes if "discriminant, which trains nothing" in note] == saying
+
+
 def test_what_is_made_already_is_not_made_again(data, wide, tmp_path, steps):
     names = ["discriminant", "partial", "auto"]
     first = compare(data, wide, names[:2], block="layer3.0", config=PLAN, out=tmp_path / "two")

@@ -75,8 +75,8 @@ def test_candidates_are_judged_on_images_that_neither_block_nor_head_was_trained
         splits.append((set(split.training), set(split.validation)))
         return fitted(model, inputs, split, recipe, **options)
 
-    def start_of(*given):
-        begin = made(*given)
+    def start_of(*given, **options):
+        begin = made(*given, **options)
         return begin and (lambda training: probed.append(set(training)) or begin(training))
 
     monkeypatch.setattr(racing, "candidates", lambda *_: ["layer3.0", "layer4.0"])

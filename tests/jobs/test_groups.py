@@ -178,6 +178,7 @@ WITHOUT = {
     ("decide/race.py", "stratified"): "images that are seen in a round; they are judged with their groups left out",
     ("decide/race.py", "standings"): "outcomes know their groups",
     ("decide/ranking.py", "standings"): "outcomes know their groups",
+    ("decide/start.py", "start_of"): "features know their groups",
     ("decide/evidence.py", "interval"): "of as many images as are independent",
     ("probes/results.py", "interval"): "of as many images as are independent",
     ("decide/training.py", "interval"): "of a note on overfitting",

@@ -13,6 +13,7 @@ from tightframe.decide.recommendation import Outcome
 from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
+from tightframe.jobs import rank as ranking
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,8 @@ class Runner:
 
 def field(runners):
     return [
-        Contender(name, lambda runner=runner: runner, lambda _: ["penultimate"]) for name, runner in runners.items()
+        Contender(name, lambda runner=runner: runner, lambda _: ["penultimate"], lambda _: None)
+        for name, runner in runners.items()
     ]
 
 
@@ -41,12 +43,13 @@ def track(data):
         assert layers == ["penultimate"]
         indices = np.array([data.train.identifiers.index(name) for name in images.identifiers])
         runner.seen.append(indices)
-        rows = indices[:, None].astype(np.float32)
+        rows = np.array([(index, runner.strength, runner.gain) for index in indices], np.float32)
         return Features({"penultimate": lambda: rows}, images, precision="float32", pool="auto", seconds=0.0)
 
-    def judge(runner, features):
-        luck = np.random.default_rng(0).permutation(len(data.train))[features["penultimate"][:, 0].astype(int)]
-        strength = runner.strength + runner.gain * np.log2(len(luck) / 20)
+    def judge(features):
+        indices, strengths, gains = features["penultimate"].T
+        luck = np.random.default_rng(0).permutation(len(data.train))[indices.astype(int)]
+        strength = strengths[0] + gains[0] * np.log2(len(luck) / 20)
         right = luck < strength * len(data.train)
         return Outcome(right, right.astype(float))
 
@@ -124,6 +127,32 @@ def test_the_winner_is_that_of_the_whole_ranking_and_each_image_runs_once(data, 
     result = rank(data, [wide, names["narrow"]], time_limit=5.0, workspace=Workspace(precision="float32"))
     assert sum(n for n in seen if n > 1) == {row["model"]: row for row in result.rows}["wide"]["images_seen"]
     assert result.rows[0]["model"] == rank(data, list(names.values())).rows[0]["model"]
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_with_everything_kept_nothing_is_run_loaded_twice_or_read_again(data, names, test, tmp_path, monkeypatch):
+    data = data if test else dataclasses.replace(data, test=None)
+    models = list(names.values())
+    plain = rank(data, models, workspace=Workspace(tmp_path))
+    passes, loads, readings, load = [], [], [], ranking.load_backbone
+    monkeypatch.setattr(Workspace, "_pass", lambda *given: passes.append(given))
+    monkeypatch.setattr(ranking, "load_backbone", lambda model, **how: loads.append(model) or load(model, **how))
+    monkeypatch.setattr(ranking, "read_layers", lambda *given, **how: readings.append(given))
+    raced = rank(data, models, time_limit=5.0, workspace=Workspace(tmp_path))
+    assert (passes, readings, sorted(loads)) == ([], [], sorted(models))
+    assert "nothing to race for" in " ".join(raced.notes)
+    assert [row | {"images_seen": 0} for row in plain.rows] == raced.rows
+
+
+def test_a_model_whose_features_are_kept_races_without_a_pass(data, names):
+    wide, narrow = load_backbone(names["wide"]), load_backbone(names["narrow"])
+    workspace, seen = Workspace(precision="float32"), []
+    rank(data, [wide], workspace=workspace)
+    wide.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    raced = rank(data, [wide, narrow], time_limit=5.0, workspace=workspace)
+    assert [n for n in seen if n > 1] == []
+    plain = rank(data, [wide, narrow], workspace=workspace)
+    assert raced.rows[0]["model"] == plain.rows[0]["model"]
 
 
 def test_what_is_wrong_with_the_images_ends_the_race(data, names, unreadable):

@@ -287,3 +287,47 @@ def test_population_has_as_much_spread_and_signal_as_the_one_sampled() -> None:
     true = np.std([np.log(numerical_rank(folds.total)) for folds in samples(BALANCED)], ddof=1)
     assert np.mean(ranks) == pytest.approx(true, rel=0.25)
     assert vci(Population.of(samples(BALANCED)[0]).draw_whitened(np.random.default_rng(0))) > 0
+
+
+@pytest.mark.parametrize("setting", [(200, (6,) * 4), (60, (5, 7, 9, 6))])  # many directions beside the span, and few
+def test_draws_in_the_span_of_few_samples_vary_as_those_in_all_dimensions(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = drawn(setting, 0)
+    narrow = Population.of(folds)
+    with monkeypatch.context() as patched:
+        patched.setattr("tightframe.metrics.debiasing.span", lambda moments: None)
+        whole = Population.of(folds)
+    assert narrow.means.shape[1] < whole.means.shape[1] == setting[0]
+    assert narrow.known.traces == pytest.approx(whole.known.traces, rel=1e-9)
+    assert narrow.doubt == pytest.approx(whole.doubt, rel=1e-9)
+    drawers = (Population.draw, Population.draw_along)
+    for draw in drawers:
+        seen = []
+        for population in (narrow, whole):
+            rng = np.random.default_rng(0)
+            made = [draw(population, rng) for _ in range(200)]
+            names = ("nc1", "cdnv", "nc1_ratio", "nc2_norm", "numerical_rank")[: 5 if draw is Population.draw else 4]
+            seen.append(np.log([[COLLAPSE[name](one) for name in names] for one in made]))
+        few, many = seen
+        spread = many.std(0)
+        assert (abs(few.mean(0) - many.mean(0)) < 4 * spread * (2 / 200) ** 0.5).all(), draw
+        np.testing.assert_allclose(few.std(0), spread, rtol=0.25)
+
+
+def test_4096_values_of_24_images_take_no_decomposition_of_4096_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VGG's penultimate features: everything that n images say is in n directions."""
+    folds = drawn((4096, (6,) * 4), 0)
+    largest = []
+    for name in ("cholesky", "cholesky_ex", "eigh", "qr"):
+        plain = getattr(torch.linalg, name)
+
+        def watched(matrix: torch.Tensor, *rest: Any, plain: Any = plain, **further: Any) -> Any:
+            largest.append(min(matrix.shape))
+            return plain(matrix, *rest, **further)
+
+        monkeypatch.setattr(torch.linalg, name, watched)
+    collapse_intervals(folds, draws=2)
+    corrected_intervals(folds, draws=2)
+    assert largest
+    assert max(largest) <= 2 * 24 + 16

@@ -111,6 +111,17 @@ def test_features_are_those_before_the_projection(saved: Path) -> None:
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_images_of_another_size_resample_the_position_embedding(saved: Path) -> None:
+    usual = load_backbone(f"open_clip/local-dir:{saved}")
+    larger = load_backbone(f"open_clip/local-dir:{saved}", input_size=48)
+    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{saved}", force_image_size=48)
+    images = torch.randn(2, 3, 48, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(larger.module(images), model.eval().encode_image(images), rtol=1e-4, atol=1e-5)
+    sizes = [one.module.visual.positional_embedding.shape[0] for one in (usual, larger)]
+    assert sizes == [1 + 4 * 4, 1 + 6 * 6]
+
+
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "random"])
 def test_images_are_prepared_as_the_library_does(

@@ -43,7 +43,10 @@ def standardized(values):
 
 
 def tried_on(features, labels):
-    parts = [discriminant._Scaled.of(values, torch.from_numpy(labels), CLASSES) for values in features.values()]
+    parts = [
+        discriminant._Scaled.of([torch.from_numpy(values)], torch.from_numpy(labels), CLASSES)
+        for values in features.values()
+    ]
     return list(discriminant._tried(parts, discriminant.Grouping.of(torch.from_numpy(labels), CLASSES)))
 
 
@@ -83,6 +86,31 @@ def test_candidates_are_depths_times_shrinkages_and_their_weights_add_up_to_one(
     assert sum(one.weight for one in found.candidates) == pytest.approx(1)
     best = min(found.candidates, key=lambda one: one.log_loss)
     assert found.candidates[0] == best
+
+
+def test_a_layer_and_its_spread_are_one_layer_in_two_parts():
+    features, labels = drawn(widths=(4, 5, 6))
+    first, second, third = features.values()
+    whole = read_layers({"a": np.concatenate([first, second], 1), "b": third}, labels, CLASSES)
+    parts = read_layers({"a": first, "a:std": second, "b": third}, labels, CLASSES)
+    torch.testing.assert_close(parts.held_out, whole.held_out)
+    assert {name: weight.shape[1] for name, weight in parts.weights.items()} == {"a": 4, "a:std": 5, "b": 6}
+    torch.testing.assert_close(torch.cat([parts.weights["a"], parts.weights["a:std"]], 1), whole.weights["a"])
+    told = parts.logits({"a": first, "a:std": second, "b": third})
+    torch.testing.assert_close(told, whole.logits({"a": np.concatenate([first, second], 1), "b": third}))
+
+
+def test_among_many_images_means_alone_are_read(monkeypatch):
+    features, labels = drawn(widths=(4, 5, 6))
+    monkeypatch.setattr(discriminant, "LARGEST", len(labels) - 1)
+    assert (
+        "a:std"
+        not in read_layers(dict(zip(["a", "a:std", "b"], features.values(), strict=True)), labels, CLASSES).weights
+    )
+    monkeypatch.setattr(discriminant, "LARGEST", len(labels))
+    assert (
+        "a:std" in read_layers(dict(zip(["a", "a:std", "b"], features.values(), strict=True)), labels, CLASSES).weights
+    )
 
 
 def test_a_layer_that_tells_nothing_counts_for_less():

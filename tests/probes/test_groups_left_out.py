@@ -47,7 +47,10 @@ GROUPS = {
 def test_leaving_out_a_group_is_fitting_the_others_anew(kind, widths):
     groups, labels = (np.array(values) for values in GROUPS[kind])
     features, n = drawn(widths, groups, labels), len(labels)
-    parts = [discriminant._Scaled.of(values, torch.from_numpy(labels), CLASSES) for values in features.values()]
+    parts = [
+        discriminant._Scaled.of([torch.from_numpy(values)], torch.from_numpy(labels), CLASSES)
+        for values in features.values()
+    ]
     grouping = discriminant.Grouping.of(torch.from_numpy(labels), CLASSES, groups)
     for one in discriminant._tried(parts, grouping):
         inputs = torch.cat([part.values for part in parts[-one.depth :]], 1).numpy()

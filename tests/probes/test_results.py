@@ -16,7 +16,6 @@ from sklearn.neighbors import NearestCentroid
 
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
-from tightframe.metrics.factors import solved
 from tightframe.metrics.folds import Folds, fold_of
 from tightframe.probes.linear import (
     cross_validated_center,
@@ -28,6 +27,7 @@ from tightframe.probes.linear import (
     ridge_errors,
 )
 from tightframe.probes.results import PENALTIES, interval
+from tightframe.probes.solving import solved
 
 SHAPES = {"n > d": (60, 7), "n < d": (30, 50), "n = d": (24, 24)}
 

@@ -65,9 +65,10 @@ def logits(module, inputs):
         return module(inputs)
 
 
-def rewritten(folder, change):
+def rewritten(folder, change, reseal):
     path = folder / "adapter_model.safetensors"
     save_file(change(load_file(path)), path)
+    reseal(folder)
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +269,11 @@ def test_the_names_are_those_that_peft_would_save(saved, resnet, tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[" * 100_000, '{"peft_type": "LORA", "r": 999, "auto_mapping": {}}'])
-def test_the_configuration_is_never_read(saved, resnet, text):
+def test_the_configuration_is_never_read(saved, resnet, text, reseal):
     tuned, folder = saved
     path = folder / "adapter_config.json"
     path.unlink() if text is None else path.write_text(text)
+    reseal(saved[1])
     inputs = inputs_of(resnet)
     assert torch.equal(logits(load_tuned(folder, resnet).model, inputs), logits(tuned.model, inputs))
 
@@ -285,14 +287,15 @@ def test_the_configuration_is_never_read(saved, resnet, text):
         (lambda found: {name: tensor.double() for name, tensor in found.items()}, "float64"),
     ],
 )
-def test_tensors_of_another_model_are_refused(saved, resnet, change, said):
-    rewritten(saved[1], change)
+def test_tensors_of_another_model_are_refused(saved, resnet, change, said, reseal):
+    rewritten(saved[1], change, reseal)
     with pytest.raises(SavedError, match=said):
         load_tuned(saved[1], resnet)
 
 
-def test_a_pickle_in_place_of_the_tensors_is_refused(saved, resnet):
+def test_a_pickle_in_place_of_the_tensors_is_refused(saved, resnet, reseal):
     (saved[1] / "adapter_model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    reseal(saved[1])
     with pytest.raises(SavedError, match="can't be read"):
         load_tuned(saved[1], resnet)
 

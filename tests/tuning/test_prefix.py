@@ -18,7 +18,8 @@ from tightframe.features.workspace import Workspace
 from tightframe.tuning.loop import fit
 from tightframe.tuning.methods import METHODS
 from tightframe.tuning.recipe import Recipe, Split
-from tightframe.tuning.surgery import Suffix, TunableModel
+from tightframe.tuning.replay import Suffix
+from tightframe.tuning.surgery import TunableModel
 
 CPU = torch.device("cpu")
 MODELS = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "test_nfnet")
@@ -45,7 +46,7 @@ def test_a_model_goes_on_from_any_of_its_blocks(name, data):
         expected = backbone.module(inputs)
         for block in blocks:
             _, rows = next(found[block].batches(range(8), 8))
-            on = Suffix(backbone.module, block)(rows)
+            on = Suffix(backbone.module, block, (3, 64, 64))(rows)
             torch.testing.assert_close(on, expected, rtol=2e-2, atol=2e-3 * float(expected.abs().max()))
 
 
@@ -123,8 +124,9 @@ def test_a_budget_that_does_not_do_is_said_with_what_would(wide, data):
         kept(["layer2.0"], wide, data, budget=1e-6)
 
 
-@pytest.mark.parametrize("call", [lambda block, x: block(input=x), lambda block, x: block(torch.cat([x, x]))[: len(x)]])
-def test_inputs_that_are_no_tensor_with_a_row_an_image_are_refused(call):
+def collected(call):
+    """What goes into a block that is called so, for two images."""
+
     class Called(nn.Module):
         def __init__(self):
             super().__init__()
@@ -136,10 +138,22 @@ def test_inputs_that_are_no_tensor_with_a_row_an_image_are_refused(call):
     module = Called()
     capture = Capture(module, ["block"], 2, 1, 1.0)
     with capture.listening():
-        module(torch.ones(2, 3))
+        module(torch.arange(6.0).view(2, 3))
         capture.add(0, [0, 1], None)
+    return module, capture
+
+
+def test_inputs_that_are_no_tensor_with_a_row_an_image_are_refused():
+    _, capture = collected(lambda block, x: block(torch.cat([x, x]))[: len(x)])
     with pytest.raises(CannotCut, match="a row an image"):
         capture.finish()
+
+
+def test_inputs_given_by_their_name_are_as_good_as_others():
+    module, capture = collected(lambda block, x: block(input=x).relu())
+    torch.testing.assert_close(capture.finish()["block"].values, torch.arange(6.0).view(2, 3).half())
+    inputs = torch.randn(5, 3)
+    torch.testing.assert_close(Suffix(module, "block", (3,))(inputs), module(inputs))
 
 
 class Back(nn.Module):
@@ -158,7 +172,8 @@ class Choosy(Back):
     """Looks at its values to decide."""
 
     def forward(self, x):
-        return self.second(x) if x.sum() > 0 else self.first(x)
+        before = self.first(x)
+        return self.second(before * 2) if before.sum() < 2 * before.abs().sum() else self.third(before)
 
 
 class Twice(Back):
@@ -174,7 +189,7 @@ class Twice(Back):
 )
 def test_models_that_can_not_be_cut_say_why(module, says):
     with pytest.raises(CannotCut, match=says):
-        Suffix(module, "second")
+        Suffix(module, "second", (3, 4, 4))
 
 
 class Optional_(nn.Module):
@@ -192,4 +207,68 @@ class Optional_(nn.Module):
 
 def test_optional_arguments_and_constants_are_no_hindrance():
     module, inputs = Optional_(), torch.randn(4, 3)
-    torch.testing.assert_close(Suffix(module, "second")(module.first(inputs)), module(inputs))
+    torch.testing.assert_close(Suffix(module, "second", (3,))(module.first(inputs)), module(inputs))
+
+
+class Rounds(nn.Module):
+    """Adds what goes into its block to what comes out, in the module around it and in its own ``forward``."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(3, 3), nn.Module(), nn.Linear(3, 2)
+        self.inner.block = nn.Linear(3, 3)
+        self.inner.forward = lambda x: x + self.inner.block(x)
+
+    def forward(self, x):
+        before = self.first(x)
+        return self.last(self.inner(before) + before)
+
+
+def test_a_block_whose_input_goes_round_it_too():
+    module, inputs = Rounds(), torch.randn(4, 3)
+    torch.testing.assert_close(Suffix(module, "inner.block", (3,))(module.first(inputs)), module(inputs))
+
+
+class Looks(nn.Module):
+    """Does what tracing can't follow: it looks at shapes and values, and hands on numbers and constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.last = Embed(), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        tokens, mask, count, size = self.embed(x)
+        assert tuple(size) == (2, 3)
+        for _ in range(count if mask.all() else 0):
+            tokens = tokens * 1.0
+        seen = self.block(tokens)
+        return self.last((seen * mask[..., None]).sum(1) / count)
+
+
+class Embed(nn.Module):
+    """From (n, 6) to tokens (n, 2, 3), a mask (n, 2), the number of tokens and a token's shape."""
+
+    def forward(self, x):
+        tokens = x.view(len(x), 2, 3) + 1
+        return tokens, torch.ones(len(x), 2, dtype=torch.bool), 2, tokens.shape[1:]
+
+
+def test_what_tracing_can_not_follow_is_run():
+    module, inputs = Looks(), torch.randn(5, 6)
+    on = Suffix(module, "block", (6,))
+    torch.testing.assert_close(on(module.embed(inputs)[0]), module(inputs))
+    assert "forward" not in vars(module.embed)  # nothing is left behind
+    seen = []
+    for name in ("embed", "block", "last"):
+        getattr(module, name).register_forward_hook(lambda _, __, ___, name=name: seen.append(name))
+    on(module.embed.forward(inputs)[0])
+    assert seen == ["block", "last"]
+
+
+def test_running_from_a_block_leaves_training_modes_and_statistics_alone():
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    module[1].train()
+    module[2].eval()
+    Suffix(module, "2", (3, 4, 4))
+    assert (module[1].training, module[2].training) == (True, False)
+    assert int(module[1].num_batches_tracked) == 0

@@ -21,6 +21,7 @@ from tightframe.checks.outputs import check_clean, write_findings, write_page
 from tightframe.checks.outputs import write_clean as write_table
 from tightframe.checks.sequences import leaking_series
 from tightframe.checks.shift import Shift, shift_between, shift_words
+from tightframe.data.labeled import OURS
 from tightframe.decide.evidence import Evidence
 from tightframe.errors import MeasureError
 from tightframe.features.workspace import DECODED_BYTES, Workspace, every_layer
@@ -119,6 +120,8 @@ def _left_out(data: ImageSplits | Images) -> list[Finding]:
     found = []
     for told in data.skipped if isinstance(data, ImageSplits) else ():
         path, _, reason = told.partition(": ")
+        if reason == OURS:
+            continue
         kind = "empty class" if reason.startswith("no images in this class") else "unreadable file"
         found.append(Finding(kind, reason, path=path, label=Path(path).name if kind == "empty class" else ""))
     return found

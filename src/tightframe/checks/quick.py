@@ -1,12 +1,12 @@
 """The part of the check that costs next to nothing where a model was just transferred: three lines at most.
 
-It decodes nothing and runs no model: near duplicates come from the pixels that the model was given, labels from its
-features of training images, and shift from what the discriminants of all layers said of test images.
+It decodes nothing and runs no model: near duplicates come from the pixels that the model was given, labels from what
+the discriminants of all layers said of training images left out, and shift from that and what they said of test images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from tightframe.checks.shift import shift_between, shift_words
 from tightframe.decide.evidence import Evidence
 from tightframe.features.pixels import Pixels
 from tightframe.images import Images, ImageSplits, counted
-from tightframe.probes.discriminant import read_layers
+from tightframe.probes.discriminant import LayerReading
 
 BATCH = 256
 
@@ -26,10 +26,9 @@ BATCH = 256
 def quick_notes(
     data: ImageSplits,
     pixels: Mapping[str, Pixels],
-    features: Mapping[str, Any],
+    reading: Callable[[], LayerReading],
     test_logits: Any = None,
     *,
-    balanced: bool = False,
     seed: int = 0,
 ) -> list[str]:
     """Near duplicates, wrong labels and shift, a line each where there is something to say.
@@ -37,9 +36,8 @@ def quick_notes(
     Args:
         data: training and test images.
         pixels: what the model was given of each split, by ``train`` and ``test``.
-        features: of the training images at all layers.
-        test_logits: of the test images (m, K), by the discriminants of all layers fitted to all training images.
-        balanced: whether these took classes for equally frequent.
+        reading: gives the discriminants of all layers fitted to all training images, where two classes have images.
+        test_logits: of the test images (m, K), by these.
         seed: of draws.
     """
     labels = data.train.labels
@@ -47,7 +45,7 @@ def quick_notes(
     if np.bincount(labels).max() < 2 or len(np.unique(labels)) < 2:
         return notes
     groups = data.train.groups
-    held_out = read_layers(features, labels, len(data.classes), balanced=balanced, groups=groups).held_out.numpy()
+    held_out = reading().held_out.numpy()
     notes += _wrong_labels(data.train, Evidence(held_out, labels, groups))
     if test_logits is not None and data.test is not None:
         notes += _shift(held_out, np.asarray(test_logits, dtype=np.float64), data, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
-from tightframe.cli import terminal
+from tightframe.cli import stopping, terminal
 from tightframe.errors import TightframeError
 
 JOBS = {
@@ -32,7 +33,7 @@ JOBS = {
     "push": "tightframe.deploy.hub:push_to_hub",
 }
 """Commands, and the function of the package whose docstring describes each."""
-ELSEWHERE = {"check": "checking"}
+ELSEWHERE = {"check": "checking"} | dict.fromkeys(("predict", "evaluate", "merge", "export", "push"), "saved")
 """Commands that are not in ``cli.commands``, and their modules."""
 EXAMPLES = {
     "transfer": "flowers --models timm/resnet18 timm/mobilenetv3_small_100 --out runs/flowers",
@@ -50,12 +51,27 @@ EXAMPLES = {
     "export": "runs/flowers-tuned --onnx flowers.onnx --data flowers",
     "push": "runs/flowers-tuned ann/flowers",
 }
-EXITS = "Exit status: 0 done, 1 it can't be done (one line says why), 2 wrong usage, 130 interrupted."
+EXITS = (
+    "Exit status: 0 done, 1 it can't be done (one line says why), 2 wrong usage, 130 interrupted, 143 terminated, 141 "
+    "nobody reads what it writes."
+)
+STOPPED = 128
+"""From here on exit statuses are those of signals."""
+NO_MEMORY = ("out of memory", "allocate memory", "start new thread", "std::bad_alloc")
+"""What libraries say, other than by ``MemoryError``, where there is too little memory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    tokens = sys.argv[1:] if arguments is None else list(arguments)
+    """Run one command and return the exit status (see ``EXITS``)."""
+    if arguments is not None:
+        return _run(list(arguments))
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata of images is no concern of who runs a command
+    with stopping.stoppable(terminal.interrupted):
+        code = _run(sys.argv[1:])
+    return code if code < STOPPED else stopping.leave(code)
+
+
+def _run(tokens: list[str]) -> int:
     try:
         command, bound, *_ = application().parse_args(tokens, exit_on_error=False, print_error=False)
         status = command(*bound.args, **bound.kwargs)
@@ -67,13 +83,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TightframeError as error:
         terminal.failure(str(error))
         return 1
+    except BrokenPipeError:
+        return stopping.unread()
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         terminal.failure(f"{what}. Check that the folders given exist, may be written to and have room.")
         return 1
-    except KeyboardInterrupt:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in NO_MEMORY):
+            raise
+        terminal.failure(
+            "there is too little memory for this: lower --batch-size or --input-size, or allow more; what is in --out "
+            "and --feature-cache is kept"
+        )
+        return 1
+    except KeyboardInterrupt as stopped:
         terminal.interrupted()
-        return 130
+        return stopping.status(stopped)
     return status if isinstance(status, int) else 0
 
 

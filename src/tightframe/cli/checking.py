@@ -9,7 +9,7 @@ import torch
 
 from tightframe.checks import check
 from tightframe.cli import terminal
-from tightframe.cli.commands import BUILDING, CACHED, DATA, IMAGES, OPTIONS, WHERE, typed
+from tightframe.cli.commands import BUILDING, CACHED, DATA, DECODING, IMAGES, OPTIONS, WHERE, typed
 from tightframe.cli.options import Given, Source, as_size, command
 from tightframe.data.loading import load_images
 from tightframe.errors import DataError, ModelError
@@ -24,7 +24,7 @@ from tightframe.models.lists import LISTS
     Source(load_backbone, ["uri"], OPTIONS, {"uri": "model"}, defaults={"uri": None}),
     Source(check.check, ["out"], OPTIONS, defaults={"out": Path("runs/check")}),
     Source(check.check, ["csv", "write_clean"], OPTIONS, written=["csv", "write_clean"]),
-    Source(load_images, ["max_per_class", "test_share", "seed", *WHERE], IMAGES),
+    Source(load_images, ["max_per_class", "test_share", "seed", *DECODING, *WHERE], IMAGES),
     BUILDING,
     CACHED,
 )

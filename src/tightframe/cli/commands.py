@@ -13,18 +13,11 @@ from tightframe.cli import terminal
 from tightframe.cli.options import GROUPS, MACHINE, REQUIRED, Given, Source, as_size, command
 from tightframe.data.class_lists import class_list
 from tightframe.data.loading import load_images
-from tightframe.deploy.evaluate import evaluate as judge
-from tightframe.deploy.evaluate import mistaken
-from tightframe.deploy.export import export_onnx
-from tightframe.deploy.hub import push_to_hub
-from tightframe.deploy.merge import merge as merged
-from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import ModelError, SettingsError
 from tightframe.features.workspace import Workspace
 from tightframe.jobs import compare, demo, fewshot, layers, measure, pretrain, rank, transfer, tune
 from tightframe.models.backbones import load_backbone
 from tightframe.models.fetching import nearest
-from tightframe.report.result import Result
 from tightframe.studies import STUDIES
 from tightframe.studies.runner import run_study
 from tightframe.tuning.config import TrainConfig
@@ -44,16 +37,15 @@ MODEL = Source(load_backbone, ["uri"], OPTIONS, {"uri": "model"})
 LIMITS = ["max_params", "max_macs", "max_latency_ms"]
 WHERE = ["groups_from", "root", "download", "image_column", "label_column", "split_column", "group_column"]
 """Where the images of a named set or a table are, and which belong together."""
-READING = Source(load_images, ["skip_bad", "seed", *WHERE], IMAGES)
-SPLITTING = Source(load_images, ["max_per_class", "test_share", "skip_bad", "seed", *WHERE], IMAGES)
+DECODING = ["max_pixels", "white_level"]
+READING = Source(load_images, ["skip_bad", "seed", *DECODING, *WHERE], IMAGES)
+SPLITTING = Source(load_images, ["max_per_class", "test_share", "skip_bad", "seed", *DECODING, *WHERE], IMAGES)
 BUILDING = Source(load_backbone, ["pretrained", "layers", "input_size", "mean", "std"], MODELS)
 HOW = ["device", "precision", "pool", "engine", "workers"]
 RUNNING = Source(Workspace, HOW, MACHINE)
 CACHED = Source(Workspace, ["folder", *HOW], MACHINE, {"folder": "feature_cache"})
 TRAINING = Source(TrainConfig, FIRST, GROUPS["Training"])
 MORE_TRAINING = Source(TrainConfig, REST, GROUPS["More training options"])
-SAVED = Source(load_tuned, ["folder", "model"], OPTIONS, positional=["folder"])
-HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad", *WHERE], IMAGES)
 
 
 @command(
@@ -137,7 +129,7 @@ def fewshot_command(given: Given) -> None:
 
 @command(
     DATA,
-    Source(rank.rank, ["models", "sort_by", "truth", "time_limit", *LIMITS], OPTIONS),
+    Source(rank.rank, ["models", "sort_by", "truth", "time_limit", *LIMITS, "prompts"], OPTIONS),
     SPLITTING,
     BUILDING,
     CACHED,
@@ -236,65 +228,6 @@ def study_command(given: Given) -> None:
         terminal.show(f"{asked.name}: every point", asked.columns, found.rows)
     terminal.close(found, given.json)
     terminal.where(folder / "report.html", "page, with plot.png and rows.csv beside it")
-
-
-@command(SAVED, Source(Tuned.predict, ["images", "reject", "explain", "device"], OPTIONS, positional=["images"]))
-def predict_command(given: Given) -> int:
-    """Class and probability."""
-    rows = given.call(Tuned.predict, given.call(load_tuned))
-    terminal.show("Predictions", "predict", rows)
-    terminal.close(Result("predict", rows, {"folder": str(given.folder)}), given.json)
-    return int(any("error" in row and row["error"] for row in rows))
-
-
-@command(SAVED, DATA, Source(load_images, ["skip_bad", *WHERE], IMAGES), Source(judge, ["device"], MACHINE))
-def evaluate_command(given: Given) -> None:
-    """Accuracy, calibration, confusion."""
-    with terminal.progress() as progress:
-        tuned = given.call(load_tuned)
-        found = given.call(judge, tuned, given.call(load_images, test_share=0.0, progress=progress))
-    title = f"{tuned.backbone.name} ({tuned.model.method.name}) on {found.settings['data']}"
-    terminal.show(title, "evaluate", found.rows)
-    terminal.show("Each class", "classes", found.tables["classes"])
-    if found.tables["mistakes"]:
-        terminal.show("Most frequent mistakes", "confusion", mistaken(found.tables["confusion"])[: terminal.SHOWN])
-        terminal.show("Most confident mistakes", "samples", found.tables["mistakes"])
-    terminal.close(found, given.json)
-
-
-@command(SAVED, Source(merged, ["out"], OPTIONS))
-def merge_command(given: Given) -> None:
-    """A plain model."""
-    found = merged(given.call(load_tuned), given.out)
-    terminal.show(f"A plain model in {given.out}", "merge", found.rows)
-    terminal.close(found, given.json)
-
-
-@command(
-    SAVED,
-    Source(export_onnx, ["path"], OPTIONS, {"path": "onnx"}, written=["path"]),
-    Source(load_images, ["source"], OPTIONS, {"source": "data"}, defaults={"source": None}),
-    Source(export_onnx, ["pixels", "tolerance"], OPTIONS),
-    HELD_OUT,
-)
-def export_command(given: Given) -> None:
-    """One ONNX file."""
-    with terminal.progress() as progress:
-        data = given.call(load_images, progress=progress) if given.data else None
-        found = export_onnx(given.call(load_tuned), given.onnx, data, pixels=given.pixels, tolerance=given.tolerance)
-    terminal.show(f"{given.onnx} beside PyTorch", "export", found.rows)
-    terminal.close(found, given.json)
-
-
-@command(
-    Source(push_to_hub, ["folder", "repo_id"], OPTIONS, {"repo_id": "repository"}, ["folder", "repo_id"]),
-    Source(push_to_hub, ["private", "license", "message"], OPTIONS),
-)
-def push_command(given: Given) -> None:
-    """To the hub."""
-    found = given.call(push_to_hub)
-    terminal.show("On the hub", "push", found.rows)
-    terminal.close(found, given.json)
 
 
 def _names(typed: Sequence[str]) -> list[str]:

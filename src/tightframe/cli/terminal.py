@@ -24,8 +24,17 @@ if TYPE_CHECKING:
     from tightframe.report.result import Result
     from tightframe.row import Row
 
-out = Console(quiet=not is_first())
-err = Console(stderr=True, quiet=not is_first())
+
+class _Console(Console):
+    """A console that leaves it to the command what becomes of a reader that is gone (``| head``)."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise it as any other error: rich would end the process here."""
+        raise BrokenPipeError
+
+
+out = _Console(quiet=not is_first())
+err = _Console(stderr=True, quiet=not is_first())
 SHOWN = 10
 """Most kinds of mistake, and epochs, that are shown."""
 
@@ -81,14 +90,16 @@ def where(path: Path, what: str) -> None:
 
 def failure(message: str) -> None:
     """Say on standard error why a command could not be done."""
-    Console(stderr=True).print(
-        Text.assemble(("✗ ", "bold red"), printable(message)), soft_wrap=True
-    )  # whichever process it is
+    lines = "\n".join(map(printable, message.split("\n")))
+    Console(stderr=True).print(Text.assemble(("✗ ", "bold red"), lines), soft_wrap=True)  # whichever process it is
 
 
 def interrupted() -> None:
     """Say on standard error that the user stopped it, and what is kept."""
-    err.print("stopped. What was saved in --out and --feature-cache is kept: run the same command again to go on.")
+    err.print(
+        "stopped. What was saved in --out and --feature-cache is kept: run the same command again to go on.",
+        soft_wrap=True,
+    )
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """One image file in, one upright RGB image out; or ``BadImage`` with a reason in plain words.
 
-Read are JPEG (and MPO), PNG, GIF, BMP, WebP, TIFF and PPM, told by content and not by suffix. No other format is tried:
+Read are JPEG (and MPO), PNG, GIF, BMP, WebP, TIFF and PPM, told by content and not by suffix; AVIF and JPEG 2000 where
+Pillow was built with them; HEIC where its plugin (the package ``pillow-heif``) is installed. No other format is tried:
 some start programs (EPS starts Ghostscript), and few eyes have been on the rarer decoders.
 
 What is in the file becomes what a person would see:
 
 - turned upright as EXIF says; the first frame of an animation, the first page of a TIFF
 - transparent parts laid over white; palettes, grays and CMYK converted
-- 16-bit gray scaled to 8 bits (65535 becomes 255), not clipped
+- 16-bit gray scaled to 8 bits (65535, or the white level that is given, becomes 255)
 
-Floating-point gray, and whole numbers outside 0 to 65535, have no agreed white and are refused.
+Floating-point gray, and whole numbers outside 0 to 65535, have no agreed white and are refused. A JPEG of more pixels
+than are read is decoded at a half, a quarter or an eighth of its size; large images are decoded one at a time.
 
 Safe to call from several threads: no setting of Pillow and no warning filter is touched. Where the caller has made
 warnings errors (``python -W error``), a file that Pillow warns of (odd metadata, say) is a bad image too.
@@ -18,8 +20,13 @@ warnings errors (``python -W error``), a file that Pillow warns of (odd metadata
 from __future__ import annotations
 
 import stat
+import struct
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 import numpy as np
@@ -28,34 +35,96 @@ from PIL import (  # noqa: F401  Importing a format's plugin registers it; else 
     ExifTags,
     GifImagePlugin,
     Image,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
+    features,
 )
 
-from tightframe.errors import BadImage
+from tightframe.errors import BadImage, SettingsError
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
-)
+
+def _further() -> dict[str, tuple[str, ...]]:
+    """Formats that this Pillow reads besides the usual ones, and the suffixes of their files."""
+    found = dict[str, tuple[str, ...]]()
+    if features.check_codec("jpg_2000"):
+        found["JPEG2000"] = (".jp2", ".j2k", ".jpx", ".jpf")
+    if find_spec("PIL.AvifImagePlugin"):
+        from PIL import AvifImagePlugin
+
+        if AvifImagePlugin.SUPPORTED:
+            found["AVIF"] = (".avif",)
+    if find_spec("pillow_heif"):
+        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
+
+        pillow_heif.register_heif_opener()
+        found["HEIF"] = (".heic", ".heif")
+    return found
+
+
+_FURTHER = _further()
+_MORE_SUFFIXES = frozenset(suffix for suffixes in _FURTHER.values() for suffix in suffixes)
+
+IMAGE_SUFFIXES = _MORE_SUFFIXES | {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+}
 """Suffixes, in lower case, of image files."""
 
-UNREAD_SUFFIXES = frozenset(
-    {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".eps", ".psd", ".tga", ".exr", ".hdr"}
-    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".dcm"}
-)
+HEIC_SUFFIXES = frozenset({".heic", ".heif"})
+UNREAD_SUFFIXES = (
+    frozenset({".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".jxl", ".svg", ".eps", ".psd", ".tga"})
+    | frozenset({".exr", ".hdr", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".dcm"})
+) - IMAGE_SUFFIXES
 """Suffixes, in lower case, of image files that are not read."""
 
 MAX_PIXELS = 89_478_485
 """Most pixels an image may declare: a quarter of a gigabyte as RGB. The same number from which Pillow warns."""
+WHITE = 65535
+"""The 16-bit gray that is white."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How image files are decoded.
+
+    Attributes:
+        max_pixels: most pixels that an image may declare.
+        white_level: the 16-bit gray that becomes white, such as 4095 for images of 12 bits.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    white_level: int = WHITE
+
+    @property
+    def mark(self) -> bytes:
+        """What sets the same file, decoded in another way, apart; empty for the usual way."""
+        return b"" if self.white_level == WHITE else f"white level {self.white_level}".encode()
+
+
+USUAL = Decoding()
+
+
+def decoding(max_pixels: int, white_level: int = WHITE) -> Decoding:
+    """How to decode. Raises ``SettingsError`` for values out of range."""
+    if max_pixels < 1:
+        raise SettingsError(f"--max-pixels is {max_pixels}; it must be 1 or more")
+    if not 1 <= white_level <= WHITE:
+        raise SettingsError(f"--white-level is {white_level}; it must be 1 to {WHITE}, such as 4095 for 12 bits")
+    return Decoding(max_pixels, white_level)
+
 
 _AT_ONCE = 1 << 26
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # JPEG opens MPO as well
-_READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, PPM"
+_LARGE = 1 << 24
+"""Pixels from which images are decoded one at a time: several copies of each are in memory meanwhile."""
+_ONE_LARGE = Lock()
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", *_FURTHER)  # JPEG opens MPO as well
+_NAMES = {"WEBP": "WebP", "JPEG2000": "JPEG 2000", "HEIF": "HEIC"}
+_READ = ", ".join(_NAMES.get(one, one) for one in FORMATS)
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG": "PNG",
@@ -88,7 +157,7 @@ def is_image(path: Path) -> bool:
         return stream.read(8).startswith(tuple(_SIGNATURES))
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, how: Decoding = USUAL) -> Image.Image:
     """The image in the file ``path``: mode RGB, upright, decoded to the last row, the file closed again.
 
     Raises:
@@ -104,14 +173,14 @@ def open_image(path: str | Path) -> Image.Image:
         if kind.st_size == 0:
             raise _Refused("the file is empty (0 bytes)")
         with path.open("rb") as stream:  # read at once where that is small: Pillow would ask for it bit by bit
-            return _decode(BytesIO(stream.read()) if kind.st_size <= _AT_ONCE else stream)
+            return _decode(BytesIO(stream.read()) if kind.st_size <= _AT_ONCE else stream, how)
     except UnidentifiedImageError as error:
         raise BadImage(path, _unidentified(_start(path))) from error
     except Exception as error:  # Damaged files make Pillow raise nearly anything.
         raise BadImage(path, _plain(error)) from error
 
 
-def decode(content: bytes, name: str) -> Image.Image:
+def decode(content: bytes, name: str, how: Decoding = USUAL) -> Image.Image:
     """The image in ``content``, the bytes of an image file, as ``open_image`` would give it.
 
     Raises:
@@ -121,7 +190,7 @@ def decode(content: bytes, name: str) -> Image.Image:
     try:
         if not content:
             raise _Refused("it is empty (0 bytes)")
-        return _decode(BytesIO(content))
+        return _decode(BytesIO(content), how)
     except UnidentifiedImageError as error:
         raise BadImage(name, _unidentified(content[:16])) from error
     except Exception as error:
@@ -136,24 +205,44 @@ def as_opened(image: Image.Image, name: str) -> Image.Image:
 
     """
     try:
-        return _upright(image)
+        return _upright(image, USUAL)
     except Exception as error:
         raise BadImage(name, _plain(error)) from error
 
 
-def _decode(stream: IO[bytes] | BytesIO) -> Image.Image:
+def _decode(stream: IO[bytes] | BytesIO, how: Decoding) -> Image.Image:
     # A stream and not a path: given a path, Pillow may memory-map the file, and pixels would change if the file does.
-    with Image.open(stream, formats=FORMATS) as image:
+    with _opened(stream) as image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise _Refused(f"it declares {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
-        return _upright(image)
+        if width * height > MAX_PIXELS and image.format in ("JPEG", "MPO"):
+            part = next((part for part in (2, 4, 8) if width * height <= MAX_PIXELS * part**2), 8)
+            image.draft("RGB", (width // part, height // part))
+        if image.width * image.height > how.max_pixels:
+            raise _Refused(
+                f"it declares {width} x {height} pixels; at most {how.max_pixels:,} are read. If you trust it, pass "
+                "--max-pixels (max_pixels=…) with more"
+            )
+        with _ONE_LARGE if image.width * image.height >= _LARGE else nullcontext():
+            return _upright(image, how)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _opened(stream: IO[bytes] | BytesIO) -> Image.Image:
+    """The image, not decoded yet: as ``Image.open``, which would refuse or warn of large ones by a limit of its own."""
+    start = stream.read(16)
+    for name in FORMATS:
+        make, accepts = Image.OPEN[name]
+        taken = accepts is None or accepts(start)
+        if taken and not isinstance(taken, str):  # else it says what this Pillow lacks
+            stream.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # which mean: not of this format
+                return make(stream, "")
+    raise UnidentifiedImageError
+
+
+def _upright(image: Image.Image, how: Decoding) -> Image.Image:
     image.load()
     turn = _UPRIGHT.get(_orientation(image))  # After load: TIFFs are turned, and forget their tag, on loading.
-    seen = _as_rgb(image)
+    seen = _as_rgb(image, how)
     if turn is not None:
         seen = seen.transpose(turn)
     seen.info.clear()  # What remained of EXIF would let a later reader turn the image again.
@@ -170,22 +259,22 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _as_rgb(image: Image.Image, how: Decoding) -> Image.Image:
     if image.mode == "F":
         raise _Refused("its pixels are floating-point numbers, whose white is unknown; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_deep_gray(image)
+        return _from_deep_gray(image, how.white_level)
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
     return image.convert("RGB")
 
 
-def _from_deep_gray(image: Image.Image) -> Image.Image:
+def _from_deep_gray(image: Image.Image, white: int) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise _Refused(f"its grays run from {values.min()} to {values.max()}; at most 16 bits (0 to 65535) are read")
-    gray = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    gray = ((values.clip(max=white) * 255 + white // 2) // white).astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         gray[values == clear] = 255

@@ -9,6 +9,8 @@ Images may lie deeper below CLASS. Classes and images are sorted by name, so the
 data; class names are compared in Unicode's NFC form, so that copies made by different systems agree. A folder called
 ``train`` is a split if it holds folders or stands beside a held-out one; otherwise it is a class like any other.
 
+Folders that tightframe wrote (runs, saved models, kept features) are left out and listed, wherever they lie.
+
 Hidden files, what Windows and macOS leave behind, and files beside the class folders that are no images (a license, a
 table) are ignored. Files in class folders that are no images, by name or content, are left out and listed. Links are
 followed inside the root, each folder once per class. Everything else that can't be used is an error that names it, or,
@@ -24,8 +26,18 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from tightframe.data.decoding import IMAGE_SUFFIXES
-from tightframe.data.labeled import LITTER, NO_IMAGE, Faults, check_classes, file_fault, labeled_files, printable
+from tightframe.data.decoding import IMAGE_SUFFIXES, USUAL, Decoding
+from tightframe.data.labeled import (
+    LITTER,
+    NO_IMAGE,
+    OURS,
+    Faults,
+    check_classes,
+    file_fault,
+    labeled_files,
+    printable,
+    written_here,
+)
 from tightframe.data.selection import check_share, hold_out
 from tightframe.errors import DataError
 from tightframe.images import ImageSplits
@@ -44,10 +56,13 @@ def load_folder(
     seed: int = 0,
     skip_bad: bool = False,
     progress: Progress = silent,
+    how: Decoding = USUAL,
+    min_classes: int = 2,
 ) -> ImageSplits:
     """Load the labeled images below ``root``, in either layout.
 
-    Arguments are those of ``load_images``. With ``skip_bad`` every image is decoded once, to leave out those that fail.
+    Arguments are those of ``load_images``; ``how`` files are decoded. With ``skip_bad`` every image is decoded once, to
+    leave out those that fail.
 
     Raises:
         BadImage: files or links can't be used, and ``skip_bad`` is off.
@@ -57,7 +72,7 @@ def load_folder(
     """
     check_share(test_share)
     root = Path(root).absolute()
-    faults = Faults(root, skip_bad)
+    faults = Faults(root, skip_bad, how)
     try:
         places = _layout(_existing(root))
         splits = {place: _classes_in(place, faults) for place in places}
@@ -68,13 +83,14 @@ def load_folder(
     if skip_bad:
         _drop_undecodable(splits.values(), faults, progress)
     train, *test = _without_empty(splits, faults)
-    check_classes(root, train, _LAYOUTS)
+    check_classes(root, train, _LAYOUTS, min_classes)
     name, classes = printable(root.name if root.name not in ("", "..") else root.resolve().name or root), sorted(train)
-    images = labeled_files(f"{name}/train", root, classes, train)
+    images = labeled_files(f"{name}/train", root, classes, train, how)
     if not test:
         return hold_out(name, images, test_share, seed, tuple(faults.skipped))
     _check_test(places[1], test[0], train, splits[places[0]], faults)
-    return ImageSplits(name, images, labeled_files(f"{name}/test", root, classes, test[0]), tuple(faults.skipped))
+    unseen = labeled_files(f"{name}/test", root, classes, test[0], how)
+    return ImageSplits(name, images, unseen, tuple(faults.skipped))
 
 
 def _existing(root: Path) -> Path:
@@ -113,6 +129,8 @@ def _classes_in(folder: Path, faults: Faults) -> _ByClass:
         path = Path(entry.path)
         if entry.is_symlink() and (reason := _link_fault(path, faults.root)):
             faults.add(path, reason)
+        elif entry.is_dir() and written_here(path):
+            faults.leave_out(path, OURS)
         elif entry.is_dir():
             found.setdefault(_class_name(entry), []).extend(_images_below(path, faults))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
@@ -132,6 +150,8 @@ def _images_below(top: Path, faults: Faults) -> Iterator[str]:
             path = Path(entry.path)
             if reason := _fault(entry, faults.root):
                 (faults.leave_out if reason == NO_IMAGE else faults.add)(path, reason)
+            elif entry.is_dir() and written_here(path):
+                faults.leave_out(path, OURS)
             elif entry.is_dir():
                 (links if entry.is_symlink() else folders).append(path)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tightframe.data.decoding import IMAGE_SUFFIXES, as_opened, decode, open_image
+from tightframe.data.decoding import IMAGE_SUFFIXES, USUAL, Decoding, as_opened, decode, open_image
 from tightframe.errors import BadImage, DataError
 from tightframe.images import Images, Item
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """The image in a file: ``name`` is its path, in full or below ``root``."""
+    """The image in a file: ``name`` is its path, in full or below ``root``; ``how`` it is decoded."""
 
     name: str
     root: Path = Path()
+    how: Decoding = USUAL
 
     def digest(self) -> str:
         """A hash of the file's bytes, read once. Raises ``BadImage`` when they can't be."""
@@ -34,19 +35,20 @@ class ImageFile:
         path = self.root / self.name
         try:
             with path.open("rb") as stream:
-                return file_digest(stream, lambda: blake2b(digest_size=16)).hexdigest()
+                return file_digest(stream, lambda: blake2b(digest_size=16, key=self.how.mark)).hexdigest()
         except OSError as error:
             raise BadImage(path, f"it can't be read ({error.strerror})") from error
 
     def open(self) -> Image.Image:
         """The image, decoded."""
-        return open_image(self.root / self.name)
+        return open_image(self.root / self.name, self.how)
 
 
 class EncodedImage(ABC):
     """An image whose file is known by its bytes, wherever these are."""
 
     name: str
+    how: Decoding
 
     def digest(self) -> str:
         """A hash of the image file's bytes, read once: the same as for the file by itself."""
@@ -54,11 +56,11 @@ class EncodedImage(ABC):
 
     @cached_property
     def _digest(self) -> str:
-        return blake2b(self.content(), digest_size=16).hexdigest()
+        return blake2b(self.content(), digest_size=16, key=self.how.mark).hexdigest()
 
     def open(self) -> Image.Image:
         """The image, decoded."""
-        return decode(self.content(), self.name)
+        return decode(self.content(), self.name, self.how)
 
     @abstractmethod
     def content(self) -> bytes:
@@ -75,6 +77,7 @@ class FilePart(EncodedImage):
         start: its first byte there.
         size: its bytes there.
         inflated: its bytes once inflated, where it is deflated; ``None`` where it is as it is.
+        how: it is decoded.
     """
 
     name: str
@@ -82,6 +85,7 @@ class FilePart(EncodedImage):
     start: int
     size: int
     inflated: int | None = None
+    how: Decoding = USUAL
 
     def content(self) -> bytes:
         """The image file's bytes. Raises ``BadImage`` when they can't be read."""
@@ -141,18 +145,20 @@ ImageLike = str | Path | np.ndarray | Image.Image
 """A file, a folder, bytes (height, width[, 3]), several such (n, height, width, 3), or an image of Pillow's."""
 
 
-def unlabeled(images: object, classes: Sequence[str] = ()) -> Images:
+def unlabeled(images: object, classes: Sequence[str] = (), how: Decoding = USUAL) -> Images:
     """Images without labels: all labels are 0.
 
     Args:
         images: one ``ImageLike`` or several; a folder stands for the images in it and in the folders below, by name.
         classes: class names that the images are given.
+        how: files are decoded.
 
     Raises:
         DataError: a folder without images, an array of another type or shape, or something else altogether.
     """
     several = list(images) if isinstance(images, Iterable) and not _is_one(images) else [images]
-    items = tuple(item for index, image in enumerate(several) for item in _items(image, f"image {index}"))
+    found = (item for index, image in enumerate(several) for item in _items(image, f"image {index}"))
+    items = tuple(replace(item, how=how) if isinstance(item, ImageFile) else item for item in found)
     return Images("images", tuple(classes), np.zeros(len(items), dtype=np.int64), items)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from tightframe.data.decoding import MAX_PIXELS, WHITE, decoding
 from tightframe.data.grouping import compiled, grouped
 from tightframe.data.records import Columns, Reading
 from tightframe.data.selection import at_most, check_per_class, check_seed, check_share, hold_out
@@ -23,6 +24,9 @@ def load_images(
     skip_bad: bool = False,
     root: Path | str | None = None,
     download: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    white_level: int = WHITE,
+    min_classes: int = 2,
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
@@ -48,6 +52,10 @@ def load_images(
         skip_bad: Leave out files that can't be read, and say how many, instead of stopping.
         root: Folder that a table's images, or torchvision's datasets, lie in.
         download: Fetch torchvision/NAME if it is not there.
+        max_pixels: Most pixels that an image may declare: a larger file may be made to fill the memory. JPEGs beyond it
+            are decoded at a fraction of their size.
+        white_level: The 16-bit gray that becomes white, such as 4095 where images of 12 bits are kept in 16.
+        min_classes: Fewest classes to go on with: 1 where a model of more is to be judged on images of one.
         image_column: Column of a table with paths, if its name is unusual.
         label_column: Column of a table with labels, if its name is unusual.
         split_column: Column of a table that says train, val or test.
@@ -62,18 +70,21 @@ def load_images(
         DataError: there is nothing of that name, its images are not laid out in classes, files are missing, or
             ``groups_from`` is not found in some names.
         PackageMissing: an optional package is needed.
-        SettingsError: ``test_share``, ``seed`` or ``max_per_class`` is out of range, an option has no meaning here, or
-            ``groups_from`` is no regular expression.
+        SettingsError: ``test_share``, ``seed``, ``max_per_class``, ``max_pixels`` or ``white_level`` is out of range,
+            an option has no meaning here, or ``groups_from`` is no regular expression.
     """
     check_share(test_share)
     check_seed(seed)
     if max_per_class is not None:
         check_per_class(max_per_class)  # before hours of checking images
+    how = decoding(max_pixels, white_level)
     pattern = None if groups_from is None else compiled(groups_from)
     held_out = test_share if pattern is None else 0.0  # groups are found before anything is held out
     columns = Columns(image_column, label_column, split_column, group_column)
     place = None if root is None else Path(root).expanduser()
-    splits = load_source(source, Reading(held_out, seed, skip_bad, progress, place, download, columns))
+    splits = load_source(
+        source, Reading(held_out, seed, skip_bad, progress, place, download, columns, how, min_classes)
+    )
     if pattern is not None:
         splits = grouped(splits, pattern)
         if splits.test is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tightframe.data.decoding import USUAL, Decoding
 from tightframe.data.labeled import check_classes, printable
 from tightframe.data.selection import hold_out
 from tightframe.errors import DataError
@@ -49,6 +50,8 @@ class Reading:
     root: Path | None = None
     download: bool = False
     columns: Columns = field(default_factory=Columns)
+    decoding: Decoding = USUAL
+    min_classes: int = 2
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def splits_of(found: Gathered, reading: Reading) -> ImageSplits:
     classes = _classes(found, train, test, reading.skip_bad, skipped)
     kept = set(classes)
     train, test = ([one for one in side if one.label in kept] for side in (train, test))
-    check_classes(found.name, classes, "Add images of another class.")
+    check_classes(found.name, classes, "Add images of another class.", reading.min_classes)
     groups = {group: number for number, group in enumerate(sorted({one.group for one in records if one.group}))}
     images = _images(f"{found.name}/train", train, classes, groups)
     if not test:

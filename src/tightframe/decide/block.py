@@ -87,7 +87,8 @@ def chosen_block(
     lr = sorted(lrs)[-2:][0]  # the second highest: few epochs want a high rate, few images not the highest
     recipe = replace(config.training(lr, decays[0], method), ema_decay=0.0, patience=None)
     make = partial(model_of, backbone, method, classes=split.classes, config=config, workspace=workspace)
-    block, rows = _race(racing, make, features, kept, split, recipe, workspace, clock)
+    begin = partial(start_of, features=features, prompts=config.prompts)
+    block, rows = _race(racing, make, begin, kept, split, recipe, workspace, clock)
     return block or usual, rows
 
 
@@ -96,13 +97,13 @@ def check_block(backbone: Backbone, block: str) -> None:
     if block in (PENULTIMATE, OUTPUT):
         raise SettingsError(f"{block} names features, not a block to tune; `tightframe measure` lists the blocks")
     if block != "auto":
-        backbone.layer(block)
+        backbone.block(block)
 
 
 def _race(
     racing: list[str],
     make: Callable[[str], TunableModel],
-    features: Features,
+    begin: Callable[[TunableModel], Callable[[np.ndarray], None] | None],
     kept: dict[str, KeptInputs],
     split: Split,
     recipe: Recipe,
@@ -117,7 +118,7 @@ def _race(
             found.append({"phase": "block", "block": block, "epochs": epochs, "validation_loss": float("inf")})
             model, short = make(block), replace(recipe, epochs=epochs)
             with suppress(Diverged, CannotCut):
-                part = _ready(model, features, split, workspace)
+                part = _ready(model, begin(model), split, workspace)
                 where: dict[str, Any] = {"device": workspace.device, "precision": tuning_precision(model, workspace)}
                 last = fit(part, kept[block], split, short, **where)[-1]
                 found[-1] |= {name: last[name] for name in ("validation_loss", "validation_accuracy")}
@@ -129,9 +130,10 @@ def _race(
         epochs *= 2
 
 
-def _ready(model: TunableModel, features: Features, split: Split, workspace: Workspace) -> TunableModel:
+def _ready(
+    model: TunableModel, start: Callable[[np.ndarray], None] | None, split: Split, workspace: Workspace
+) -> TunableModel:
     """The model from its block on, where training starts. Raises ``CannotCut``."""
-    start = start_of(model, features, split.labels, features.groups)
     on_device(model, workspace.device)
     if start is not None:
         start(split.training)

@@ -59,3 +59,18 @@ def choose(evidence: Mapping[str, Evidence], first: str, errors: float = CLEARLY
     if gains[nearest].value < -errors * gains[nearest].error:
         return Choice(first, f"on held-out images the log loss of {nearest} is {gains[nearest]}")
     return Choice(first, f"on held-out images {nearest} is not clearly better: its log loss is {gains[nearest]}")
+
+
+def beside(plain: str, reading: Evidence, name: str, trained: Evidence) -> str:
+    """What was trained by the method ``name``, which a user asked for, beside what ``plain`` gives without training."""
+    gain = Gain.of(reading, trained)
+    told = f"the log loss of {plain} is {gain}, its accuracy {100 * reading.correct.mean():.1f} % against "
+    told += f"{100 * trained.correct.mean():.1f} %"
+    if gain.value > CLEARLY * gain.error:
+        return (
+            f"{plain}, which trains nothing, does better than {name} on held-out images: {told}. --method {plain} "
+            "uses it; --method auto uses it or, where that is better, its mean with what is trained"
+        )
+    if gain.value < -CLEARLY * gain.error:
+        return f"{name} does better on held-out images than {plain}, which trains nothing: {told}"
+    return f"held-out images can't tell {name} from {plain}, which trains nothing: {told}"

@@ -2,14 +2,16 @@
 
 Every round doubles the images that the models still in the race have seen. After it those leave that hardly ever
 come first when images are drawn anew and accuracies move on as they do when images come in (see
-``metrics.recommendation``); and no more stay than ``STAYING`` allows: a list of ten or more costs a third of all
-forward passes or little more, whatever the images say.
+``decide.recommendation``); and no more stay than ``STAYING`` allows: a list of ten or more costs a third of all
+forward passes or little more, whatever the images say. A model whose features are kept costs no pass: it is loaded once
+and measured on all images, and where that holds for all of them there is nothing to race for.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -22,6 +24,7 @@ from tightframe.errors import DataError, SettingsError
 from tightframe.features.extract import Features
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images
+from tightframe.row import Row
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Of every class's training images, seen by the end of each round."""
@@ -31,7 +34,7 @@ HOPE = 0.02
 """A model with a smaller chance of coming out first leaves."""
 LEAST = 2
 """Images of every class below which a round says too little to be held."""
-Judge = Callable[[Backbone, Features], Outcome]
+Judge = Callable[[Features], Outcome]
 
 
 @dataclass
@@ -42,30 +45,51 @@ class Contender:
         load: builds it; called once a round, so that one model at a time is in memory.
         order: the images seen, indices of the training images, in the order of ``parts``.
         parts: their features, round by round.
+        measure: gives the model's row on all images, ``None`` where their features are not kept.
+        row: that row.
+        whole: features of all images, where they are kept.
         standing: where it stood after its last round.
     """
 
     name: str
     load: Callable[[], Backbone]
     layers: Callable[[Backbone], Sequence[str]]
+    measure: Callable[[Backbone], Row | None]
     order: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     parts: list[Features] = field(default_factory=list)
+    row: Row | None = None
+    whole: Features | None = None
     outcome: Outcome | None = None
     parameters: int = 0
     seconds: float = 0.0
     standing: Standing | None = None
     error: Exception | None = None
 
-    def see(self, data: Images, upto: np.ndarray, judge: Judge, workspace: Workspace) -> None:
-        """Run the model on those of the images ``upto`` that it has not seen, and judge it on all."""
+    def see(self, data: Images, upto: np.ndarray, workspace: Workspace) -> None:
+        """Run the model on those of the images ``upto`` that it has not seen, if its features are not kept."""
+        with self._alone():
+            if self.whole is None:
+                backbone = self.load()
+                self.parameters, layers = backbone.parameters, self.layers(backbone)
+                self.row = None if self.parts else self.measure(backbone)
+                if self.row is not None:
+                    self.whole = workspace.features(backbone, data, layers)
+                else:
+                    fresh = np.setdiff1d(upto, self.order)
+                    self.parts.append(workspace.features(backbone, data.subset(fresh), layers))
+            self.order = np.sort(upto) if self.whole is not None else np.concatenate([self.order, fresh])
+
+    def judged(self, data: Images, judge: Judge) -> None:
+        """Judge the model on all images that it has seen."""
+        with self._alone():
+            self.outcome = judge(self.features(data))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Count the time, and keep what fails to this model."""
         started = time.perf_counter()
         try:
-            backbone = self.load()
-            fresh = np.setdiff1d(upto, self.order)
-            self.parts.append(workspace.features(backbone, data.subset(fresh), self.layers(backbone)))
-            self.order = np.concatenate([self.order, fresh])
-            self.parameters = backbone.parameters
-            self.outcome = judge(backbone, self.features(data))
+            yield
         except (DataError, SettingsError):
             raise  # the same for every model: said once, at once
         except Exception as error:  # one bad model must not end the race, whatever it raises
@@ -74,8 +98,13 @@ class Contender:
 
     def features(self, data: Images) -> Features:
         """Features of all images seen, in the order that they have in ``data``."""
-        order, first = np.argsort(self.order), self.parts[0]
-        arrays = {layer: np.concatenate([part[layer] for part in self.parts])[order] for layer in first}
+        order = np.argsort(self.order)
+        if self.whole is not None:
+            first = self.whole
+            arrays = {layer: first[layer][self.order] for layer in first}
+        else:
+            first = self.parts[0]
+            arrays = {layer: np.concatenate([part[layer] for part in self.parts])[order] for layer in first}
         return Features(
             {layer: (lambda array=array: array) for layer, array in arrays.items()},  # type: ignore[misc]
             data.subset(self.order[order]),
@@ -91,7 +120,8 @@ def race(
     """Run the race; those still in it at the end, the likely best first. All are told where they stand.
 
     A round is run by as many of the likeliest as ``minutes`` still pay for, going by what images cost each so far;
-    the race ends where that is none. The first round is always run.
+    the race ends where that is none. The first round is always run. Where features of all models are kept, none stands
+    anywhere: each has its ``row``.
     """
     deadline = time.perf_counter() + 60 * minutes
     going = list(contenders)
@@ -101,8 +131,13 @@ def race(
         if not payable:
             break
         for contender in workspace.progress(payable, f"round {number + 1}: {len(upto)} images", len(payable)):
-            contender.see(data, upto, judge, workspace)
-        going = _standing([c for c in payable if c.error is None], len(data), seed)
+            contender.see(data, upto, workspace)
+        going = [contender for contender in payable if contender.error is None]
+        if all(contender.whole is not None for contender in going):
+            return going
+        for contender in going:
+            contender.judged(data, judge)
+        going = _standing([contender for contender in going if contender.error is None], len(data), seed)
         left = len(rounds) - number - 1
         if left == 0 or len(going) < 2:
             break

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 
+from tightframe.backbone import OUTPUT, PENULTIMATE
 from tightframe.decide.recommendation import Outcome, Standing, standings
-from tightframe.errors import SettingsError
+from tightframe.errors import MeasureError, SettingsError, TightframeError
+from tightframe.features.extract import Features
+from tightframe.metrics.folds import Folds
 from tightframe.metrics.registry import MEASURES
 from tightframe.row import Row
 from tightframe.scores.agreement import agreement
-from tightframe.scores.fisher import ncti
+from tightframe.scores.fisher import ncti, ncti_parts
+from tightframe.scores.transferability import SLOW
 
 EXPECTED = "expected_accuracy"
 NCTI = "ncti"
@@ -69,6 +74,29 @@ def told(standing: Standing) -> Row:
     }
 
 
+def notes_of(good: list[Row], sort_by: str) -> list[str]:
+    """What a reader of the rows should know: ties, and where numbers are at their limit or not alike."""
+    notes = []
+    tied = [row["model"] for row in good if row["tied"]]
+    best = max(good, key=lambda row: row[MERIT])["model"] if good else ""
+    if tied:
+        notes.append(f"these images can't tell {best} from {', '.join(tied)}: more of them would")
+    saturated = [row["model"] for row in good if row.get("h_score") is not None and row.get("saturated")]
+    if saturated:
+        notes.append(
+            f"no more images than values: H-score, SFDA and VCI are at their limit and say nothing for "
+            f"{', '.join(saturated)}"
+        )
+    if sort_by != EXPECTED and len({row.get("dimension") for row in good}) > 1 and sort_by not in BASELINES:
+        notes.append(f"{sort_by} is compared across different dimensions here: read it with care")
+    if sort_by == NCTI:
+        notes.append("NCTI is scaled over the models of this list: adding or leaving out one changes it")
+    precisions = {row["precision"] for row in good if "precision" in row}
+    if len(precisions) > 1:
+        notes.append("some models ran in bfloat16, others in float32; --precision float32 treats all alike")
+    return notes
+
+
 def quality(rows: list[Row], known: Mapping[str, float] | None, seed: int = 0) -> list[Row]:
     """How well each column of ``rows`` ranks the models, best first; ``known`` accuracies, else the probe's on test.
 
@@ -91,3 +119,40 @@ def quality(rows: list[Row], known: Mapping[str, float] | None, seed: int = 0) -
     if not made:
         raise SettingsError("a ranking is judged on three models or more whose accuracy is known; give more of them")
     return sorted(made, key=lambda row: np.nan_to_num(row["weighted_tau"], nan=-2.0), reverse=True)
+
+
+def scores(features: Features, folds: Folds) -> Row:
+    """Every score and collapse metric that the features allow; one that they don't allow is left out."""
+    source = None
+    if OUTPUT in features:
+        probabilities = torch.from_numpy(features[OUTPUT]).double().softmax(1)
+        source = probabilities if probabilities.shape[1] > 1 else None
+    wanted = [m.name for m in MEASURES.values() if m.kind == "score" or m.name in COLLAPSE]
+    return dict(_possible(wanted, features, folds, source))
+
+
+def parts_of(features: Features) -> list[float] | None:
+    """What NCTI is scaled from over all models, or ``None`` where these features don't allow it."""
+    try:
+        return list(ncti_parts(features[PENULTIMATE], features.labels, len(features.classes)))
+    except MeasureError:
+        return None
+
+
+def _possible(
+    wanted: Sequence[str], features: Features, folds: Folds, source: torch.Tensor | None
+) -> Iterator[tuple[str, float]]:
+    evidence = {
+        "moments": folds.total,
+        "features": features[PENULTIMATE],
+        "labels": features.labels,
+        "classes": len(features.classes),
+        "source": source,
+    }
+    for name in wanted:
+        try:
+            value = None if name in SLOW else MEASURES[name].of(evidence)
+        except TightframeError:
+            continue  # a class of one image, say, which some scores have no meaning for
+        if value is not None:
+            yield name, value

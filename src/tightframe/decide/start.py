@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.decide.training import Session, Trainer
+from tightframe.decide.zero_shot import text_start
 from tightframe.features.capture import CannotCut
+from tightframe.features.extract import Features
 from tightframe.features.inputs import KeptInputs, PixelInputs
 from tightframe.features.precision import likely_precision, on_device
 from tightframe.features.workspace import Workspace
@@ -68,8 +70,8 @@ def trainer_of(
         pixels = workspace.pixels(images, model.backbone.preprocessing)
         inputs = PixelInputs(pixels, config.views_by(), workspace.device)
     warm = None
-    if len(model.read) > 1 or model.steady:
-        warm = start_of(model, workspace.features(model.backbone, images, model.read), images.labels, images.groups)
+    if len(model.read) > 1 or model.steady or config.prompts is not None:
+        warm = start_of(model, workspace.features(model.backbone, images, model.read), config.prompts)
     of = (images.labels, len(images.classes), workspace, precision, session, warm, images.groups)
     return Trainer(part, inputs, *of), notes
 
@@ -103,21 +105,31 @@ def _kept(backbone: Backbone, images: Images, block: str, config: TrainConfig, w
 
 
 def start_of(
-    model: TunableModel, features: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray | None = None
+    model: TunableModel, features: Features, prompts: Sequence[str] | None = None
 ) -> Callable[[np.ndarray], None] | None:
     """Scale what the head sees by the features before tuning; what puts the head where training starts.
 
+    No fold by which a probe's strength is chosen parts a group of images.
+
     Args:
         model: not yet trained.
-        features: of the training images, (n, d) by layer.
-        labels: of them, (n,).
-        groups: of them, (n,), or ``None``: no fold by which a probe's strength is chosen parts one.
+        features: of the training images, with those of all layers that the head sees.
+        prompts: sentences about a class that heads start from (see ``text_start``), if they do.
 
     Returns:
-        What fits a probe to the images whose indices it is given; ``None`` where heads start from zeros.
+        What starts the head from texts, or fits a probe to the images whose indices it is given; ``None`` where heads
+        start from zeros.
+
+    Raises:
+        ModelError, SettingsError: see ``text_start``.
     """
+    labels, groups = features.labels, features.groups
     parts = [torch.tensor(features[name]) for name in model.read]
     model.neck.rescale(parts)
+    if prompts is not None:
+        if model.steady:
+            model.neck.standardize(parts)
+        return text_start(model, features, prompts)
     if not model.warm:
         if model.steady:
             model.neck.standardize(parts)

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tightframe.backbone import Preprocessing
 from tightframe.deploy.tuned import Tuned
@@ -73,11 +76,17 @@ def export_onnx(
     if pixels not in TAKES:
         raise SettingsError(f'no pixels of type "{pixels}"; choose {" or ".join(TAKES)}')
     packages = _packages()
-    proto = _exported(_Graph(tuned, pixels), pixels)
-    _describe(proto, tuned, pixels)
-    content = proto.SerializeToString()
     shown = _shown(tuned, data)
-    wanted, found = _both(tuned, packages["onnxruntime"], content, shown, pixels)
+    for optimize in (True, False):
+        proto = _exported(_Graph(tuned, pixels), pixels, optimize)
+        _describe(proto, tuned, pixels)
+        content = proto.SerializeToString()
+        try:
+            wanted, found = _both(tuned, packages["onnxruntime"], content, shown, pixels)
+            break
+        except _NotAccepted:  # the exporter's optimizer removes what is needed, now and then
+            if not optimize:
+                raise
     apart = float(np.abs(wanted - found).max())
     if not apart <= tolerance:
         raise ExportFailed(
@@ -98,6 +107,10 @@ def export_onnx(
     notes = [f"the same as PyTorch to {apart:.1g} in probability, on {len(shown)} images of {of}"]
     told = versions() | {name: str(package.__version__) for name, package in packages.items()}
     return Result("export", [row], tuned.settings | {"pixels": pixels}, notes, versions=told)
+
+
+class _NotAccepted(ExportFailed):
+    """ONNX Runtime can't load the exported model."""
 
 
 class _Graph(nn.Module):
@@ -122,16 +135,17 @@ def _packages() -> dict[str, Any]:
     return {"onnx": onnx, "onnxscript": onnxscript, "onnxruntime": onnxruntime}
 
 
-def _exported(graph: _Graph, pixels: str) -> Any:
+def _exported(graph: _Graph, pixels: str, optimize: bool = True) -> Any:
     """The graph in ONNX's protocol buffer, without the exporter's notes about files of this machine."""
     example = torch.zeros(2, 3, *graph.preprocessing.input_size, dtype=getattr(torch, pixels))
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _attention_on_four_axes():
             warnings.simplefilter("ignore")  # of the exporter's own parts, to each other
             program = torch.onnx.export(
                 graph,
                 (example,),
                 dynamo=True,
+                optimize=optimize,
                 verbose=False,
                 external_data=False,
                 input_names=["pixels"],
@@ -139,9 +153,10 @@ def _exported(graph: _Graph, pixels: str) -> Any:
                 dynamic_shapes=({0: torch.export.Dim("n")},),
             )
     except Exception as error:  # whatever of a model the exporter can't follow
-        why = " ".join(str(error).split())[:300]
+        first = _first_of(error)
+        why = " ".join(str(first).split())[:300]
         raise ExportFailed(
-            f"PyTorch can't export this model to ONNX ({type(error).__name__}: {why}); "
+            f"PyTorch can't export this model to ONNX ({type(first).__name__}: {why}); "
             "update torch and onnxscript, or use the saved folder with `tightframe predict`"
         ) from error
     assert program is not None, "with dynamo it always is one"
@@ -150,6 +165,31 @@ def _exported(graph: _Graph, pixels: str) -> Any:
         node.doc_string = ""
         del node.metadata_props[:]
     return proto
+
+
+@contextmanager
+def _attention_on_four_axes() -> Iterator[None]:
+    """Let attention (n, tokens, d) run as that of one head, (n, 1, tokens, d): the exporter knows no other."""
+    own = functional.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *more: Any, **named: Any) -> Tensor:
+        if query.ndim != 3:
+            return own(query, key, value, attn_mask, *more, **named)
+        mask = attn_mask[:, None] if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
+        return own(query[:, None], key[:, None], value[:, None], mask, *more, **named)[:, 0]
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """The error that others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _describe(proto: Any, tuned: Tuned, pixels: str) -> None:
@@ -198,7 +238,14 @@ def _both(
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever of the exporter's work the runtime does not accept
+        why = " ".join(str(error).split())[:300]
+        raise _NotAccepted(
+            f"ONNX Runtime does not accept what PyTorch exported of this model ({why}); update torch, onnxscript and "
+            "onnxruntime, or use the saved folder with `tightframe predict`"
+        ) from error
     wanted, found = [], []
     for batch in (shown[:1], shown[1:]):
         if len(batch):

@@ -8,10 +8,10 @@ states no license unless one is given: that is for the author to choose.
 from __future__ import annotations
 
 import html
-import json
 import re
 import shutil
 import tempfile
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -132,10 +132,11 @@ def _staged(folder: Path, staged: Path, description: Description) -> list[str]:
         shutil.copyfile(folder / name, staged / name)
     if (folder / CARD).is_file():
         shutil.copyfile(folder / CARD, staged / CARD)
-    content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    uri = content["backbone"]["uri"]
-    content["backbone"]["uri"] = sent = _sendable(uri)
-    write_text(staged / DESCRIPTION, json.dumps(content, indent=1, ensure_ascii=False))
+    uri = description.backbone["uri"]
+    sent = _sendable(uri)
+    files = {name: known for name, known in description.files.items() if (staged / name).is_file()}
+    content = asdict(description) | {"backbone": description.backbone | {"uri": sent}, "files": files}
+    write_text(staged / DESCRIPTION, checkpoint.sealed(content))
     if sent == uri:
         return []
     return [f"the base model is called {sent} there: whoever loads it has to have it, and name it (--model)"]

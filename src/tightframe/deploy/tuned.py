@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tightframe.backbone import Backbone
+from tightframe.data.decoding import MAX_PIXELS, WHITE, decoding
 from tightframe.data.items import ImageLike, unlabeled
 from tightframe.decide.evidence import Evidence
 from tightframe.deploy.neighbors import Neighbors
@@ -54,6 +55,7 @@ class Tuned:
         trained_on: hashes of the training images.
         familiar: where what the head sees of training images lies.
         neighbors: by which the nearest training images are found.
+        seen: what the head sees of each training image, (n, d), where that is kept for ``auto``; not saved.
     """
 
     backbone: Backbone
@@ -67,6 +69,7 @@ class Tuned:
     trained_on: tuple[str, ...] = ()
     familiar: Familiar | None = None
     neighbors: Neighbors | None = None
+    seen: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         model = self.model
@@ -90,6 +93,8 @@ class Tuned:
         on_error: Literal["row", "raise"] = "row",
         reject: float | None = None,
         explain: int = 0,
+        max_pixels: int = MAX_PIXELS,
+        white_level: int = WHITE,
         device: str = "auto",
     ) -> list[Row]:
         """Classify images with a tuned model.
@@ -105,6 +110,8 @@ class Tuned:
             reject: Say "none of these" of images that the model is unsure of, or that are far from those it was trained
                 on, so that this share of images like those, at most, is rejected wrongly.
             explain: Name so many of the training images that are nearest in what the model's head sees, as ``nearest``.
+            max_pixels: Most pixels that an image file may declare.
+            white_level: The 16-bit gray that becomes white, as for training.
             device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
 
         Raises:
@@ -122,7 +129,8 @@ class Tuned:
             raise SettingsError(f"--explain is {explain}; it must be 0 or more training images")
         if explain and (self.neighbors is None or self.familiar is None):
             raise SettingsError("this model does not know its training images; tune again, or leave out --explain")
-        shown = images if isinstance(images, Images) else unlabeled(images, self.classes)
+        how = decoding(max_pixels, white_level)
+        shown = images if isinstance(images, Images) else unlabeled(images, self.classes, how)
         shown = shown.decoded_once(KEPT_BYTES)
         faults = undecodable(shown.items) if on_error == "row" else {}
         good = [index for index in range(len(shown)) if index not in faults]
@@ -215,6 +223,7 @@ def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned
     folder = Path(folder)
     description = checkpoint.read(folder)
     backbone = model if isinstance(model, Backbone) else _base(folder, description, model)
+    checkpoint.verify(folder, description)
     restored = checkpoint.restore(folder, description, backbone)
     seen = TrainingSet.read(folder, len(description.classes), restored.head.in_features)
     return Tuned(

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tightframe.errors import SettingsError
-from tightframe.files import write_text
+from tightframe.files import UNFINISHED, sweep, write_text
 from tightframe.processes import together
 
 MARK = "run.txt"
@@ -23,6 +23,8 @@ class Stages:
     """Results of stages by name and key: JSON values in ``folder`` or, without one, in memory."""
 
     def __init__(self, folder: Path | None = None):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise SettingsError(f"{folder} is a file; give --feature-cache a folder")
         self.folder = folder
         self._memory: dict[tuple[str, str], Any] = {}
 
@@ -37,7 +39,8 @@ class Stages:
         if self.folder is not None:
             path = self._path(name, "json")
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps({"stage": name, "key": wanted, "value": value}, ensure_ascii=False))
+            kept = {"stage": name, "key": wanted, "value": value, "checksum": fingerprint_of(value)}
+            write_text(path, json.dumps(kept, ensure_ascii=False))
         return value
 
     @contextmanager
@@ -68,8 +71,9 @@ class Stages:
             return self._memory.get((name, key))
         try:
             kept = json.loads(self._path(name, "json").read_text(encoding="utf-8"))
-            return kept if kept["stage"] == name and kept["key"] == key and "value" in kept else None
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = kept["checksum"] == fingerprint_of(kept["value"])
+            return kept if whole and kept["stage"] == name and kept["key"] == key else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _path(self, name: str, kind: str) -> Path:
@@ -86,11 +90,11 @@ def claim(folder: Path, settings: Any, resume: bool = True) -> None:
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{folder} is a file; give --out a folder")
     mark, wanted = folder / MARK, fingerprint_of(settings)
-    used = folder.exists() and any(not entry.name.endswith(".unfinished") for entry in folder.iterdir())
+    used = folder.exists() and any(not entry.name.endswith(UNFINISHED) for entry in folder.iterdir())
     if used and not resume:
         raise SettingsError(f"{folder} is not empty; add --resume to continue the run in it, or choose another --out")
     if mark.is_file():
-        if mark.read_text(encoding="utf-8").strip() != wanted:
+        if mark.read_text(encoding="utf-8", errors="replace").strip() != wanted:
             raise SettingsError(
                 f"{folder} holds a run with other settings or images; choose another --out, or delete the folder to "
                 "start over"
@@ -98,6 +102,7 @@ def claim(folder: Path, settings: Any, resume: bool = True) -> None:
     elif used:
         raise SettingsError(f"{folder} is not empty and holds no run of tightframe; choose another --out")
     together().wait()  # all processes have looked before the first begins to write
+    sweep(folder, f".*{UNFINISHED}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(mark, wanted + "\n")

@@ -52,7 +52,10 @@ class Capture:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note what goes into the blocks in forward passes within the context."""
-        handles = [module.register_forward_pre_hook(self._listen(block)) for block, module in self._modules.items()]
+        handles = [
+            module.register_forward_pre_hook(self._listen(block), with_kwargs=True)
+            for block, module in self._modules.items()
+        ]
         try:
             yield
         finally:
@@ -82,9 +85,10 @@ class Capture:
         return {block: KeptInputs(values, maps, self._views) for block, (values, maps) in (self._kept or {}).items()}
 
     def _listen(self, block: str) -> Any:
-        def keep(module: nn.Module, given: tuple[Any, ...]) -> None:  # a mask may follow the inputs
-            if given and isinstance(given[0], Tensor):
-                self._seen[block] = given[0].clone()  # the block may work in place
+        def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            first = next(iter((*given, *named.values())), None)  # a mask may follow the inputs
+            if isinstance(first, Tensor):
+                self._seen[block] = first.clone()  # the block may work in place
 
         return keep
 

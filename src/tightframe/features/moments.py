@@ -31,7 +31,9 @@ from tightframe.files import write_tensors
 Weighting = Literal["class", "sample"]
 CHUNK = 2048
 """Rows that are centered at a time, at most; and no more than take ``CHUNK_BYTES`` in float32."""
-CHUNK_BYTES = 2**24
+CHUNK_BYTES = 2**22
+WIDENED = 256
+"""Rows of which there are copies in float64, at most: they stay in the processor's cache."""
 NARROW = 256
 """Values up to which products are always float64, at little cost: features of first blocks and of untrained models
 can vary a thousand times more in one direction than in another, which float32 products would blur."""
@@ -77,15 +79,18 @@ class ClassMoments:
         )
 
     @classmethod
-    def from_features(cls, features: Any, labels: Any, classes: int) -> ClassMoments:
+    def from_features(cls, features: Any, labels: Any, classes: int, *, rows: Tensor | None = None) -> ClassMoments:
         """Moments of features (n, d) with integer labels (n,) in 0 … classes − 1; arrays or tensors.
+
+        With ``rows``, indices (m,), of these samples only, which are never copied all at once.
 
         Raises:
             MeasureError: a shape or label does not fit, or a feature is NaN or infinite.
         """
         features, labels = as_tensor(features), as_tensor(labels)
-        check_samples(features, labels, classes)
-        return _Batch(features, labels.long().to(features.device), classes).moments()
+        if rows is None:
+            check_samples(features, labels, classes)
+        return _Batch(features, labels.long().to(features.device), classes, rows).moments()
 
     def update(self, features: Any, labels: Any) -> ClassMoments:
         """These moments and one more batch: features (n, d), labels (n,). Returns a new object.
@@ -217,23 +222,23 @@ class _Batch:
     wherever features are far from zero; what rounding left out is made up for at the end.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, classes: int):
+    def __init__(self, features: Tensor, labels: Tensor, classes: int, rows: Tensor | None = None):
         self.dtype = work_type(features)
-        self.features, self.labels, self.classes = features, labels, classes
-        self.counts = torch.bincount(labels, minlength=classes)
+        self.features, self.labels, self.classes, self.rows = features, labels, classes, rows
+        self.counts = torch.bincount(labels if rows is None else labels[rows], minlength=classes)
         self.device = features.device
 
     def moments(self) -> ClassMoments:
         wide: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
         dimension, present = self.features.shape[1], self.counts.clamp(min=1)[:, None]
-        means = sums_by_class(self.features, self.labels, self.classes) / present
+        means = sums_by_class(self.features, self.labels, self.classes, self.rows) / present
         centers = means.to(self.dtype)
         scatter = torch.zeros(dimension, dimension, **wide)
         squares = torch.zeros(self.classes, dimension, **wide)
         third, fourth = torch.zeros(dimension, **wide), torch.zeros((), **wide)
-        center = ((self.counts.double() @ means) / max(len(self.features), 1)).to(self.dtype)
+        center = ((self.counts.double() @ means) / self.counts.sum().clamp(min=1)).to(self.dtype)
         room: Tensor | None = None  # one chunk's worth, taken once: fresh memory costs more than the arithmetic in it
-        for rows, labels in chunks(self.features, self.labels):
+        for rows, labels in chunks(self.features, self.labels, self.rows):
             room = torch.empty_like(rows) if room is None else room
             centered = torch.sub(rows, center, out=room[: len(rows)])
             lengths = torch.linalg.vecdot(centered, centered)
@@ -241,13 +246,13 @@ class _Batch:
             fourth += lengths.double().square().sum()
             torch.index_select(centers, 0, labels, out=centered)
             add_gram(scatter, torch.sub(rows, centered, out=centered))
-            squares += _by_class(centered.square_(), labels, self.classes)
+            _add_by_class(squares, centered.square_(), labels)
         rest = means - centers.double()
         add_gram(scatter, (rest * present.sqrt()).to(self.dtype), -1)
         variances = (squares / present - rest.square()).clamp(min=0)
         found = ClassMoments(self.counts, means, mirrored(scatter), variances, third, fourth)
         if self.dtype != torch.float64 and not _within_single(found):
-            return _Batch(self.features.double(), self.labels, self.classes).moments()
+            return _Batch(self.features.double(), self.labels, self.classes, self.rows).moments()
         return found
 
 
@@ -255,7 +260,7 @@ def _within_single(moments: ClassMoments) -> bool:
     """Whether sums of squares neither left the range of float32 nor sank to its smallest numbers."""
     usual = float(moments.scatter.trace()) / max(moments.samples * moments.dimension, 1)
     whole = bool(torch.isfinite(moments.fourth)) and bool(torch.isfinite(moments.third).all())
-    return whole and bool(torch.isfinite(moments.scatter).all()) and usual > LEAST_SQUARE
+    return whole and bool(torch.isfinite(moments.scatter.sum())) and usual > LEAST_SQUARE
 
 
 def work_type(features: Tensor) -> torch.dtype:
@@ -265,33 +270,44 @@ def work_type(features: Tensor) -> torch.dtype:
 
 
 def chunks(
-    features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"]
+    features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], rows: Int64[Tensor, " m"] | None = None
 ) -> Iterator[tuple[Float[Tensor, "b d"], Int64[Tensor, " b"]]]:
-    """Features and labels a few megabytes at a time, features in their ``work_type``."""
+    """Features and labels a few megabytes at a time, features in their ``work_type``: all, or those of some rows."""
     size = max(1, min(CHUNK, CHUNK_BYTES // (4 * max(features.shape[1], 1))))
-    for start in range(0, len(features), size):
-        yield features[start : start + size].to(work_type(features)), labels[start : start + size]
+    for start in range(0, len(features if rows is None else rows), size):
+        at: Any = slice(start, start + size) if rows is None else rows[start : start + size]
+        yield features[at].to(work_type(features)), labels[at]
 
 
-def sums_by_class(features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int) -> Float64[Tensor, "k d"]:
-    """Sum of the features of each class."""
+def sums_by_class(
+    features: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int, some: Int64[Tensor, " m"] | None = None
+) -> Float64[Tensor, "k d"]:
+    """Sum of the features of each class; with ``some``, of these rows only."""
     sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
-    room: Tensor | None = None
-    for rows, which in chunks(features, labels):
-        room = torch.empty_like(rows, dtype=torch.float64) if room is None else room
-        sums.index_add_(0, which, room[: len(rows)].copy_(rows))
+    for rows, which in chunks(features, labels, some):
+        _add_widened(sums, rows, which)
     return sums
 
 
-def _by_class(rows: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int) -> Float[Tensor, "k d"]:
-    return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows)
+def _add_widened(total: Float64[Tensor, "k d"], rows: Shaped[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> None:
+    for part, own in zip(rows.split(WIDENED), labels.split(WIDENED), strict=True):
+        total.index_add_(0, own, part.double())
 
 
-def add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> None:
-    """Add ± rowsᵀ rows to ``total``, on and below its diagonal stripes only: see ``mirrored``."""
+def _add_by_class(total: Float64[Tensor, "k d"], rows: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> None:
+    """Add each row to that of its class; few classes are summed in the precision of the rows first."""
+    if 2 * len(total) > len(rows):
+        _add_widened(total, rows, labels)
+    else:
+        total += torch.zeros_like(rows[: len(total)]).index_add_(0, labels, rows)
+
+
+def add_gram(total: Float64[Tensor, "d d"], rows: Shaped[Tensor, "n d"], sign: int = 1) -> Float64[Tensor, "d d"]:
+    """``total`` with ± rowsᵀ rows added in place, on and below its diagonal stripes only: see ``mirrored``."""
     for start in range(0, rows.shape[1], STRIPE):
         stop = start + STRIPE
         total[start:, start:stop].add_(rows[:, start:].T @ rows[:, start:stop], alpha=sign)
+    return total
 
 
 def mirrored(total: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:

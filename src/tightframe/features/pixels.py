@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tightframe.backbone import Preprocessing
-from tightframe.images import Images
+from tightframe.errors import BadImage
+from tightframe.images import Images, undecodable
 
 KEEP_BYTES = 4 * 2**30
 THREADS = min(16, os.cpu_count() or 1)
@@ -52,9 +53,15 @@ class Pixels:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    @staticmethod
-    def _finished(indices: list[int], futures: list[Future[Tensor]]) -> tuple[list[int], Tensor]:
-        return indices, torch.stack([future.result() for future in futures])
+    def _finished(self, indices: list[int], futures: list[Future[Tensor]]) -> tuple[list[int], Tensor]:
+        try:
+            return indices, torch.stack([future.result() for future in futures])
+        except BadImage as error:
+            bad = undecodable(self.data.items)  # to name them all, so that one run finds what has to be repaired
+            if len(bad) < 2:
+                raise
+            first, *others = ((self.data.identifiers[index], reason) for index, reason in bad.items())
+            raise BadImage(*first, *others) from error
 
     def _one(self, index: int) -> Tensor:
         if self._kept is not None and index in self._kept:

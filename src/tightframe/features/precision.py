@@ -50,7 +50,11 @@ def likely_precision(module: nn.Module, device: torch.device, wanted: Precision)
 
 def on_device(module: nn.Module, device: torch.device) -> nn.Module:
     """The module moved to ``device`` in channels-last layout, in which convolutions run fastest; in place."""
-    return module.to(device).to(memory_format=torch.channels_last)
+    module.to(device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:  # there is no such layout of others, of which 3-d convolutions and queries have some
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

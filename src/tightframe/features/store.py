@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import uuid
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,8 +25,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from tightframe.errors import SavedError
 from tightframe.features.moments import ClassMoments
-from tightframe.files import write_tensors
+from tightframe.files import sweep, write_tensors, write_text
 from tightframe.processes import is_first
 
 FORMAT = 1
@@ -71,6 +73,8 @@ class FeatureStore:
 
     def writer(self, keys: Mapping[str, Key]) -> Writer:
         """Collects the features of one pass, by layer. Of several processes the first alone writes to disk."""
+        if self.folder is not None and is_first():
+            sweep(self.folder, ".*")
         return Writer(self, keys, self.folder if is_first() else None)
 
     def remember(self, key: Key, features: np.ndarray, seconds: float, moments: ClassMoments | None = None) -> Kept:
@@ -90,6 +94,7 @@ class Writer:
         self._entries = {layer: folder / _name(key) for layer, key in keys.items()} if folder is not None else {}
         self._waiting: dict[str, list[np.ndarray]] = {layer: [] for layer in keys}
         self._shards: dict[str, list[str]] = {layer: [] for layer in keys}
+        self._sums: dict[str, list[int]] = {layer: [] for layer in keys}
         self._rows = 0
         self._mark = uuid.uuid4().hex  # process ids repeat: in containers, and in threads of one process
 
@@ -124,12 +129,12 @@ class Writer:
         entry = self._entries[layer]
         self._write_shard(layer)
         manifest = {"format": FORMAT, "key": self._keys[layer], "rows": self._rows, "seconds": seconds}
-        manifest["shards"] = self._shards[layer]
+        manifest |= {"shards": self._shards[layer], "sums": self._sums[layer]}
         unfinished = self._unfinished(entry)
         if moments is not None:
             moments.save(unfinished / MOMENTS)
             manifest["moments"] = moments.samples
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1))
         try:
             unfinished.replace(entry)
         except OSError:  # there is an entry already
@@ -149,8 +154,10 @@ class Writer:
         folder = self._unfinished(self._entries[layer])
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(self._shards[layer]):05d}.safetensors"
-        write_tensors(folder / name, {"features": torch.from_numpy(np.concatenate(self._waiting[layer]))})
+        features = np.concatenate(self._waiting[layer])
+        write_tensors(folder / name, {"features": torch.from_numpy(features)})
         self._shards[layer].append(name)
+        self._sums[layer].append(_sum(features))
         self._waiting[layer] = []
 
 
@@ -167,7 +174,7 @@ def _manifest(entry: Path, key: Key) -> dict[str, Any] | None:
         whole = whole and ("moments" not in manifest or (entry / MOMENTS).is_file())
         if whole and _rows(entry, manifest) == manifest["rows"] and isinstance(manifest["seconds"], float):
             return manifest
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
         pass
     return None
 
@@ -194,12 +201,27 @@ def _kept(entry: Path, manifest: dict[str, Any]) -> Kept:
     return Kept(_reader(entry, manifest), manifest["seconds"], folded)
 
 
+def _sum(features: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(features).view(np.uint8).data)
+
+
 def _reader(entry: Path, manifest: dict[str, Any]) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        parts = []
-        for shard in _shards(entry, manifest):
-            with safe_open(str(shard), "np") as file:
-                parts.append(file.get_tensor("features"))
+        parts = list[np.ndarray]()
+        try:
+            for shard in _shards(entry, manifest):
+                with safe_open(str(shard), "np") as file:
+                    parts.append(file.get_tensor("features"))
+        except (OSError, SafetensorError) as error:
+            raise SavedError(
+                f"{entry}: features that were there a moment ago can't be read ({error}); run the command again, which "
+                "computes them anew"
+            ) from error
+        if manifest.get("sums", found := [_sum(part) for part in parts]) != found:
+            shutil.rmtree(entry, ignore_errors=True)
+            raise SavedError(
+                f"{entry}: kept features were damaged and are removed; run the command again, which computes them anew"
+            )
         return np.concatenate(parts)
 
     return read

@@ -1,8 +1,9 @@
 """Reading features inside a model while it runs: which module, and how its output becomes one vector an image.
 
-Pooling (``pool``): convolutional maps are averaged over space, one value a channel. Token sequences give the class
-token (``"cls"``) or the mean of the patch tokens (``"mean"``); ``"auto"`` does for every layer what the model's own
-head does. What the head sees needs no pooling unless the head works on maps.
+Pooling (``pool``): convolutional maps are averaged over space, one value a channel; with ``SPREAD`` after the layer's
+name it is their standard deviation over space. Token sequences give the class token (``"cls"``) or the mean of the
+patch tokens (``"mean"``); ``"auto"`` does for every layer what the model's own head does. What the head sees needs no
+pooling unless the head works on maps.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ Pool = Literal["auto", "mean", "cls"]
 def pooled(output: Any, layer: Layer, how: Literal["mean", "cls"]) -> Float[Tensor, "n d"]:
     """A layer's output as (n, d), averaged in float32; a copy, since what comes next may work in place."""
     if isinstance(output, (tuple, list)):
-        output = output[0]
+        output = output[layer.element]
     if layer.layout == "vector":
         return output.to(torch.float32, copy=True)
-    if layer.layout == "map":
-        return output.float().mean((2, 3))
-    if layer.layout == "map_last":
-        return output.float().mean((1, 2))
+    if layer.layout in ("map", "map_last"):
+        values, places = output.float(), (2, 3) if layer.layout == "map" else (1, 2)
+        return values.std(places, correction=0) if layer.spread else values.mean(places)
     if how == "cls" and layer.prefix_tokens:
         return output[:, 0].to(torch.float32, copy=True)
     return output[:, layer.prefix_tokens :].float().mean(1)
@@ -86,7 +86,7 @@ def _listen(
     if layer.name == PENULTIMATE and backbone.head is not None:
         head = submodule(module, backbone.head)
         return head.register_forward_pre_hook(lambda _, given: read.update({layer.name: pooled(given, layer, how)}))
-    target = module if layer.name in (PENULTIMATE, OUTPUT) else submodule(module, layer.name)
+    target = module if layer.name in (PENULTIMATE, OUTPUT) else submodule(module, layer.module)
     return target.register_forward_hook(lambda _, __, made: read.update({layer.name: pooled(made, layer, how)}))
 
 

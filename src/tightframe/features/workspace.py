@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from tightframe.backbone import PENULTIMATE, Backbone, Preprocessing
+from tightframe.backbone import PENULTIMATE, SPREAD, Backbone, Preprocessing
 from tightframe.engine.choice import engine_of
 from tightframe.engine.engine import Engine, Here
 from tightframe.engine.stages import Stages, fingerprint_of
@@ -35,8 +36,12 @@ from tightframe.processes import is_first
 from tightframe.progress import Progress, silent
 
 BATCH_SIZE = 64
+ONCE = 16
+"""Values kept in memory, for as many models."""
 DECODED_BYTES = 2**30
 """Decoded images kept for the next backbone, which may want another size."""
+
+Made = TypeVar("Made")
 
 
 class Workspace:
@@ -46,7 +51,8 @@ class Workspace:
         folder: Keep features in this folder and reuse them; in memory by default.
         device: Where models run: auto (a GPU if there is one), cpu, cuda, cuda:1, ….
         precision: auto (bfloat16 where fast and safe), float32 or bfloat16.
-        pool: How tokens become one vector: auto (as the model's own head does it), mean or cls.
+        pool: How tokens become one vector: auto (as the model's own head does it; discriminants also read how maps vary
+            over space), mean or cls.
         engine: Where models run: local, ray, or ray://ADDRESS:PORT; TIGHTFRAME_ENGINE by default.
         workers: Processes to share the work between; with Ray one a GPU or processor by default.
         batch_size: Images in one forward pass.
@@ -77,6 +83,7 @@ class Workspace:
         self.remember = self.stages.remember
         self._store = FeatureStore(self.folder / "features" if self.folder is not None else None)
         self._moments: dict[str, dict[str, ClassMoments]] = {}
+        self._made: OrderedDict[Any, Any] = OrderedDict()
         self._inputs: tuple[Any, dict[str, KeptInputs]] = (None, {})
         self._pixels: dict[str, Pixels] = {}
         self._precisions: dict[str, str] = {}
@@ -118,9 +125,22 @@ class Workspace:
         found = {name: self._store.find(key) for name, key in keys.items()}
         missing = [name for name, kept in found.items() if kept is None]
         if missing:
-            found |= self._pass(backbone, images, missing, most=sampled)[0]
-        kept = {name: one for name, one in found.items() if one is not None}
-        return self._read(backbone, images, kept, sampled)
+            more = () if layers is not None or sampled else self._unread(backbone, images, names)
+            found |= self._pass(backbone, images, [*missing, *more], most=sampled)[0]
+        kept = {name: found[name] for name in names}
+        return self._read(backbone, images, {name: one for name, one in kept.items() if one is not None}, sampled)
+
+    def keeps(self, backbone: Backbone, images: Images, layers: Sequence[str]) -> bool:
+        """Whether features of ``images`` at all ``layers`` are kept, so that no pass is needed."""
+        return all(self._store.find(key) is not None for key in self._keys(backbone, images, layers).values())
+
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What ``make`` gives, or gave before under the same ``key``: in memory, the last ``ONCE`` of them."""
+        if key not in self._made:
+            self._made[key] = make()
+            if len(self._made) > ONCE:
+                self._made.popitem(last=False)
+        return self._made[key]
 
     def moments(self, backbone: Backbone, images: Images, layer: str = PENULTIMATE) -> ClassMoments:
         """Class moments of one layer's features."""
@@ -154,8 +174,7 @@ class Workspace:
         """
         key = (*(backbone.fingerprint, images.fingerprint, self.pool, self.precision), repr(augment), views)
         if self._inputs[0] != key or not set(blocks) <= set(self._inputs[1]):
-            keys = self._keys(backbone, images, every_layer(backbone))
-            missing = [name for name, key_ in keys.items() if self._store.find(key_) is None]
+            missing = self._unread(backbone, images)
             self._inputs = (None, {})  # what was kept makes room
             self._inputs = key, self._pass(backbone, images, missing, blocks, budget_gb, augment, views)[1]
         kept = {block: inputs for block, inputs in self._inputs[1].items() if block in blocks}
@@ -178,6 +197,12 @@ class Workspace:
             inputs = PixelInputs(self.pixels(images, backbone.preprocessing), device=self.device)
             self._precisions[key] = safe_precision(backbone, inputs, self.precision)
         return self._precisions[key]
+
+    def _unread(self, backbone: Backbone, images: Images, known: Sequence[str] = ()) -> list[str]:
+        """What discriminants read and is not kept, but for what is ``known`` to be seen to."""
+        names = [name for name in read_in_closed_form(backbone, self.pool) if name not in known]
+        keys = self._keys(backbone, images, names)
+        return [name for name, key in keys.items() if self._store.find(key) is None]
 
     def _keys(
         self, backbone: Backbone, images: Images, names: Sequence[str], most: int | None = None
@@ -308,3 +333,10 @@ class Workspace:
 def every_layer(backbone: Backbone) -> tuple[str, ...]:
     """Names of all blocks in the order in which they run, and of the penultimate features."""
     return (*(layer.name for layer in backbone.layers), PENULTIMATE)
+
+
+def read_in_closed_form(backbone: Backbone, pool: Pool = "auto") -> tuple[str, ...]:
+    """Names of all that discriminants read: every layer and, with pool ``"auto"``, how its maps vary over space."""
+    spread = {layer.name for layer in backbone.layers if layer.has_spread and pool == "auto"}
+    both = ((name, f"{name}{SPREAD}") if name in spread else (name,) for name in every_layer(backbone))
+    return tuple(name for names in both for name in names)

@@ -139,10 +139,10 @@ def tune_each(
             chosen = Stages(folder).remember("block", [settings, backbone.fingerprint], race)[0]
         except DataError:
             raise  # images that can't be used are no method's own failure
-        except TightframeError as error:
+        except (TightframeError, RuntimeError, MemoryError) as error:
             if block != "auto":
                 raise
-            chosen = error
+            chosen = _explained(error)
     outcomes = dict[str, Tuned | TightframeError]()
     for name in names:
         races = name != AUTO and METHODS[name].races
@@ -161,11 +161,16 @@ def tune_each(
             raise
         except TightframeError as error:
             outcomes[name] = error
-        except RuntimeError as error:  # too little memory, say
-            outcomes[name] = TightframeError(f"{type(error).__name__}: {error}")
+        except (RuntimeError, MemoryError) as error:
+            outcomes[name] = _explained(error)
     block_of = (found.model.block for found in outcomes.values() if isinstance(found, Tuned) and found.model.block)
     known = settings | {"model": backbone.name, "block": next(block_of, None)}
     return _compared(outcomes, folder, known)
+
+
+def _explained(error: Exception) -> TightframeError:
+    """What went wrong, as a row says it; too little memory, say, is no error of ours."""
+    return error if isinstance(error, TightframeError) else TightframeError(f"{type(error).__name__}: {error}")
 
 
 def _compared(outcomes: dict[str, Tuned | TightframeError], folder: Path, settings: dict[str, Any]) -> Comparison:

@@ -59,6 +59,7 @@ def measure(
     features = workspace.features(backbone, images, most=SAMPLE)
     rows = layer_rows(backbone, features, weighting, seed, workspace.progress)
     notes = list(data.notes) if isinstance(data, ImageSplits) else []
+    notes += [f"{backbone.name}: {note}" for note in backbone.notes]
     notes += [reading(rows, spreads([features.moments(row["layer"]) for row in rows]))]
     notes += [*cautions(features.moments(PENULTIMATE), weighting), *sampled(features)]
     if group_numbers(images.groups, len(images)) is not None:

@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from tightframe.backbone import OUTPUT, PENULTIMATE, Backbone
 from tightframe.decide.evidence import Evidence
 from tightframe.decide.race import Contender, race
 from tightframe.decide.ranking import (
-    BASELINES,
-    COLLAPSE,
     CORRECT,
     EXPECTED,
     MERIT,
-    NCTI,
     PARTS,
     PRETRAINED,
     PROBABLE,
+    notes_of,
     ordered,
     orders,
+    parts_of,
     quality,
+    scores,
     told,
 )
+from tightframe.decide.reading import reading_of
 from tightframe.decide.recommendation import Outcome
-from tightframe.errors import DataError, MeasureError, SettingsError, TightframeError
+from tightframe.decide.zero_shot import TEXTS, by_name_alone, zero_shot_notes
+from tightframe.errors import DataError, SettingsError, TightframeError
 from tightframe.features.extract import Features
 from tightframe.features.precision import likely_precision
-from tightframe.features.workspace import Workspace, every_layer
+from tightframe.features.taps import Pool
+from tightframe.features.workspace import Workspace, read_in_closed_form
 from tightframe.images import ImageSplits
 from tightframe.metrics.collapse import check_measurable
 from tightframe.metrics.folds import Folds
-from tightframe.metrics.registry import MEASURES
 from tightframe.models.backbones import load_backbone
+from tightframe.models.clip import checked_prompts
 from tightframe.models.lists import Limits, listed
 from tightframe.models.names import short_name, tune_command
 from tightframe.probes.discriminant import read_layers
@@ -47,8 +49,6 @@ from tightframe.probes.linear import cross_validated_lda, cross_validated_ridge
 from tightframe.probes.results import ProbeResult
 from tightframe.report.result import Result
 from tightframe.row import Row
-from tightframe.scores.fisher import ncti_parts
-from tightframe.scores.transferability import SLOW
 
 Load = Callable[[str | Backbone], Backbone]
 LDA_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -64,6 +64,7 @@ def rank(
     max_params: float | None = None,
     max_macs: float | None = None,
     max_latency_ms: float | None = None,
+    prompts: Sequence[str] | None = None,
     model_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     workspace: Workspace | None = None,
@@ -75,8 +76,8 @@ def rank(
     baselines ``probe_accuracy`` (5-fold cross-validated ridge, with its 95 % interval), ``knn_accuracy``,
     ``source_accuracy`` where known, ``parameters`` and ``macs``; every transferability score that applies, NC1, CDNV
     and VCI; ``test_accuracy`` of the ridge probe where there is a test set (never used for the order); ``seconds``;
-    ``given`` (place in ``models``). A model that can't be loaded or run is a row with its ``error``, at the end; one
-    that is named twice is measured once.
+    ``given`` (place in ``models``). With ``prompts``, rows ``zero_shot`` follow. A model that can't be loaded or run is
+    a row with its ``error``, at the end; one that is named twice is measured once.
 
     Args:
         data: The images.
@@ -90,6 +91,7 @@ def rank(
         max_params: Leave out models with more parameters than so many millions.
         max_macs: Leave out models with more multiplications and additions an image than so many millions.
         max_latency_ms: Leave out models that take longer than so many milliseconds for one image, on this machine.
+        prompts: Sentences about a class, such as "a photo of a {}.": zero-shot rows for models of open_clip.
         model_options: Further arguments of ``load_backbone`` for models given by name.
         seed: Seed of every random choice.
         workspace: Where and how backbones run, and what was computed before.
@@ -99,17 +101,18 @@ def rank(
         raise SettingsError(f'can\'t sort by "{sort_by}"; choose {", ".join(orders())}')
     if not models:
         raise SettingsError("no models to rank; name some with --models")
+    prompts = None if prompts is None else checked_prompts(prompts)
     known, models = _known(truth, data), listed(models)
     make = partial(_loaded, options=options, limits=Limits(max_params, max_macs, max_latency_ms, workspace.device))
     places = [place for place, model in enumerate(models) if model not in models[:place]]
     once = [models[place] for place in places]
     if time_limit is None:
         shown = workspace.progress(once, "models", len(once))
-        given = [_row(data, model, make, seed, workspace) | {"given": place} for place, model in enumerate(shown)]
+        given = [_row(data, one, make, prompts, seed, workspace) | {"given": n} for n, one in enumerate(shown)]
         rows = ordered(given, sort_by, seed, data.train.groups)
     else:
         _check_race(time_limit, sort_by, truth)
-        rows = _raced(data, once, time_limit, make, seed, workspace)
+        rows = _raced(data, once, time_limit, make, prompts, seed, workspace)
     rows = [row | {"given": places[row["given"]]} for row in rows]
     good = [row for row in rows if "error" not in row]
     settings = {
@@ -119,15 +122,18 @@ def rank(
         "classes": len(data.classes),
         "sort_by": sort_by,
         "time_limit": time_limit,
+        "prompts": list(prompts) if prompts is not None else None,
         "pool": workspace.pool,
         "seed": seed,
     }
-    inner = (CORRECT, PROBABLE, PRETRAINED, PARTS, MERIT)
+    inner = (CORRECT, PROBABLE, PRETRAINED, PARTS, MERIT, TEXTS)
     told = [{key: value for key, value in row.items() if key not in inner} for row in rows]
+    by_name = sorted((row[TEXTS] for row in good if TEXTS in row), key=lambda row: -row[EXPECTED])
+    told[len(good) : len(good)] = by_name
     tables = {"quality": quality(good, known, seed)} if truth is not None else {}
     spared = [_spared(good, len(data.train))] if time_limit is not None else []
-    notes = [*data.notes, *spared, *_notes(good, sort_by)]
-    return Result("rank", told, settings, notes, _next_steps(good, options), tables=tables)
+    notes = [*data.notes, *spared, *notes_of(good, sort_by), *zero_shot_notes(by_name, prompts)]
+    return Result("rank", told, settings, notes, _next_steps(good, options, prompts), tables=tables)
 
 
 def _known(truth: str | Mapping[str, float] | None, data: ImageSplits) -> Mapping[str, float] | None:
@@ -161,22 +167,33 @@ def _raced(
     models: Sequence[str | Backbone],
     minutes: float,
     make: Load,
+    prompts: Sequence[str] | None,
     seed: int,
     workspace: Workspace,
 ) -> list[Row]:
     """Rows of a race: those still in it at the end, then the others, the later they left the earlier."""
-    contenders = [Contender(_name(model), partial(make, model), _read) for model in models]
+    known = partial(_kept_row, data, seed, prompts, workspace)
+    layers = partial(_read, workspace.pool)
+    contenders = [Contender(_name(model), partial(make, model), layers, known) for model in models]
     finalists = race(contenders, data.train, _outcome, minutes, seed, workspace)
+    if all(contender.row is not None or contender.error is not None for contender in contenders):
+        rows = [one.row or _failed(one.name, one.error or TightframeError("not run")) for one in contenders]
+        rows = [row | {"given": place, "images_seen": 0} for place, row in enumerate(rows)]
+        return ordered(rows, EXPECTED, seed, data.train.groups)
     rows = []
     for place, contender in enumerate(contenders):
         if contender.error is not None or contender.standing is None:
             rows.append(_failed(contender.name, contender.error or TightframeError("not run")) | {"given": place})
             continue
-        row: Row = {"model": contender.name, "parameters": contender.parameters}
-        if contender in finalists:
+        row = dict(contender.row or {"model": contender.name, "parameters": contender.parameters})
+        if contender in finalists and contender.row is None:
             features = contender.features(data.train)
             folds = _folds(features, seed)
-            row = _scored(contender.load(), features, folds, cross_validated_ridge(folds))
+            backbone = contender.load()
+            row = _scored(
+                backbone, features, contender.outcome or _outcome(features), folds, cross_validated_ridge(folds)
+            )
+            row |= by_name_alone(backbone, features, prompts)
         model = models[place]
         uri = model if isinstance(model, str) else model.origin.get("uri")
         row |= {"uri": uri, "images_seen": len(contender.order), "seconds": contender.seconds, "given": place}
@@ -196,28 +213,57 @@ def _loaded(model: str | Backbone, options: Mapping[str, Any], limits: Limits) -
 
 def _spared(good: list[Row], images: int) -> str:
     passes, all_passes = sum(row["images_seen"] for row in good), len(good) * images
+    if not passes:
+        return "no model was run: what they say of these images was kept, and there was nothing to race for"
     return (
         f"{passes:,} forward passes in place of {all_passes:,}: models left the race once they were unlikely to win. "
         "What is expected of those is what fewer images said; chances are among the models of their last round"
     )
 
 
-def _row(data: ImageSplits, model: str | Backbone, make: Load, seed: int, workspace: Workspace) -> Row:
+def _row(
+    data: ImageSplits,
+    model: str | Backbone,
+    make: Load,
+    prompts: Sequence[str] | None,
+    seed: int,
+    workspace: Workspace,
+) -> Row:
     name = _name(model)
     try:
-        backbone = make(model)
-        key = {
-            "model": backbone.fingerprint,
-            "data": [split.fingerprint for split in (data.train, data.test) if split],
-            "seed": seed,
-            "running": [workspace.pool, likely_precision(backbone.module, workspace.device, workspace.precision)],
-        }
-        row: Row = workspace.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, workspace))
-        return row | {"uri": backbone.origin.get("uri")}  # the same weights may lie in two places
+        return _whole_row(data, seed, prompts, workspace, make(model))
     except (DataError, SettingsError):
         raise  # the same for every model: said once, at once
     except Exception as error:  # one bad model must not end the list, whatever it raises
         return _failed(name, error)
+
+
+def _whole_row(
+    data: ImageSplits, seed: int, prompts: Sequence[str] | None, workspace: Workspace, backbone: Backbone
+) -> Row:
+    """What all images say of a model."""
+    layers = _read(workspace.pool, backbone)
+    key = {
+        "model": backbone.fingerprint,
+        "data": [split.fingerprint for split in (data.train, data.test) if split],
+        "seed": seed,
+        "layers": layers,
+        "running": [workspace.pool, likely_precision(backbone.module, workspace.device, workspace.precision)],
+    }
+    row: Row = workspace.remember(f"rank {backbone.name}", key, lambda: _measured(data, backbone, seed, workspace))
+    if prompts is not None:
+        row = row | by_name_alone(backbone, workspace.features(backbone, data.train, layers), prompts)
+    return row | {"uri": backbone.origin.get("uri")}  # the same weights may lie in two places
+
+
+def _kept_row(
+    data: ImageSplits, seed: int, prompts: Sequence[str] | None, workspace: Workspace, backbone: Backbone
+) -> Row | None:
+    """The same, if no image has to be run for it."""
+    kept = workspace.keeps(backbone, data.train, _read(workspace.pool, backbone))
+    if not kept or (data.test is not None and not workspace.keeps(backbone, data.test, [PENULTIMATE])):
+        return None
+    return _whole_row(data, seed, prompts, workspace, backbone)
 
 
 def _failed(name: str, error: Exception) -> Row:
@@ -227,18 +273,20 @@ def _failed(name: str, error: Exception) -> Row:
 
 def _measured(data: ImageSplits, backbone: Backbone, seed: int, workspace: Workspace) -> Row:
     started = time.perf_counter()
-    features = workspace.features(backbone, data.train, _read(backbone))
+    features = workspace.features(backbone, data.train, _read(workspace.pool, backbone))
+    found = reading_of(data.train, backbone, workspace)[0]
+    outcome = Outcome.of(Evidence(found.held_out.numpy(), features.labels, features.groups))
     folds = _folds(features, seed)
     ridge = cross_validated_ridge(folds)
-    row = _scored(backbone, features, folds, ridge) | {"seconds": time.perf_counter() - started}
+    row = _scored(backbone, features, outcome, folds, ridge) | {"seconds": time.perf_counter() - started}
     if data.test is not None:
         unseen = workspace.features(backbone, data.test, [PENULTIMATE])
         row["test_accuracy"] = ridge.head.accuracy(unseen[PENULTIMATE], data.test.labels)
     return row
 
 
-def _read(backbone: Backbone) -> list[str]:
-    return [*every_layer(backbone), *([OUTPUT] if backbone.head is not None else [])]
+def _read(pool: Pool, backbone: Backbone) -> list[str]:
+    return [*read_in_closed_form(backbone, pool), *([OUTPUT] if backbone.head is not None else [])]
 
 
 def _folds(features: Features, seed: int) -> Folds:
@@ -248,19 +296,19 @@ def _folds(features: Features, seed: int) -> Folds:
     return folds
 
 
-def _outcome(backbone: Backbone, features: Features) -> Outcome:
+def _outcome(features: Features) -> Outcome:
     """What the reading of all layers says of each image left out, with its group."""
-    blocks = {name: features[name] for name in features if name != OUTPUT}
-    found = read_layers(blocks, features.labels, len(features.classes), groups=features.groups)
+    layers = {name: features[name] for name in features if name != OUTPUT}
+    found = read_layers(layers, features.labels, len(features.classes), groups=features.groups)
     return Outcome.of(Evidence(found.held_out.numpy(), features.labels, features.groups))
 
 
-def _scored(backbone: Backbone, features: Features, folds: Folds, ridge: ProbeResult) -> Row:
-    """All that features of training images say."""
-    outcome = _outcome(backbone, features)
+def _scored(backbone: Backbone, features: Features, outcome: Outcome, folds: Folds, ridge: ProbeResult) -> Row:
+    """All that features of training images say, beside the ``outcome`` of their reading."""
     return {
         "model": backbone.name,
         "uri": backbone.origin.get("uri"),
+        "zero_shot": False,
         "probe_accuracy": ridge.accuracy,
         "probe_low": ridge.low,
         "probe_high": ridge.high,
@@ -269,8 +317,8 @@ def _scored(backbone: Backbone, features: Features, folds: Folds, ridge: ProbeRe
             folds.features, folds.labels, folds.total.classes, groups=folds.groups
         ).accuracy,
         "source_accuracy": backbone.source_accuracy,
-        **_scores(features, folds),
-        PARTS: _ncti_parts(features),
+        **scores(features, folds),
+        PARTS: parts_of(features),
         "parameters": backbone.parameters,
         "macs": backbone.macs,
         "images": len(features.labels),
@@ -283,63 +331,8 @@ def _scored(backbone: Backbone, features: Features, folds: Folds, ridge: ProbeRe
     }
 
 
-def _scores(features: Features, folds: Folds) -> Row:
-    """Every score and collapse metric that the features allow; one that they don't allow is left out."""
-    source = None
-    if OUTPUT in features:
-        probabilities = torch.from_numpy(features[OUTPUT]).double().softmax(1)
-        source = probabilities if probabilities.shape[1] > 1 else None
-    wanted = [m.name for m in MEASURES.values() if m.kind == "score" or m.name in COLLAPSE]
-    return dict(_possible(wanted, features, folds, source))
-
-
-def _ncti_parts(features: Features) -> list[float] | None:
-    try:
-        return list(ncti_parts(features[PENULTIMATE], features.labels, len(features.classes)))
-    except MeasureError:
-        return None
-
-
-def _possible(
-    wanted: Sequence[str], features: Features, folds: Folds, source: torch.Tensor | None
-) -> Iterator[tuple[str, float]]:
-    evidence = {
-        "moments": folds.total,
-        "features": features[PENULTIMATE],
-        "labels": features.labels,
-        "classes": len(features.classes),
-        "source": source,
-    }
-    for name in wanted:
-        try:
-            value = None if name in SLOW else MEASURES[name].of(evidence)
-        except TightframeError:
-            continue  # a class of one image, say, which some scores have no meaning for
-        if value is not None:
-            yield name, value
-
-
-def _notes(good: list[Row], sort_by: str) -> list[str]:
-    notes = []
-    tied = [row["model"] for row in good if row["tied"]]
-    best = max(good, key=lambda row: row[MERIT])["model"] if good else ""
-    if tied:
-        notes.append(f"these images can't tell {best} from {', '.join(tied)}: more of them would")
-    saturated = [row["model"] for row in good if row.get("h_score") is not None and row.get("saturated")]
-    if saturated:
-        notes.append(
-            f"no more images than values: H-score, SFDA and VCI are at their limit and say nothing for "
-            f"{', '.join(saturated)}"
-        )
-    if sort_by != EXPECTED and len({row.get("dimension") for row in good}) > 1 and sort_by not in BASELINES:
-        notes.append(f"{sort_by} is compared across different dimensions here: read it with care")
-    if sort_by == NCTI:
-        notes.append("NCTI is scaled over the models of this list: adding or leaving out one changes it")
-    precisions = {row["precision"] for row in good if "precision" in row}
-    if len(precisions) > 1:
-        notes.append("some models ran in bfloat16, others in float32; --precision float32 treats all alike")
-    return notes
-
-
-def _next_steps(good: list[Row], options: Mapping[str, Any]) -> list[str]:
-    return [tune_command(good[0]["uri"] or good[0]["model"], options)] if good else []
+def _next_steps(good: list[Row], options: Mapping[str, Any], prompts: Sequence[str] | None) -> list[str]:
+    if not good:
+        return []
+    command = tune_command(good[0]["uri"] or good[0]["model"], options)
+    return [f"{command} {shlex.join(['--prompts', *(prompts or ())])}" if TEXTS in good[0] else command]

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from tightframe.backbone import Backbone
 from tightframe.checks.quick import quick_notes
+from tightframe.decide.block import check_block
+from tightframe.decide.reading import reading_of
 from tightframe.deploy.evaluate import Answers
 from tightframe.deploy.tuned import Tuned
 from tightframe.engine.stages import claim
-from tightframe.errors import ModelError
+from tightframe.errors import LayerNotFound, ModelError, TightframeError
 from tightframe.features.workspace import Workspace
 from tightframe.images import Images, ImageSplits
 from tightframe.jobs.compare import Comparison, settings_of, tune_each
@@ -29,7 +31,9 @@ from tightframe.jobs.rank import rank
 from tightframe.jobs.story import epoch_rows, write_story
 from tightframe.jobs.tune import READING
 from tightframe.models.backbones import load_backbone
+from tightframe.models.clip import has_texts
 from tightframe.models.lists import listed
+from tightframe.probes.discriminant import LayerReading
 from tightframe.report.formats import percent
 from tightframe.report.result import Result
 from tightframe.row import Row
@@ -121,11 +125,15 @@ def transfer(
     workspace = (workspace or Workspace()).in_folder(folder)
     most = {"max_params": max_params, "max_macs": max_macs, "max_latency_ms": max_latency_ms}
     settings = settings_of(data, names, block, config, workspace) | asked | {"sort_by": sort_by} | most
+    if block != "auto":
+        _check_known(block, models, options)  # before the folder is taken for a run with it
     claim(folder, settings)
     unseen = replace(data, test=None)  # test images are for the saved models alone
     how: dict[str, Any] = {"sort_by": sort_by, **most, "model_options": options, "seed": config.seed}
-    ranking = rank(unseen, models, **how, workspace=workspace)
+    ranking = rank(unseen, models, **how, prompts=config.prompts, workspace=workspace)
     backbone = _winner(ranking.rows, models, options)
+    if not has_texts(backbone):
+        config = replace(config, prompts=None)  # they are for those models that have a text encoder
     compared = tune_each(data, backbone, names, block, config, folder, settings, log_to, workspace)
     features = workspace.features(backbone, data.train)
     measured = partial(layer_rows, backbone, features, "class", config.seed, workspace.progress)
@@ -134,6 +142,20 @@ def transfer(
     checking = partial(_checked, data, backbone, compared, config, workspace)
     checked = workspace.remember("check", [settings, backbone.fingerprint], checking)
     return _reported(folder, data, ranking, layers, compared, checked, workspace)
+
+
+def _check_known(block: str, models: Sequence[str | Backbone], options: Mapping[str, Any]) -> None:
+    """Raise ``LayerNotFound`` if none of the models that can be loaded has such a block."""
+    missing: TightframeError | None = None
+    for model in models:
+        try:
+            return check_block(model if isinstance(model, Backbone) else load_backbone(model, **options), block)
+        except LayerNotFound as error:
+            missing = missing or error
+        except ModelError:
+            continue  # it has a row of its own that says why
+    if missing is not None:
+        raise missing
 
 
 def _reported(
@@ -179,11 +201,15 @@ def _checked(
     """What is wrong with the images, by what is known already (see ``checks.quick``)."""
     splits = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
     pixels = {name: workspace.pixels(split, backbone.preprocessing) for name, split in splits.items()}
-    features, logits = workspace.features(backbone, data.train), None
+    logits = None
     if READING in compared.tuned and data.test is not None:
         logits = _logits(compared.tuned[READING], pixels["test"].data, workspace).numpy()
-    balanced = config.class_weights == "balanced"
-    return quick_notes(data, pixels, features, logits, balanced=balanced, seed=config.seed)
+
+    def reading() -> LayerReading:
+        how: dict[str, Any] = {"balanced": config.class_weights == "balanced", "prompts": config.prompts}
+        return reading_of(data.train, backbone, workspace, **how)[0]
+
+    return quick_notes(data, pixels, reading, logits, seed=config.seed)
 
 
 def _logits(tuned: Tuned, test: Images, workspace: Workspace) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,21 +16,22 @@ from torch import Tensor
 
 from tightframe.backbone import Backbone
 from tightframe.decide.block import check_block, chosen_block
-from tightframe.decide.choice import choose
+from tightframe.decide.choice import beside, choose
 from tightframe.decide.evidence import Evidence
-from tightframe.decide.reading import read_model
+from tightframe.decide.reading import evidence_of, read_model
 from tightframe.decide.start import model_of, trainer_of
 from tightframe.decide.training import FOLD_SHARE, Session, Trained, Trainer
+from tightframe.decide.zero_shot import texts_hash
 from tightframe.deploy.neighbors import Neighbors
 from tightframe.deploy.novelty import Familiar
 from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.engine.stages import Stages, claim
-from tightframe.errors import ModelError
+from tightframe.errors import MeasureError, ModelError
 from tightframe.features.inputs import PixelInputs
 from tightframe.features.precision import on_device
 from tightframe.features.workspace import Workspace
 from tightframe.files import write_text
-from tightframe.images import ImageSplits
+from tightframe.images import Images, ImageSplits
 from tightframe.probes.results import accuracy_interval
 from tightframe.processes import is_first, together
 from tightframe.row import Row, plain
@@ -90,7 +92,9 @@ def tune(
     config, workspace = config or TrainConfig(), workspace or Workspace()
     folder = Path(out) if out is not None else None
     run = Run(data, backbone, block, config, tuple(log_to), workspace, Clock.of(config))
-    return tune_auto(run, folder, resume) if method == AUTO else tune_by(method_named(method), run, folder, resume)
+    if method == AUTO:
+        return tune_auto(run, folder, resume)
+    return tune_by(method_named(method), run, folder, resume, beside_reading=config.recipe != "paper")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class Run:
                 "method": method,
                 "block": block,
                 "config": asdict(self.config),
+                "texts": texts_hash(self.backbone, self.data.classes, self.config.prompts),
                 "pool": self.workspace.pool,
                 "precision": self.workspace.precision,
             },
@@ -123,8 +128,8 @@ class Run:
         )
 
 
-def tune_by(method: Method, run: Run, folder: Path | None, resume: bool) -> Tuned:
-    """``tune`` by one method."""
+def tune_by(method: Method, run: Run, folder: Path | None, resume: bool, *, beside_reading: bool = False) -> Tuned:
+    """``tune`` by one method; with ``beside_reading``, a note compares it with what reading all layers gives."""
     together().check(run.config.batch_size)
     if method.needs_block:
         check_block(run.backbone, run.block)
@@ -139,13 +144,21 @@ def tune_by(method: Method, run: Run, folder: Path | None, resume: bool) -> Tune
         if method.closed_form:
             tuned, seen = _read(run, method)
         else:
+            if beside_reading and not method.needs_block:  # one pass for both; of blocks another pass keeps more
+                run.workspace.features(run.backbone, run.data.train)
             unfinished = folder / UNFINISHED if folder is not None else None
             model, trainer, race, notes = _prepared(run, method, Session(title, scope, unfinished, tell, run.clock))
             lrs, decays = run.config.choices(run.backbone.module, method)
             found = trainer.run(run.config, run.config.training(lrs[0], decays[0], method), lrs, decays)
             tuned = _with_history(run, model, found, race, notes)
             seen = _features(trainer.model, trainer.inputs, len(run.data.train), run.workspace)
+            if beside_reading and tuned.evidence is not None:
+                with suppress(MeasureError):  # too few images to read them, though they could be trained on
+                    reading = evidence_of(run.data.train, run.backbone, run.config, run.workspace)
+                    tuned = replace(tuned, notes=[beside(READING, reading, method.name, tuned.evidence), *tuned.notes])
     tuned = _judged(tuned, run, seen, time.perf_counter() - started)
+    if method.name == TRAINED:  # what may be joined is not run again for that
+        tuned = replace(tuned, seen=seen)
     if folder is not None:
         _save(tuned, folder, scope)
     return tuned
@@ -203,9 +216,14 @@ def _joined(run: Run, reading: Tuned, trained: Tuned) -> tuple[Tuned, str]:
     metrics = kept | {"temperature": at, **evidence.told()}
     told = [*reading.notes, *trained.notes]
     best = Tuned(run.backbone, model, run.data.classes, metrics, trained.history, told, evidence=evidence)
-    inputs = PixelInputs(run.workspace.pixels(run.data.train, run.backbone.preprocessing), device=run.workspace.device)
-    on_device(model, run.workspace.device)
-    return _judged(best, run, _features(model, inputs, len(run.data.train), run.workspace), 0.0), why
+    if trained.seen is not None:
+        features = run.workspace.features(run.backbone, run.data.train, reading.model.read)
+        seen = torch.cat([trained.seen, *(torch.tensor(features[name]) for name in reading.model.read)], 1)
+    else:
+        seen = _seen_anew(model, run.data.train, run.workspace)
+    if trained.test_logits is not None and reading.test_logits is not None:
+        best = replace(best, test_logits=(trained.test_logits + reading.test_logits) / 2 / at)
+    return _judged(best, run, seen, 0.0), why
 
 
 def _begun(folder: Path | None, scope: str, resume: bool, backbone: Backbone) -> Tuned | None:
@@ -223,7 +241,9 @@ def _read(run: Run, method: Method) -> tuple[Tuned, Tensor]:
     data, backbone = run.data, run.backbone
     found = read_model(data.train, backbone, method, run.config, run.workspace)
     metrics = {"lr": None, "weight_decay": None, "epochs": 0, **(found.left_out.told() if found.left_out else {})}
-    tuned = Tuned(backbone, found.model, data.classes, metrics, [], data.notes, evidence=found.evidence)
+    tuned = Tuned(
+        backbone, found.model, data.classes, metrics, [], [*data.notes, *found.notes], evidence=found.evidence
+    )
     return tuned, found.features
 
 
@@ -281,10 +301,9 @@ def _judged(tuned: Tuned, run: Run, features: Tensor, seconds: float) -> Tuned:
     metrics["train_accuracy"] = float((logits.argmax(1).numpy() == data.train.labels).mean())
     metrics["nc1"] = collapse_of(features, data.train.labels)
     if data.test is not None:
-        on_device(model, workspace.device)
-        pixels = workspace.pixels(data.test, tuned.backbone.preprocessing)
-        inputs = PixelInputs(pixels, device=workspace.device)
-        test_logits = logits_of(model, _features(model, inputs, len(data.test), workspace))
+        test_logits = tuned.test_logits
+        if test_logits is None:
+            test_logits = logits_of(model, _seen_anew(model, data.test, workspace))
         right = test_logits.argmax(1).numpy() == data.test.labels
         low, high = accuracy_interval(right, data.test.groups)
         metrics |= {"test_accuracy": float(right.mean()), "test_low": low, "test_high": high}
@@ -292,6 +311,13 @@ def _judged(tuned: Tuned, run: Run, features: Tensor, seconds: float) -> Tuned:
     neighbors = Neighbors.of(features, familiar, data.train.identifiers)
     known = replace(tuned, trained_on=data.train.digests, familiar=familiar, neighbors=neighbors)
     return replace(known, metrics=metrics, test_logits=test_logits)
+
+
+def _seen_anew(model: TunableModel, images: Images, workspace: Workspace) -> Tensor:
+    """What the head sees of images that are run for it."""
+    on_device(model, workspace.device)
+    pixels = workspace.pixels(images, model.backbone.preprocessing)
+    return _features(model, PixelInputs(pixels, device=workspace.device), len(images), workspace)
 
 
 def _features(model: Trainable, inputs: Inputs, count: int, workspace: Workspace) -> Tensor:
@@ -302,9 +328,10 @@ def _features(model: Trainable, inputs: Inputs, count: int, workspace: Workspace
 def _save(tuned: Tuned, folder: Path, scope: str) -> None:
     """Write the result, by the first of several processes, and take away what was unfinished."""
     if is_first():
-        tuned.save(folder)
         record = {"scope": scope, "history": tuned.history, "notes": tuned.notes}
+        (folder / DESCRIPTION).unlink(missing_ok=True)  # nothing counts until all of it is there
         write_text(folder / HISTORY, json.dumps(plain(record), indent=1))
+        tuned.save(folder)  # with a checksum of the record, too
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     together().wait()
 

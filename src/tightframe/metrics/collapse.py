@@ -11,6 +11,7 @@ features look collapsed.
 
 from __future__ import annotations
 
+from math import fsum
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from tightframe.metrics.registry import measure
 
 ROUNDING = 1e-12
 """What float64 leaves of a difference of two numbers near 1 that are equal."""
+ROWS = 256
+"""Rows of a d × d matrix that are copied at a time."""
 SINGLE = 1e-7
 """What float32 features leave of it: with no more samples than dimensions VCI is 0, up to that."""
 CLOSE = 1e-5
@@ -118,8 +121,7 @@ def numerical_rank(moments: ClassMoments) -> float:
     trace = float(moments.scatter.trace())
     if trace <= moments.samples * rounding(moments) ** 2:
         return 0.0
-    entries = moments.scatter.flatten() / trace
-    return float(1 / (entries @ entries))
+    return 1 / fsum(float((rows / trace).square().sum()) for rows in moments.scatter.split(ROWS))
 
 
 @measure("collapse", reference="Xu, Liu, ICML 2023")
@@ -139,8 +141,8 @@ def vci(moments: ClassMoments, weighting: Weighting = "class") -> float:
 def explained(moments: ClassMoments, weighting: Weighting) -> float:
     """tr(Σ_T⁺ Σ_B): in how many directions classes explain the spread, at most K − 1."""
     whole = spectrum(moments, weighting)
-    projected = whole.vectors[:, whole.kept].T @ moments.between(weighting)
-    return float((projected.square().sum(1) / whole.values[whole.kept]).sum())
+    projected = (whole.vectors.T @ moments.between(weighting)).square().sum(1)
+    return float((projected[whole.kept] / whole.values[whole.kept]).sum())
 
 
 @measure("collapse", reference="Papyan, Han, Donoho, PNAS 2020")

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf, isfinite, log2
+from math import inf, isfinite, log2, nan
 from typing import NamedTuple
 
 import torch
@@ -33,8 +33,8 @@ import torch
 from tightframe.errors import MeasureError
 from tightframe.features.moments import ClassMoments
 from tightframe.metrics.collapse import cdnv, check_measurable, nc1, squared_distances, vci
-from tightframe.metrics.debiasing import TRUSTED, Debiased
-from tightframe.metrics.factors import between_factor
+from tightframe.metrics.debiasing import TRUSTED, Debiased, narrowed
+from tightframe.metrics.factors import between_factor, inverse_of
 from tightframe.metrics.inverse import HUGE, PRECISION, Inverse, Noisy, balanced, inverted, norm
 
 BACK = 2.5
@@ -77,13 +77,14 @@ class Corrected:
         return {"nc1": self.nc1, "cdnv": self.cdnv, "vci": self.vci}
 
 
-def corrected(moments: ClassMoments) -> Corrected:
+def corrected(moments: ClassMoments, dimension: int | None = None) -> Corrected:
     """NC1, CDNV and VCI (class weighting) of the population that the samples were drawn from.
 
     Costs O(p³ + K³ + d²p): products and an inverse of p × p matrices, p the smaller one of d and about N.
 
     Args:
         moments: of the samples at hand, K ≥ 2 classes; classes with one sample take part, their spread is the mean one.
+        dimension: of the features, where the moments are in the span of the samples alone.
 
     Returns:
         An ``Estimate`` for each metric. Where classes have no spread or their means coincide exactly, plug-in values.
@@ -92,12 +93,12 @@ def corrected(moments: ClassMoments) -> Corrected:
         MeasureError: fewer than two classes, an empty class, no class with two samples, or squares that overflow.
     """
     check_measurable(moments)
-    moments = _of_usual_size(moments)
+    dimension, moments = dimension or moments.dimension, _of_usual_size(narrowed(moments))
     rank = between_factor(moments).rank
     if rank == 0 or not float(moments.scatter.trace()) > 0:
         exact = [Estimate(value, value, True) for value in (nc1(moments), cdnv(moments), vci(moments))]
         return Corrected(exact[0], exact[1], exact[2], ("no spread within classes, or none between: plug-in values",))
-    parts = Debiased.of(moments)
+    parts = Debiased.of(moments, dimension=dimension)
     gram = _gram(parts)
     within, pairs, share = _nc1(parts, gram, rank), _cdnv(parts, gram), _vci(parts, gram, rank)
     notes = _notes(parts, {"NC1": within, "CDNV": pairs, "VCI": share})
@@ -110,6 +111,8 @@ def _of_usual_size(moments: ClassMoments) -> ClassMoments:
     if not isfinite(variance):
         raise MeasureError("features are so large that their squares overflow; divide all of them by one number")
     unit = 2.0 ** -round(log2(variance) / 2) if variance > 0 else 1.0
+    if unit == 1:
+        return moments
     scatter, variances, nothing = moments.scatter * unit**2, moments.variances * unit**2, moments.third + torch.nan
     return replace(  # higher moments are not looked at here
         moments, means=moments.means * unit, scatter=scatter, variances=variances, third=nothing, fourth=nothing.sum()
@@ -125,8 +128,7 @@ def _gram(parts: Debiased) -> Noisy:
 def _slope(parts: Debiased, gram: Noisy) -> Noisy:
     """Change of ``gram`` per change of the metric I + tΣ in which class means are compared, drawn likewise."""
     first, second, third, _ = parts.traces
-    once = parts.covariance @ parts.between
-    raw = parts.between.T @ once
+    once, raw = parts.spread, parts.between.T @ parts.spread
     squared = (once.T @ once - first / parts.freedom * raw) / (1 + 1 / parts.freedom)  # E[S²] = (1 + 1/m) Σ² + t₁Σ/m
     own, share = 2 * (squared - third * parts.across), parts.share
     along = (1 - share) * own + share * 2 * parts.usual * gram.along
@@ -149,7 +151,8 @@ def _nc1(parts: Debiased, gram: Noisy, rank: int) -> Estimate:
     if rank < len(gram.gram):
         return _nc1_of_many(parts, gram)
     inverse, slope = inverted(gram), _slope(parts, gram)
-    value, seen, doubt = _falling(gram, slope, inverse), nc1(parts.moments), _doubt(parts, gram)
+    value = _falling(gram, slope, inverse) if inverse.known else nan
+    seen, doubt = nc1(parts.moments), _doubt(parts, gram)
 
     def damped(ridge: float) -> float:
         noisy = gram.plus(ridge)
@@ -167,7 +170,7 @@ def _even(parts: Debiased, gram: Noisy) -> float:
     Uneven spread makes it larger (Jensen), and so does Σ in the directions of class means, where it usually is large.
     """
     spread = (2 * parts.traces[1] / parts.freedom) ** 0.5
-    usual = max(parts.traces[0] - BACK * spread, 0.0) / parts.moments.dimension
+    usual = max(parts.traces[0] - BACK * spread, 0.0) / parts.dimension
     return usual * len(gram.gram) ** 2 / _farthest(gram, parts.freedom)
 
 
@@ -241,17 +244,16 @@ def _vci(parts: Debiased, gram: Noisy, rank: int) -> Estimate:
     inverse = inverted(noisy.plus(float(classes)))
     value = 1 - (len(gram.gram) - classes * float(inverse.matrix.trace())) / rank
     lower = 0.0
-    if parts.freedom > parts.moments.dimension:
+    if parts.freedom > parts.dimension:
         lower = 1 / (1 + _farthest(noisy, parts.freedom) / classes / rank)
     return _estimate(min(max(value, 0.0), 1.0), lower, inverse.known)
 
 
 def _whitened(parts: Debiased, gram: Noisy) -> Noisy:
     """AᵀΣ⁻¹A, from AᵀBA with B = v(I + vΣ)⁻¹ as known from the resolvent of the sample covariance."""
-    d, ridge = parts.moments.dimension, RIDGE * parts.traces[0] / parts.freedom
-    shifted = parts.covariance + ridge * torch.eye(len(parts.covariance)).to(parts.covariance)
-    resolvent = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
-    beyond = d - len(shifted)  # directions in which no sample varies
+    d, ridge = parts.dimension, RIDGE * parts.traces[0] / parts.freedom
+    resolvent = inverse_of(parts.covariance, ridge)
+    beyond = d - len(resolvent)  # directions in which no sample varies
     trace, square = float(resolvent.trace()) + beyond / ridge, float(resolvent.square().sum()) + beyond / ridge**2
     v, once = _companion(parts, ridge, trace), d - ridge * trace  # tr ΣB
     up, down = (_companion(parts, ridge * step, trace - (step - 1) * ridge * square) for step in (1.001, 0.999))
@@ -265,7 +267,7 @@ def _whitened(parts: Debiased, gram: Noisy) -> Noisy:
 def _companion(parts: Debiased, ridge: float, trace: float) -> float:
     """The v for which (S + ridge)⁻¹ stands for (I + vΣ)⁻¹ / ridge (Marčenko, Pastur 1967), given the former's trace."""
     freedom = (parts.moments.counts - 1).double()
-    explained, total = parts.moments.dimension - ridge * trace, float(freedom.sum())
+    explained, total = parts.dimension - ridge * trace, float(freedom.sum())
 
     def falls_short(level: float) -> bool:
         return float((freedom * parts.scales * level / (1 + parts.scales * level)).sum()) < explained
@@ -323,7 +325,7 @@ def _notes(parts: Debiased, estimates: dict[str, Estimate]) -> list[str]:
         for name, estimate in estimates.items()
         if not estimate.identifiable
     ]
-    if parts.freedom <= parts.moments.dimension + 1:
+    if parts.freedom <= parts.dimension + 1:
         notes.append("fewer samples than dimensions: VCI takes the eigenvalues within classes to be log-normal")
     if bool((counts == 1).any()):
         notes.append("classes with one sample: their spread is taken to be that of the others")

@@ -8,13 +8,13 @@ taken to be the same along class means as on average.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tightframe.features.moments import ClassMoments
+from tightframe.features.moments import ClassMoments, add_gram, mirrored
 from tightframe.metrics.factors import contrasts_of, span
 
 TRUSTED = 2.0
@@ -28,10 +28,12 @@ class Debiased:
     """Moments without bias; K classes, r = K − 1 contrasts, p directions: all d or, with few samples, their span.
 
     Attributes:
-        moments: the sample's own.
+        moments: the sample's own, in these p directions.
+        dimension: d.
         contrasts: orthonormal basis of what classes differ by, shape (K, r).
         between: A, class means in contrasts, shape (p, r).
         covariance: of samples within classes, divided by N − K, shape (p, p).
+        spread: its product with A, shape (p, r).
         scales: covariance of each class in units of Σ, shape (K,); 1 for classes with one sample.
         traces: tr Σ, Σ², Σ³ and Σ⁴; the last as for log-normal eigenvalues where samples don't tell it.
         freedom: degrees of freedom of the covariance: N − K, fewer where classes differ or tails are heavy.
@@ -45,9 +47,11 @@ class Debiased:
     """
 
     moments: ClassMoments
+    dimension: int
     contrasts: Float64[Tensor, "k r"]
     between: Float64[Tensor, "p r"]
     covariance: Float64[Tensor, "p p"]
+    spread: Float64[Tensor, "p r"]
     scales: Float64[Tensor, " k"]
     traces: Traces
     freedom: float
@@ -60,38 +64,58 @@ class Debiased:
     variance: float
 
     @classmethod
-    def of(cls, moments: ClassMoments, unevenness: float | None = None) -> Debiased:
-        """Of classes with spread; as for Gaussian ones if their ``unevenness`` is not given."""
-        free, few = (moments.counts - 1).double(), 2 * moments.samples < moments.dimension
+    def of(cls, moments: ClassMoments, unevenness: float | None = None, dimension: int | None = None) -> Debiased:
+        """Of classes with spread; as for Gaussian ones if their ``unevenness`` is not given.
+
+        ``dimension`` is d, where the moments are in fewer directions already.
+        """
+        dimension, moments = dimension or moments.dimension, narrowed(moments)
+        free = (moments.counts - 1).double()
         contrasts = contrasts_of(moments.classes, moments.means)
         between = (moments.means - moments.means.mean(0)).T @ contrasts
         covariance = moments.scatter / free.sum()
-        basis = span(moments) if few else None
-        if basis is not None:
-            between, covariance = basis.T @ between, basis.T @ covariance @ basis
         own = moments.class_variances * moments.counts / free.clamp(min=1) / covariance.trace()
         scales = torch.where(free > 0, own, 1.0)
         across = contrasts.T @ ((scales / moments.counts)[:, None] * contrasts)
         freedom = float(free @ scales) ** 2 / float(free @ scales.square())
-        traces, freedom, unevenness, keep = _traces(covariance, freedom, unevenness, moments.dimension)
+        traces, freedom, unevenness, keep = _traces(covariance, freedom, unevenness, dimension)
         gram = between.T @ between - traces[0] * across
-        raw = between.T @ covariance @ between
+        spread = covariance @ between
+        raw = between.T @ spread
         along = raw - traces[1] * across
-        variance = _variance(gram, across, raw, traces, freedom, moments.dimension)
-        gap = float(along.trace()) - traces[0] / moments.dimension * float(gram.trace())
+        variance = _variance(gram, across, raw, traces, freedom, dimension)
+        gap = float(along.trace()) - traces[0] / dimension * float(gram.trace())
         share = min(1.0, TRUSTED**2 * variance / gap**2) if gap else 1.0
         known = (scales, traces, freedom, unevenness, keep, across, gram, along, share, variance)
-        return cls(moments, contrasts, between, covariance, *known)
+        return cls(moments, dimension, contrasts, between, covariance, spread, *known)
 
     @property
     def usual(self) -> float:
         """Mean eigenvalue of Σ, tr Σ/d."""
-        return self.traces[0] / self.moments.dimension
+        return self.traces[0] / self.dimension
 
     @property
     def length(self) -> float:
         """Tr G, not below 0."""
         return max(float(self.gram.trace()), 0.0)
+
+
+def narrowed(moments: ClassMoments) -> ClassMoments:
+    """Moments in the span of the samples, where these are fewer than half the dimensions; else as they are.
+
+    Values keep their class variances in the sum only; higher moments are left out.
+    """
+    basis = span(moments) if 2 * moments.samples < moments.dimension else None
+    return moments if basis is None else turned(moments, basis)
+
+
+def turned(moments: ClassMoments, basis: Float64[Tensor, "d p"]) -> ClassMoments:
+    """Moments in an orthonormal ``basis`` of all directions in which samples vary, without higher ones."""
+    width = basis.shape[1]
+    variances = (moments.class_variances / width)[:, None].expand(-1, width)
+    scatter, nothing = basis.T @ moments.scatter @ basis, basis[0] + torch.nan
+    means = moments.means @ basis
+    return replace(moments, means=means, scatter=scatter, variances=variances, third=nothing, fourth=nothing.sum())
 
 
 def _traces(
@@ -100,7 +124,7 @@ def _traces(
     """Traces of powers of Σ without bias, from a Wishart matrix over its m degrees of freedom; m, unevenness, keep."""
     size = float(covariance.trace())  # powers of it would overflow or vanish
     covariance = covariance / size if size else covariance
-    squared = covariance @ covariance
+    squared = mirrored(add_gram(torch.zeros_like(covariance), covariance))
     first, square = float(covariance.trace()), float(squared.trace())
     cube, quartic = float((squared * covariance).sum()), float(squared.square().sum())
     least = first**2 / dimension

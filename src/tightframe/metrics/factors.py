@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from jaxtyping import Float64
+from scipy.linalg import eigh as scipy_eigh
+from scipy.linalg import lapack
 from torch import Tensor
 
 from tightframe.features.moments import ClassMoments, Weighting
@@ -21,6 +23,8 @@ from tightframe.features.moments import ClassMoments, Weighting
 EPS = torch.finfo(torch.float64).eps
 SPARE = 8
 """Directions beside those that samples can span: see ``span``."""
+LARGE = 1024
+"""Rows from which on the memory that an eigendecomposition takes counts."""
 Made = TypeVar("Made")
 
 
@@ -114,17 +118,20 @@ def spectrum(moments: ClassMoments, weighting: Weighting = "sample") -> Spectrum
     if weighting == "class" and moments.balanced:
         return spectrum(moments, "sample")  # the two agree then: one decomposition serves both
     covariance, basis = total_covariance(moments, weighting), span(moments)
-    values, vectors = symmetric_eigen(covariance if basis is None else basis.T @ covariance @ basis)
+    values, vectors = symmetric_eigen(covariance if basis is None else basis.T @ covariance @ basis, overwrite=True)
     values = values.clamp(min=0)
     values[: max(0, len(values) - (moments.samples - 1))] = 0  # rank ≤ N − 1, whatever rounding says
     cutoff = float(values[-1]) * moments.dimension * EPS
     return Spectrum(values, vectors if basis is None else basis @ vectors, cutoff)
 
 
-def total_covariance(moments: ClassMoments, weighting: Weighting = "sample") -> Float64[Tensor, "d d"]:
-    """Σ_W + Σ_B: with weighting ``"sample"``, the covariance of all features."""
+def total_covariance(
+    moments: ClassMoments, weighting: Weighting = "sample", overwrite: bool = False
+) -> Float64[Tensor, "d d"]:
+    """Σ_W + Σ_B: with weighting ``"sample"``, the covariance of all features; with ``overwrite``, in their scatter."""
     between = moments.between(weighting)
-    return torch.addmm(moments.scatter / max(moments.samples, 1), between, between.T)
+    within = moments.scatter if overwrite else moments.scatter.clone()
+    return within.div_(max(moments.samples, 1)).addmm_(between, between.T)
 
 
 @once
@@ -142,26 +149,30 @@ def span(moments: ClassMoments) -> Float64[Tensor, "d r"] | None:
     return torch.linalg.qr(total_covariance(moments) @ torch.from_numpy(random).to(moments.means)).Q
 
 
-def symmetric_eigen(matrix: Float64[Tensor, "d d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
-    """Ascending eigenvalues (d,) and eigenvectors, in columns. On a CPU NumPy's LAPACK is up to twice as fast."""
+def symmetric_eigen(
+    matrix: Float64[Tensor, "d d"], overwrite: bool = False
+) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
+    """Ascending eigenvalues (d,) and eigenvectors, in columns; with ``overwrite``, what it is given may be destroyed.
+
+    On a CPU another LAPACK is up to twice as fast as PyTorch's; for ``LARGE`` matrices its MRRR algorithm, which takes
+    half the memory of divide and conquer and no more time.
+    """
     if not matrix.is_cpu:
         values, vectors = torch.linalg.eigh(matrix)
         return values, vectors
-    found = np.linalg.eigh(matrix.numpy())
-    return torch.from_numpy(found.eigenvalues), torch.from_numpy(found.eigenvectors)
+    if len(matrix) >= LARGE:
+        found = scipy_eigh(matrix.numpy().T, driver="evr", overwrite_a=overwrite)
+    else:
+        found = np.linalg.eigh(matrix.numpy())
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
 
-def solved(matrix: Float64[Tensor, "d d"], ridge: float, right: Float64[Tensor, "d k"]) -> Float64[Tensor, "d k"]:
-    """(``matrix`` + ``ridge`` · I)⁻¹ ``right``, for a covariance.
-
-    Where rounding outweighs the ridge, directions in which there is nothing but rounding are left out.
-    """
+def inverse_of(matrix: Float64[Tensor, "d d"], ridge: float) -> Float64[Tensor, "d d"]:
+    """(``matrix`` + ``ridge`` · I)⁻¹ of a covariance and a ridge that is well above its rounding."""
     shifted = matrix.clone()
     shifted.diagonal().add_(ridge)
-    lower, failed = torch.linalg.cholesky_ex(shifted)
-    if not failed:
-        return torch.cholesky_solve(right, lower)
-    values, vectors = symmetric_eigen(matrix)
-    kept = values > values[-1] * len(values) * EPS
-    inverse = torch.where(kept, 1 / (values.clamp(min=0) + ridge), 0.0)
-    return vectors @ (inverse[:, None] * (vectors.T @ right))
+    if not matrix.is_cpu:
+        return torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+    lower, _ = lapack.dpotrf(shifted.numpy().T, lower=0, overwrite_a=1, clean=0)
+    found = torch.from_numpy(lapack.dpotri(lower, lower=0, overwrite_c=1)[0].T).tril_()
+    return found.add_(found.tril(-1).T)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +12,44 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from tightframe.errors import MeasureError
-from tightframe.features.moments import ClassMoments
+from tightframe.features.moments import STRIPE, ClassMoments, add_gram, mirrored, work_type
 from tightframe.features.samples import as_tensor, check_samples, group_numbers
 
 FOLDS = 5
+LOST = 1e-3
+"""Share of all spread below which what is left without a fold is not taken as a difference."""
+
+
+class Part(NamedTuple):
+    """Counts (K,) and means (K, d) of one fold, and its scatter (d, d) on and below the diagonal, stripe by stripe.
+
+    Scatter is kept in the precision in which its products were made.
+    """
+
+    counts: Int64[Tensor, " k"]
+    means: Float64[Tensor, "k d"]
+    stripes: tuple[Float[Tensor, "_ _"], ...]
+
+    @classmethod
+    def of(cls, moments: ClassMoments, dtype: torch.dtype) -> Part:
+        """Of all moments of the fold."""
+        starts = range(0, moments.dimension, STRIPE)
+        stripes = tuple(moments.scatter[at:, at : at + STRIPE].to(dtype, copy=True) for at in starts)
+        return cls(moments.counts, moments.means, stripes)
+
+    def add_to(self, total: Float64[Tensor, "d d"], sign: int = 1) -> None:
+        """Add ± scatter to ``total``, in place, on and below its diagonal stripes only: see ``mirrored``."""
+        for at, stripe in zip(range(0, len(total), STRIPE), self.stripes, strict=True):
+            total[at:, at : at + STRIPE].add_(stripe, alpha=sign)
+
+    def spread(self, weight: Float64[Tensor, "k d"]) -> Float64[Tensor, " k"]:
+        """wᵀ S w for each row w of weights (k, d) and the scatter S."""
+        found = torch.zeros_like(weight[:, 0])
+        for at, stripe in zip(range(0, weight.shape[1], STRIPE), self.stripes, strict=True):
+            own, below, wide = weight[:, at : at + STRIPE], weight[:, at + STRIPE :], stripe.double()
+            width = own.shape[1]
+            found += torch.linalg.vecdot(torch.addmm(own @ wide[:width], below, wide[width:], alpha=2), own)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,20 +94,46 @@ class Folds:
         return cls(features, labels, classes, held, group_numbers(groups, len(labels)))
 
     @cached_property
-    def parts(self) -> tuple[ClassMoments, ...]:
+    def _made(self) -> tuple[tuple[Part, ...], ClassMoments]:
+        parts, total = [], None
+        for held in self.held:
+            made = ClassMoments.from_features(self.features, self.labels, self.classes, rows=held)
+            parts.append(Part.of(made, work_type(self.features)))
+            total = made if total is None else total.merge(made)
+        assert total is not None
+        return tuple(parts), total
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
         """Moments of each fold."""
-        return tuple(ClassMoments.from_features(self.features[i], self.labels[i], self.classes) for i in self.held)
+        return self._made[0]
 
     @cached_property
     def total(self) -> ClassMoments:
         """Moments of all samples: from those of the folds, unless probes are better off in ``compacted`` folds."""
         if self._wide:
             return ClassMoments.from_features(self.features, self.labels, self.classes)
-        return reduce(ClassMoments.merge, self.parts)
+        return self._made[1]
 
     def rest(self, fold: int) -> ClassMoments:
-        """Moments of all samples but those of ``fold``."""
-        return reduce(ClassMoments.merge, (part for other, part in enumerate(self.parts) if other != fold))
+        """Moments of all samples but those of ``fold``: counts, means and scatter, the rest being NaN."""
+        parts, total = self._made
+        left, held = total.counts - parts[fold].counts, parts[fold]
+        share = torch.where(left > 0, held.counts.double() / left.clamp(min=1), 0.0)[:, None]
+        apart = total.means - held.means
+        means = torch.where(left[:, None] > 0, total.means + apart * share, 0.0)
+        scatter = total.scatter.clone()
+        held.add_to(scatter, -1)
+        mirrored(add_gram(scatter, (apart * (share * total.counts[:, None]).sqrt()).to(work_type(self.features)), -1))
+        if float(scatter.trace()) < LOST * float(total.scatter.trace()):
+            return self._summed(fold)
+        nothing = scatter.new_full((), torch.nan)
+        return ClassMoments(left, means, scatter, nothing.expand_as(means), nothing.expand(len(scatter)), nothing)
+
+    def _summed(self, fold: int) -> ClassMoments:
+        """``rest`` anew from features: where the fold has nearly all the spread, a difference would be rounding."""
+        kept = torch.cat([held for other, held in enumerate(self.held) if other != fold])
+        return ClassMoments.from_features(self.features, self.labels, self.classes, rows=kept)
 
     @cached_property
     def compacted(self) -> tuple[Folds, Float64[Tensor, "d n"] | None]:
@@ -109,7 +169,9 @@ def fold_of(labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None
         return _dealt_whole(labels, numbers, folds, seed)
     sizes = np.unique(labels, return_counts=True)[1]
     if sizes.max(initial=0) < 2:
-        raise MeasureError("cross-validation needs two samples of a class; give more images")
+        raise MeasureError(
+            "cross-validation needs two training images of a class; give more images, or hold fewer out (--test-share)"
+        )
     folds = min(folds, int(sizes[sizes > 1].min()))
     generator = np.random.default_rng(seed)
     assigned = np.empty(len(labels), dtype=np.int64)

@@ -104,7 +104,8 @@ def corrected_intervals(
     if not _spread(total):
         return {name: Interval(*3 * (estimate.lower,)) for name, estimate in estimates.items()}
     draws, population, rng = _enough(draws, total), Population.of(folds), np.random.default_rng(seed)
-    tried, quantile = [corrected(population.draw(rng)).by_name for _ in range(draws)], _quantile(level, draws - 1)
+    tried = [corrected(population.draw(rng), population.known.dimension).by_name for _ in range(draws)]
+    quantile = _quantile(level, draws - 1)
     made = {
         name: _around(estimate, [one[name].value for one in tried], _doubt(name, population), quantile)
         for name, estimate in estimates.items()
@@ -119,7 +120,7 @@ def _doubt(name: str, population: Population) -> float:
     if name == "cdnv" or population.whitened is not None:
         return 0.0
     first, second = population.known.traces[:2]
-    dimension = len(population.factor)
+    dimension = population.known.dimension
     shape = max(dimension * second / first**2 - 1, 0.0) / dimension  # variance of the mean of 1/λ of d log-normal λ
     return float(np.hypot(population.doubt, UNSEEN * shape**0.5))
 

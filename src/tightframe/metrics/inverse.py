@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ PRECISION = 1e-8
 """Relative change of an inverse in one Newton step at which it counts as found."""
 INNER = 1e-10
 """Relative residual at which conjugate gradients stop."""
+ROUGH = 1e-3
+"""Residual, too, that is enough for a Newton step: the next one makes up for it."""
 HUGE = 1e12
 EDGE = 0.7
 """Share ρ/(1+ρ) of its largest possible value that noise may reach in an inverse that still counts as identifiable."""
@@ -34,11 +37,15 @@ class Noisy:
     second: float
     """t₂: squared norm of the noise's covariance on the long side."""
 
+    @cached_property
+    def half(self) -> Float64[Tensor, "r r"]:
+        """A = H + t₂/2 · D, of which and of D alone the energy is made."""
+        return self.along + self.second / 2 * self.across
+
     def energy(self, x: Tensor) -> Tensor:
-        """Ξ[x] = tr(Dx) H + (tr(Hx) + t₂ tr(Dx)) D + terms a factor 1/K smaller."""
-        row, cross = (self.across * x).sum(), self.along @ x @ self.across
-        large = row * self.along + ((self.along * x).sum() + self.second * row) * self.across
-        return large + cross + cross.T + self.second * self.across @ x @ self.across
+        """Ξ[x] = tr(Dx) A + tr(Ax) D + terms a factor 1/K smaller, A x D and its transpose."""
+        cross = self.half @ x @ self.across
+        return (self.across * x).sum() * self.half + (self.half * x).sum() * self.across + cross + cross.T
 
     def plus(self, ridge: float) -> Noisy:
         """The same with ``ridge`` added to the eigenvalues of G."""
@@ -72,7 +79,7 @@ def inverted(noisy: Noisy) -> Inverse:
         inverse = root.T @ root
         if found:
             return Inverse(root, norm(noisy.energy(inverse @ inverse)))
-        step = balanced(noisy, root, noisy.gram + noisy.energy(inverse) - current)
+        step = balanced(noisy, root, noisy.gram + noisy.energy(inverse) - current, ROUGH)
         while int(torch.linalg.cholesky_ex(LEAP * current + step).info):
             step = step / 2
         current = current + step
@@ -80,18 +87,23 @@ def inverted(noisy: Noisy) -> Inverse:
     return Inverse(root, HUGE)
 
 
-def balanced(noisy: Noisy, root: Float64[Tensor, "r r"], moved: Float64[Tensor, "r r"]) -> Float64[Tensor, "r r"]:
-    """X with X + Ξ[Q X Q] = ``moved``, Q = RᵀR: how far Q⁻¹ moves as G does.
+def balanced(
+    noisy: Noisy, root: Float64[Tensor, "r r"], moved: Float64[Tensor, "r r"], least: float = INNER
+) -> Float64[Tensor, "r r"]:
+    """X with X + Ξ[Q X Q] = ``moved``, Q = RᵀR: how far Q⁻¹ moves as G does, up to a relative residual of ``least``.
 
-    By conjugate gradients on Z = R X Rᵀ, in terms of which the operator is symmetric.
+    By conjugate gradients on Z = R X Rᵀ, in terms of which the operator is symmetric. R is taken into A and D once.
     """
+    turned = replace(noisy, along=root @ noisy.along @ root.T, across=root @ noisy.across @ root.T)
     residual = direction = root @ moved @ root.T
     found, square = torch.zeros_like(moved), float(residual.square().sum())
-    least = INNER**2 * square
+    enough = least**2 * square
     for _ in range(ROUNDS):
-        image = direction + root @ noisy.energy(root.T @ direction @ root) @ root.T
+        if square <= enough:
+            break
+        image = direction + turned.energy(direction)
         curvature = float((direction * image).sum())
-        if square <= least or curvature <= 0:
+        if curvature <= 0:
             break
         size = square / curvature
         found, residual = found + size * direction, residual - size * image

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tightframe.features.moments import ClassMoments, chunks
-from tightframe.metrics.debiasing import Debiased
+from tightframe.metrics.debiasing import Debiased, turned
 from tightframe.metrics.factors import contrasts_of, spectrum
 from tightframe.metrics.folds import Folds
 
@@ -41,18 +41,20 @@ class Population:
 
     Attributes:
         counts: samples of each class in a draw, shape (K,).
-        means: class means, shape (K, d).
+        means: class means, shape (K, p), in all p = d directions or, with few samples, in their span.
         whitened: class means in the metric Σ⁻¹, rotated into r = min(K, d) dimensions; None without Σ⁻¹.
-        factor: lower triangular L with L Lᵀ = Σ, shape (d, d).
+        factor: lower triangular L with L Lᵀ = Σ, shape (p, p).
+        beyond: variance of Σ in each of the d − p directions beside these.
         known: what else is known of Σ.
         doubt: standard error, as a share, of the spread along class means that draws don't show, since their direction
             is taken as usual where samples don't tell it.
     """
 
     counts: Float64[Tensor, " k"]
-    means: Float64[Tensor, "k d"]
+    means: Float64[Tensor, "k p"]
     whitened: Float64[Tensor, "k r"] | None
-    factor: Float64[Tensor, "d d"]
+    factor: Float64[Tensor, "p p"]
+    beyond: float
     known: Debiased
     doubt: float
 
@@ -61,15 +63,16 @@ class Population:
         """From labeled features with spread within classes, at least one sample a class."""
         moments = _alive(folds.total)
         known = Debiased.of(moments, _unevenness(folds))
+        moments = known.moments
         sample = moments.scatter / (moments.samples - moments.classes)
-        sigma = known.keep * sample
-        sigma.diagonal().add_((1 - known.keep + JITTER) * known.usual)
+        sigma, beyond = known.keep * sample, (1 - known.keep + JITTER) * known.usual
+        sigma.diagonal().add_(beyond)
         factor = torch.linalg.cholesky(sigma)
         middle = moments.means.mean(0)
         seen = known.contrasts.T @ (moments.means - middle)
         along, doubt = _along(known)
         means = middle + known.contrasts @ _denoised(seen, sample, factor, known, along)
-        return cls(moments.counts.double(), means, _whitened(seen, known), factor, known, doubt)
+        return cls(moments.counts.double(), means, _whitened(seen, known), factor, beyond, known, doubt)
 
     @property
     def freedom(self) -> float:
@@ -77,16 +80,23 @@ class Population:
         return float(self.counts.sum()) - len(self.counts)
 
     def draw(self, rng: np.random.Generator) -> ClassMoments:
-        """Moments of a draw in all dimensions, for measures of any kind."""
-        scatter = wishart(self.factor, self.freedom, rng)
+        """Moments of a draw in all dimensions, or in as many as it spans, for measures of any kind."""
+        classes, size = self.means.shape
+        half = _half(size, self.freedom, rng)
+        aside = self._aside(classes + half.shape[1], rng)
+        noise = torch.from_numpy(half).to(self.factor)
+        product = torch.cat([self.factor @ noise, aside[classes:].T * (self.freedom / half.shape[1]) ** 0.5])
+        scatter = product @ product.T
         variances = self._variances(rng)[:, None] * (scatter.diagonal() / scatter.trace())
-        return self._moments(self._means(rng), scatter, variances)
+        return self._moments(self._means(rng, aside[:classes]), scatter, variances)
 
     def draw_along(self, rng: np.random.Generator) -> ClassMoments:
         """Moments in the directions of class means, and in one more the spread that those miss."""
-        means, variances = self._means(rng), self._variances(rng)
+        classes, size = self.means.shape
+        means, variances = self._means(rng, self._aside(classes, rng)), self._variances(rng)
         directions, seats = torch.linalg.qr((means - means.mean(0)).T)
-        half, freedom = self.factor.T @ directions, self.known.freedom
+        half = torch.cat([self.factor.T @ directions[:size], directions[size:] * self.beyond**0.5])
+        freedom = self.known.freedom
         seen = wishart(_factored(half.T @ half, half.shape[1]), freedom, rng) * (self.freedom / freedom)
         scatter = pad(seen, (0, 1, 0, 1))
         scatter[-1, -1] = (self.counts @ variances - seen.trace()).clamp(min=0)
@@ -118,9 +128,21 @@ class Population:
         own = 8 * fourth / m + (4 * second**2 + 16 * first * third) / m**2 + 8 * first**2 * second / m**3
         return max(8 * second / m / first**2 - 4 * cross / first / square + own / square**2, 0.0) ** 0.5
 
-    def _means(self, rng: np.random.Generator) -> Float64[Tensor, "k d"]:
-        noise = _normal(self.means.shape, self.means, rng) @ self.factor.T
-        return self.means + noise * (self.known.scales / self.counts).sqrt()[:, None]
+    def _aside(self, count: int, rng: np.random.Generator) -> Float64[Tensor, "m q"]:
+        """What ``count`` draws from Σ have in the d − p directions beside the span, in at most as many dimensions.
+
+        Only their products count, as Σ is the same in all of these: a triangular matrix (Bartlett 1933).
+        """
+        dimension = self.known.dimension - self.means.shape[1]
+        if dimension <= count:
+            drawn = rng.standard_normal((count, dimension))
+        else:
+            drawn = _bartlett(count, float(dimension), rng)
+        return torch.from_numpy(drawn).to(self.means) * self.beyond**0.5
+
+    def _means(self, rng: np.random.Generator, aside: Float64[Tensor, "k q"]) -> Float64[Tensor, "k _"]:
+        noise = torch.cat([_normal(self.means.shape, self.means, rng) @ self.factor.T, aside], 1)
+        return pad(self.means, (0, aside.shape[1])) + noise * (self.known.scales / self.counts).sqrt()[:, None]
 
     def _variances(self, rng: np.random.Generator) -> Float64[Tensor, " k"]:
         """Traces of class covariances: means of squared lengths that are as unequal as those of the features."""
@@ -149,15 +171,23 @@ class Population:
 
 def wishart(factor: Float64[Tensor, "p p"], freedom: float, rng: np.random.Generator) -> Float64[Tensor, "p p"]:
     """Wishart matrix of covariance ``factor factorᵀ``: Bartlett's decomposition, or a sum of few outer products."""
-    size = len(factor)
-    if freedom > size - 1:
-        half = np.tril(rng.standard_normal((size, size)), -1)
-        half[np.diag_indices(size)] = np.sqrt(rng.chisquare(freedom - np.arange(size)))
-    else:
-        columns = max(1, round(freedom))
-        half = rng.standard_normal((size, columns)) * (freedom / columns) ** 0.5
-    product = factor @ torch.from_numpy(half).to(factor)
+    product = factor @ torch.from_numpy(_half(len(factor), freedom, rng)).to(factor)
     return product @ product.T
+
+
+def _half(size: int, freedom: float, rng: np.random.Generator) -> np.ndarray:
+    """A factor (size, _) of a standard Wishart matrix: triangular, or of as many columns as there is freedom."""
+    if freedom > size - 1:
+        return _bartlett(size, freedom, rng)
+    columns = max(1, round(freedom))
+    return rng.standard_normal((size, columns)) * (freedom / columns) ** 0.5
+
+
+def _bartlett(size: int, freedom: float, rng: np.random.Generator) -> np.ndarray:
+    """The lower triangular factor (size, size) of a standard Wishart matrix of ``freedom`` > size − 1."""
+    half = np.tril(rng.standard_normal((size, size)), -1)
+    half[np.diag_indices(size)] = np.sqrt(rng.chisquare(freedom - np.arange(size)))
+    return half
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, rng: np.random.Generator) -> Tensor:
@@ -180,11 +210,7 @@ def _alive(moments: ClassMoments) -> ClassMoments:
     whole = spectrum(moments, "sample")
     if bool(whole.kept.all()):
         return moments
-    basis = whole.vectors[:, whole.kept]
-    width = basis.shape[1]
-    variances = (moments.class_variances / width)[:, None].expand(-1, width)
-    scatter = basis.T @ moments.scatter @ basis
-    return replace(moments, means=moments.means @ basis, scatter=scatter, variances=variances, third=basis[0])
+    return turned(moments, whole.vectors[:, whole.kept])
 
 
 def _unevenness(folds: Folds) -> float | None:
@@ -209,7 +235,7 @@ def _along(known: Debiased) -> tuple[float, float]:
     at random give, and no more than the noise.
     """
     first, second, *_ = known.traces
-    dimension, expected = known.moments.dimension, known.usual * known.length
+    dimension, expected = known.dimension, known.usual * known.length
     gap = float(known.along.trace()) - expected
     chance = 2 * max(dimension * second / first**2 - 1, 0.0) / dimension / min(len(known.gram), dimension)
     error = known.variance / expected**2 if expected else inf
@@ -251,7 +277,7 @@ def _tilt(seen: Tensor, straight: Tensor, spread: float, usual: float, target: f
 
 def _whitened(seen: Float64[Tensor, "r d"], known: Debiased) -> Float64[Tensor, "k _"] | None:
     """Class means in the metric Σ⁻¹ with their noise taken out; None with too few samples for Σ⁻¹."""
-    moments, dimension = known.moments, known.moments.dimension
+    moments, dimension = known.moments, known.dimension
     freedom = moments.samples - moments.classes - dimension - 1
     if freedom <= 0:
         return None

@@ -10,6 +10,7 @@ Weights come from safetensors only, and no code that comes with a model is run.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,12 +41,13 @@ class VisionModel(nn.Module):
     def __init__(self, model: Any, classifies: bool):
         super().__init__()
         self.model, self.classifies = model, classifies
+        self.options: dict[str, Any] = {}
         self.num_prefix_tokens = sum(_tokens(name, value) for name, value in model.named_parameters())
         self.global_pool = "avg" if getattr(model.config, "use_mean_pooling", False) else None
 
     def forward(self, images: Any) -> Any:
         """Logits or pooled features. Takes a tensor, or its proxy while torch.fx traces."""
-        found = self.model(pixel_values=images)
+        found = self.model(pixel_values=images, **self.options)
         if self.classifies:
             return found.logits
         pooled = getattr(found, "pooler_output", None)
@@ -58,13 +60,20 @@ class VisionModel(nn.Module):
             return last[:, 0]
         return last[:, self.num_prefix_tokens :].mean(1)
 
+    def resample(self) -> None:
+        """Resample the position embedding to the images. Raises ``ModelError`` where transformers can't do that."""
+        option = "interpolate_pos_encoding"
+        if option not in inspect.signature(self.model.forward).parameters:
+            raise ModelError(f"{type(self.model).__name__} takes images of one size only")
+        self.options = {option: True}
+
     def get_classifier(self) -> nn.Module:
         """The classifier, in timm's convention; an identity where there is none."""
         return getattr(self.model, "classifier", self.model) if self.classifies else nn.Identity()
 
     def extra_repr(self) -> str:
         """The settings that decide what the weights compute; part of the fingerprint."""
-        config = self.model.config.to_dict()
+        config = self.model.config.to_dict() | self.options
         return json.dumps({k: v for k, v in config.items() if k not in _CHANGES_NOTHING}, sort_keys=True, default=str)
 
 
@@ -79,11 +88,12 @@ def _tokens(name: str, value: Tensor) -> int:
     return int(last in ("cls_token", "class_token", "class_embedding", "distillation_token"))
 
 
-def from_transformers(uri: str, name: str, pretrained: bool) -> Built:
-    """The model ``name`` on the hub, or in a folder.
+def from_transformers(uri: str, name: str, pretrained: bool, size: tuple[int, int] | None = None) -> Built:
+    """The model ``name`` on the hub, or in a folder; for ``size`` of images, its position embedding is resampled.
 
     Raises:
-        ModelError: there is no such model, its weights are pickles only, it needs code of its own, or it is damaged.
+        ModelError: there is no such model, its weights are pickles only, it needs code of its own, it is damaged, or
+            it can't be resampled.
         HubUnreachable: it has to be downloaded and can't be.
     """
     transformers = library("transformers", "hf")
@@ -91,6 +101,8 @@ def from_transformers(uri: str, name: str, pretrained: bool) -> Built:
     _check_files(uri, folder, pretrained)
     with explained(f"{uri} can't be built by transformers"), _quietly():
         module = _built(transformers, uri, folder, pretrained)
+        if size is not None:
+            module.resample()
         if not any((folder / file).is_file() for file in PROCESSORS):
             return Built(module, None)
         processor = transformers.AutoImageProcessor.from_pretrained(folder, **NO_CODE)

@@ -1,6 +1,7 @@
 """A classifier read off all layers at once, in closed form: shrunk linear discriminants and their average.
 
-For features h of the last q layers, each centered and scaled to mean square 1, put side by side, with class means μ_k
+For features h of the last q layers (of each the mean over space and, where they are given, the standard deviations,
+``SPREAD``, as one vector), each centered and scaled to mean square 1, put side by side, with class means μ_k
 and scatter S around them, the discriminant of class k is
 
     s_k(h) = hᵀ A μ_k − ½ μ_kᵀ A μ_k,   A = n (S + λ I)⁻¹,   λ = c · tr S / (n − 1)
@@ -24,6 +25,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn import functional
 
+from tightframe.backbone import SPREAD
 from tightframe.errors import MeasureError
 from tightframe.features.samples import as_tensor, check_samples, group_numbers
 from tightframe.probes.calibration import LEAST_LOG, NEVER, temperature
@@ -88,7 +90,8 @@ def read_layers(
     """The average of shrunk discriminants of the last 1, 2, 4, … and all layers.
 
     Args:
-        features: (n, d) of each layer, in the order of depth.
+        features: (n, d) of each layer, in the order of depth. What is called like a layer with ``SPREAD`` after it is
+            part of that layer; it is left out where there are more than ``LARGEST`` images.
         labels: integers 0 … classes − 1, shape (n,).
         classes: K; one without images is never predicted.
         balanced: take all classes for equally frequent, instead of as frequent as their images are.
@@ -99,7 +102,9 @@ def read_layers(
             classes have images.
     """
     labels = as_tensor(labels).cpu()
-    parts = _distinct({name: _Scaled.of(values, labels, classes) for name, values in features.items()})
+    names = _by_layer([name for name in features if len(labels) <= LARGEST or not name.endswith(SPREAD)])
+    wide = {layer: [as_tensor(features[name]).cpu() for name in parts] for layer, parts in names.items()}
+    parts = _distinct({layer: _Scaled.of(values, labels, classes) for layer, values in wide.items()})
     if not parts:
         raise MeasureError("no layer to read; give features of one or more")
     labels = labels.long()
@@ -115,8 +120,21 @@ def read_layers(
     scores = torch.stack([factor * one.held_out for factor, one in zip(factors, tried, strict=True)]).sum(0)
     held_out = (scores + prior).masked_fill(gone, NEVER).log_softmax(1)
     held_out[~judged, labels[~judged]] = LEAST_LOG
-    weights, bias = _joined(list(parts), tried, factors, prior)
+    whole, bias = _joined(list(parts), tried, factors, prior)
+    weights = {
+        name: part
+        for layer, weight in whole.items()
+        for name, part in zip(names[layer], weight.split([one.shape[1] for one in wide[layer]], 1), strict=True)
+    }
     return LayerReading(weights, bias, held_out.clamp(min=LEAST_LOG), tuple(sorted(told, key=lambda one: -one.weight)))
+
+
+def _by_layer(names: Sequence[str]) -> dict[str, list[str]]:
+    """The names of each layer's parts."""
+    found = dict[str, list[str]]()
+    for name in names:
+        found.setdefault(name.removesuffix(SPREAD), []).append(name)
+    return found
 
 
 def _distinct(parts: dict[str, _Scaled]) -> dict[str, _Scaled]:
@@ -156,17 +174,17 @@ def _usual(tried: Sequence[_Tried]) -> tuple[list[float], list[Candidate]]:
 
 
 class _Scaled(NamedTuple):
-    """Features (n, d) of one layer around their mean (d,), times the factor that makes their mean square 1."""
+    """Features (n, d) of one layer, its parts side by side, around their mean, times what makes their mean square 1."""
 
     values: Float64[Tensor, "n d"]
     mean: Float64[Tensor, " d"]
     factor: float
 
     @classmethod
-    def of(cls, values: Any, labels: Tensor, classes: int) -> _Scaled:
-        given = as_tensor(values).cpu()
-        check_samples(given, labels, classes)
-        wide = given.double()
+    def of(cls, parts: Sequence[Tensor], labels: Tensor, classes: int) -> _Scaled:
+        for given in parts:
+            check_samples(given, labels, classes)
+        wide = torch.cat([given.double() for given in parts], 1)
         mean = wide.mean(0)
         centered = wide - mean
         square = float(centered.square().sum(1).mean())

@@ -12,7 +12,7 @@ from scipy.stats import beta as beta_distribution
 from scipy.stats import t as student
 from torch import Tensor
 
-from tightframe.features.moments import CHUNK, work_type
+from tightframe.features.moments import CHUNK_BYTES, work_type
 from tightframe.features.samples import group_numbers
 from tightframe.metrics.collapse import Head
 from tightframe.metrics.folds import Folds
@@ -57,7 +57,7 @@ def held_out(folds: Folds, head_without: Callable[[int], Head]) -> Tensor:
     for fold, held in enumerate(folds.held):
         head = head_without(fold)
         weight, bias = head.weight.T.to(origin.dtype), head.logits(origin[None]).to(origin.dtype)
-        for rows in held.split(CHUNK):
+        for rows in held.split(max(1, CHUNK_BYTES // (4 * folds.features.shape[1] + 1))):
             centered = folds.features[rows].to(origin.dtype).sub_(origin)
             predicted[rows] = torch.addmm(bias, centered, weight).argmax(1)
     return predicted

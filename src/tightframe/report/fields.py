@@ -137,7 +137,7 @@ TABLES: dict[str, Table] = {
         "Models",
         "model expected_accuracy p_best probe_accuracy knn_accuracy nc1 test_accuracy source_accuracy parameters macs "
         "images_seen seconds",
-        f"uri given tied lda_accuracy saturated images dimension precision {_SCORES}",
+        f"uri given tied zero_shot lda_accuracy saturated images dimension precision {_SCORES}",
     ),
     "scores": _table("Scores: higher is better, except for NC1, CDNV and VCI", f"model {_SCORES}"),
     "quality": _table("How well each score ranks the models", "score models weighted_tau tau spearman pearson regret"),

@@ -1,8 +1,10 @@
 """The saved folder: ``tightframe.json`` and ``tuned.safetensors``, which hold what was trained and nothing else.
 
-It holds the hash of the base model in place of its weights, and can't be loaded onto other weights. Nothing read here
-can run code: there are only JSON and safetensors, and every name, shape and type is compared with what the model
-expects before use.
+It holds the hash of the base model in place of its weights, and can't be loaded onto other weights. It has a checksum
+of itself and of every file beside it, so that a damaged folder is refused; folders of version 0.1 have none.
+
+Nothing read here can run code: there are only JSON and safetensors, and every name, shape and type is compared with
+what the model expects before use.
 
 For LoRA peft's ``adapter_config.json`` and ``adapter_model.safetensors`` take the place of ``tuned.safetensors``. With
 them peft makes the same of a plain model, where that could say the same (see ``jobs.merge``). The configuration is
@@ -11,7 +13,9 @@ for peft: it is written here and never read.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -23,14 +27,20 @@ from torch import Tensor
 from tightframe.backbone import Backbone
 from tightframe.errors import SavedError, SettingsError
 from tightframe.features.taps import Pool
-from tightframe.files import write_tensors, write_text
+from tightframe.files import encoded, write_tensors, write_text
+from tightframe.processes import is_first
 from tightframe.tuning import lora
 from tightframe.tuning.heads import Align, SkipScale
 from tightframe.tuning.methods import method_named
 from tightframe.tuning.surgery import TunableModel
 
-FORMAT = 4
+FORMAT, WITHOUT_CHECKSUMS = 5, 4
+"""The format that is written, and an earlier one that is read."""
+_CHECKSUM = re.compile(rb'"checksum": "[0-9a-f]{64}"')
+_BLANK = '"checksum": ""'
 DESCRIPTION, TENSORS = "tightframe.json", "tuned.safetensors"
+BESIDE = ("training_set.safetensors", "history.json")
+"""Further files of a saved model, which it can do without."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Description:
         preprocessing: what is done to an image; the base model has to agree.
         metrics: measured when it was saved.
         versions: of the packages that made it.
+        files: checksums (SHA-256) of the files beside it, by name.
     """
 
     backbone: dict[str, Any]
@@ -65,6 +76,7 @@ class Description:
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     beside: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def files(method: str) -> tuple[str, ...]:
@@ -73,21 +85,34 @@ def files(method: str) -> tuple[str, ...]:
 
 
 def write(folder: Path, model: TunableModel, description: Description) -> None:
-    """Save ``model`` into ``folder``, made if need be; the description last, since nothing counts without it."""
+    """Save ``model`` into ``folder``, made if need be; the description last, since nothing counts without it.
+
+    What lies in ``folder`` already and belongs to the model is in the checksums, too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     if model.method.adapt:
         write_text(folder / lora.CONFIG, lora.config_text(model.base, model.backbone))
     write_tensors(folder / files(model.method.name)[-1], _kept(model))
-    text = json.dumps({"format": FORMAT, **asdict(description)}, indent=1, ensure_ascii=False)
-    write_text(folder / DESCRIPTION, text)
+    names = (*files(model.method.name), *(name for name in BESIDE if (folder / name).is_file()))
+    if is_first():
+        found = {name: _checksum((folder / name).read_bytes()) for name in names}
+        write_text(folder / DESCRIPTION, sealed(asdict(description) | {"files": found}))
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """The text of ``tightframe.json`` for its ``content``, with its own checksum."""
+    told = {name: value for name, value in content.items() if name not in ("format", "checksum")}
+    text = json.dumps({"format": FORMAT, "checksum": "", **told}, indent=1, ensure_ascii=False)
+    return text.replace(_BLANK, f'"checksum": "{_checksum(encoded(text))}"', 1)
 
 
 def read(folder: Path) -> Description:
     """What was saved in ``folder``. Raises ``SavedError`` if that is not a tuned model."""
     path = folder / DESCRIPTION
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        content = json.loads(raw.decode())
     except FileNotFoundError:
         saved = ", ".join(str(entry.parent) for entry in sorted(folder.glob(f"*/{DESCRIPTION}")))
         instead = (
@@ -96,14 +121,41 @@ def read(folder: Path) -> Description:
         raise SavedError(f"{folder} holds no {DESCRIPTION}; {instead}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise SavedError(f"{path} can't be read ({type(error).__name__}); it is damaged") from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+    version = content.pop("format", None) if isinstance(content, dict) else None
+    if version not in (FORMAT, WITHOUT_CHECKSUMS):
         raise SavedError(f"{path} is not of format {FORMAT}; it was written by another version of tightframe")
+    written = content.pop("checksum", None)
+    if (written is not None or version == FORMAT) and written != _own_checksum(raw):
+        raise SavedError(_damaged(path))
     try:
         description = Description(**content)
     except TypeError as error:
         raise SavedError(f"{path} lacks entries or has unknown ones ({error})") from error
     _check(path, description)
     return description
+
+
+def verify(folder: Path, description: Description) -> None:
+    """Raise ``SavedError`` if a file in ``folder`` is not the one that was written with ``description``."""
+    for name, wanted in description.files.items():
+        path = folder / name
+        try:
+            if path.is_file() and _checksum(path.read_bytes()) != wanted:
+                raise SavedError(_damaged(path))
+        except OSError as error:
+            raise SavedError(f"{path} can't be read ({error.strerror}); it is damaged") from error
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged: its checksum is another than when it was saved; restore it from a copy, or tune again"
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _own_checksum(raw: bytes) -> str:
+    return _checksum(_CHECKSUM.sub(_BLANK.encode(), raw, count=1))
 
 
 def restore(folder: Path, description: Description, backbone: Backbone) -> TunableModel:
@@ -167,7 +219,8 @@ def _tensors(path: Path, file: Any, expected: dict[str, Tensor]) -> dict[str, Te
         found[name] = file.get_tensor(name)
         if found[name].dtype != tensor.dtype:
             raise SavedError(f"{path}: {name!r} holds {found[name].dtype}, the model needs {tensor.dtype}")
-        if not torch.isfinite(found[name]).all():
+        strange = ~torch.isfinite(found[name])
+        if (found[name] != tensor.cpu())[strange].any():  # some models have bounds that are infinite
             raise SavedError(f"{path}: {name!r} holds values that are not finite; it is damaged")
     return found
 
@@ -194,6 +247,8 @@ def _check(path: Path, description: Description) -> None:
         and all(isinstance(name, str) and _is_text(name) for name in description.classes)
         and len(set(description.classes)) == len(description.classes)
         and isinstance(description.metrics, dict)
+        and isinstance(description.files, dict)
+        and all(isinstance(name, str) and Path(name).name == name for name in description.files)
     )
     if not sound:
         raise SavedError(f"{path} has an entry of the wrong kind; it is damaged or was not written by tightframe")

@@ -66,6 +66,9 @@ class TrainConfig:
             elsewhere every epoch draws its own.
         head_init: Start of the new head: zeros, or probe (a logistic regression on the features, whose statistics batch
             norms then keep); auto means probe for lp-ft and zeros for all others.
+        prompts: Sentences about a class, {} in place of its name, for models of open_clip: heads start from what the
+            text encoder says of them, and the discriminants take that in as far as it helps on images left out. Without
+            a sentence, it is "a photo of a {}.".
         align: How SCL joins the block's features to the last ones: pad (the paper's sum), concat or project.
         skip_scale: Scale of the block's features in SCL: none, or spread (so that they vary as much as the last ones).
         prefix_cache_gb: Gigabytes of disk for what goes into the tuned block, which then trains without the blocks
@@ -91,6 +94,7 @@ class TrainConfig:
     folds: int = 5
     views: int = 5
     head_init: HeadInit = "auto"
+    prompts: tuple[str, ...] | None = None
     align: Align = "pad"
     skip_scale: SkipScale = "none"
     prefix_cache_gb: float = 8.0
@@ -124,6 +128,8 @@ class TrainConfig:
             raise SettingsError("learning rates (--lr) must be above 0 and finite")
         if not all(0 <= value <= largest for value in (*(self.weight_decay or ()), self.mixup_alpha)):
             raise SettingsError("--weight-decay and --mixup-alpha must be 0 or more and finite")
+        if self.prompts is not None and self.head_init != "auto":
+            raise SettingsError(f"--prompts start the head: leave out --head-init {self.head_init}, or --prompts")
         if self.time_limit is not None and not self.time_limit > 0:
             raise SettingsError(f"--time-limit is {self.time_limit:g} minutes; it must be above 0")
         for name, kind in CHOICES.items():
@@ -147,7 +153,7 @@ class TrainConfig:
 
     def from_probe(self, method: Method) -> bool:
         """Whether the head starts from a probe."""
-        return method.warm if self.head_init == "auto" else self.head_init == "probe"
+        return method.warm and self.prompts is None if self.head_init == "auto" else self.head_init == "probe"
 
     def training(self, lr: float, weight_decay: float, method: Method | None = None) -> Recipe:
         """The final training with these, by ``method`` if one is tuned by."""

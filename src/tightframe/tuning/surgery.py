@@ -6,23 +6,21 @@ A head in closed form sees the features of several layers side by side.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
-from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
-from torch import Tensor, fx, nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from tightframe.backbone import PENULTIMATE, Backbone
 from tightframe.errors import SettingsError
-from tightframe.features.capture import CannotCut
-from tightframe.features.taps import Pool, pooled, pooling_of, tapped
+from tightframe.features.taps import Pool, pooled, pooling_of, submodule, tapped
 from tightframe.tuning import lora
 from tightframe.tuning.batch_norm import batch_norms
 from tightframe.tuning.heads import Align, Neck, SkipScale
 from tightframe.tuning.methods import Method
+from tightframe.tuning.replay import Suffix
 from tightframe.tuning.state import Trainable
 
 
@@ -67,7 +65,7 @@ class TunableModel(Trainable):
         self.warm, self.steady = warm, steady
         self.base = copy.deepcopy(backbone.module).requires_grad_(False)
         if backbone.head:
-            self.base.set_submodule(backbone.head, nn.Identity())
+            _take_head(self.base, backbone.head)
         if method.adapt:
             method.adapt(self.base, backbone)
         self.read = list(read) or ([PENULTIMATE, block] if method.skip and block else [PENULTIMATE])
@@ -132,14 +130,16 @@ class TunableModel(Trainable):
         """
         assert self.block is not None
         part = copy.copy(self)
-        part._suffix = Suffix(self.base, self.block)
+        part._suffix = Suffix(self.base, self.block, (3, *self.backbone.preprocessing.input_size))
         return part
 
     def plain_base(self) -> nn.Module:
-        """A copy of the base on the CPU, in eval mode; modules that the method inserted are merged into its own."""
+        """A copy of the base on the CPU, in eval mode, with an identity for its head and LoRA merged into modules."""
         plain = copy.deepcopy(self.base).cpu().eval().requires_grad_(False)
         if self.method.adapt:
             lora.merge(plain)
+        for name in [name for name, module in plain.named_modules() if isinstance(module, _Gone)]:
+            plain.set_submodule(name, nn.Identity())
         return plain.to(memory_format=torch.contiguous_format)  # which safetensors wants
 
     def train(self, mode: bool = True) -> TunableModel:
@@ -194,70 +194,27 @@ def joined(tuned: TunableModel, reading: TunableModel) -> TunableModel:
     return model.train(False)
 
 
-class Suffix:
-    """A model from one block on: takes the block's input and returns the model's output.
+class _Gone(nn.Module):
+    """In the place of a linear map to ``width`` values: all are the mean of its input, (n, …, d) or maps (n, d, h, w).
 
-    It runs the modules of ``base``, whose hooks see what they always see.
-
-    Raises:
-        CannotCut: the model does something between blocks that tracing can't follow, or more than the block's input
-            is needed after it.
+    So whatever the model makes of its logits goes on, and whether its features are numbers can be told from it.
     """
 
-    def __init__(self, base: nn.Module, block: str):
-        self._run = fx.GraphModule(base, _from_block(_traced(base, block), block))
+    def __init__(self, width: int, axis: int):
+        super().__init__()
+        self.width, self.axis = width, axis
 
-    def __call__(self, inputs: Shaped[Tensor, "n ..."]) -> Any:
-        """The model's output for images from which ``inputs`` of the block were computed."""
-        return self._run(inputs)
-
-
-class _Around(fx.Tracer):
-    """Steps into modules around ``block`` only."""
-
-    def __init__(self, block: str):
-        super().__init__(autowrap_functions=(resample_abs_pos_embed, resample_abs_pos_embed_nhwc))
-        self.block = block
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self.block.startswith(module_qualified_name + ".")
+    def forward(self, features: Tensor) -> Tensor:
+        mean = features.mean(self.axis, keepdim=True)
+        return mean.repeat_interleave(self.width, self.axis)
 
 
-def _traced(base: nn.Module, block: str) -> fx.Graph:
-    parameters = list(inspect.signature(base.forward).parameters.values())[1:]
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    try:
-        return _Around(block).trace(base, concrete_args=defaults)
-    except Exception as error:  # whatever the model's own code does with values that are not there yet
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CannotCut(f"what the model does around {block} can't be followed ({why})") from error
-
-
-def _from_block(graph: fx.Graph, block: str) -> fx.Graph:
-    """The part of ``graph`` that depends on the block, with the block's input in place of the model's."""
-    calls = [node for node in graph.nodes if node.op == "call_module" and node.target == block]
-    if len(calls) != 1 or not calls[0].args or not isinstance(calls[0].args[0], fx.Node):
-        raise CannotCut(f"{block} is not called once with one input")
-    call, entry = calls[0], calls[0].args[0]
-    after = _dependent(graph, {call})
-    of_images = _dependent(graph, {node for node in graph.nodes if node.op == "placeholder"})
-    needed = set(after)
-    for node in reversed(graph.nodes):
-        if node in needed and node is not entry:
-            needed.update(node.all_input_nodes)
-    if any(node in of_images and node not in after for node in needed - {entry}):
-        raise CannotCut(f"after {block} the model goes back to what came before it")
-    found, made = fx.Graph(), dict[fx.Node, fx.Node]()
-    made[entry] = found.placeholder("inputs")
-    for node in graph.nodes:
-        if node in needed and node is not entry:
-            made[node] = found.node_copy(node, lambda given: made[given])
-    return found
-
-
-def _dependent(graph: fx.Graph, start: set[fx.Node]) -> set[fx.Node]:
-    found = set(start)
-    for node in graph.nodes:
-        if any(given in found for given in node.all_input_nodes):
-            found.add(node)
-    return found
+def _take_head(base: Any, name: str) -> None:
+    """Replace the head of ``base``, in place; one that is no linear map goes as timm's models let it."""
+    head = submodule(base, name)
+    if isinstance(head, nn.Linear):
+        base.set_submodule(name, _Gone(head.out_features, -1))
+    elif isinstance(head, nn.Conv2d):
+        base.set_submodule(name, _Gone(head.out_channels, 1))
+    else:
+        base.reset_classifier(0)

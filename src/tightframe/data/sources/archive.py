@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import struct
 import tarfile
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -37,6 +40,10 @@ MAX_GROWTH = 100
 """Most bytes that a byte of a compressed tar may become, beyond ``MAX_MEMBER``."""
 
 _CHUNK = 1 << 20
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, struct.error),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error),
+)
 _LOCAL_HEADER = 30
 
 
@@ -69,7 +76,7 @@ def from_archive(path: Path, reading: Reading) -> Gathered:
         if reason:
             faults.add(Path(member.name), reason)
         elif place.suffix.lower() in IMAGE_SUFFIXES:
-            found[place] = member.part
+            found[place] = replace(member.part, how=reading.decoding)
         elif len(place.parts) > 2:
             faults.leave_out(Path(member.name), NO_IMAGE)
     faults.check()
@@ -86,7 +93,7 @@ def members(path: Path) -> Iterable[Member]:
     """
     try:
         yield from _zipped(path) if path.suffix.lower() == ".zip" else _tarred(path)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path} can't be read as an archive ({error}); make or fetch it anew") from error
 
 
@@ -94,7 +101,7 @@ def _zipped(path: Path) -> Iterable[Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = info.filename.replace("\\", "/")
-            if info.is_dir():
+            if name.endswith("/"):
                 continue
             reason = name_fault(name)
             if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):

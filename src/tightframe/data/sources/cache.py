@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from tightframe.errors import DataError
+from tightframe.files import sweep
 
 
 def cache_folder() -> Path:
@@ -37,6 +38,7 @@ def kept(path: Path, make: Callable[[Path], object]) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, ".unfinished-*")
         beside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
     except OSError as error:
         raise DataError(

@@ -14,7 +14,7 @@ from tightframe.data.records import Gathered, Reading, splits_of
 from tightframe.data.sources import archive, hub, named, objects, shards
 from tightframe.data.sources.remote import Address, is_address
 from tightframe.data.sources.rows import TABLES
-from tightframe.data.sources.table import from_table, image_names
+from tightframe.data.sources.table import from_split_tables, from_table, image_names, split_tables
 from tightframe.errors import DataError, SettingsError
 from tightframe.images import ImageSplits
 
@@ -47,12 +47,16 @@ def _load_path(source: str | Path, reading: Reading) -> ImageSplits:
     if archive.is_archive(Path(name)) and (remote or Path(source).is_file()):
         return splits_of(archive.from_archive(remote.file() if remote else Path(source), reading), reading)
     folder = remote.folder(reading.progress) if remote else Path(source)
+    if tables := split_tables(folder):
+        return splits_of(from_split_tables(tables, reading), reading)
     return load_folder(
         folder,
         test_share=reading.test_share,
         seed=reading.seed,
         skip_bad=reading.skip_bad,
         progress=reading.progress,
+        how=reading.decoding,
+        min_classes=reading.min_classes,
     )
 
 

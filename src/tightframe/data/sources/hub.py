@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tightframe.data.decoding import USUAL, Decoding
 from tightframe.data.items import EncodedImage
 from tightframe.data.records import Gathered, Reading, Record, split_word
 from tightframe.data.sources.cache import cache_folder
@@ -38,6 +39,7 @@ class TableImage(EncodedImage):
     rows: Any
     index: int
     folders: tuple[Path, ...]
+    how: Decoding = USUAL
 
     def content(self) -> bytes:
         """The image file's bytes. Raises ``BadImage`` when they can't be read."""
@@ -175,7 +177,7 @@ def _records(
     word, shown = split_word(split), split or "image"
     records, faults = list[Record](), list[str]()
     for index, value in enumerate(labels):
-        item = TableImage(f"{shown}-{index:06d}", rows, index, folders)
+        item = TableImage(f"{shown}-{index:06d}", rows, index, folders, reading.decoding)
         known = _class(value, names)
         if known:
             records.append(

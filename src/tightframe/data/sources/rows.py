@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,10 @@ def _csv(path: Path) -> Table:
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as spreadsheets save "Unicode text"
     lines = content.decode("utf-16" if wide else "utf-8-sig")
     first = lines.lstrip("\r\n").partition("\n")[0]
-    widths = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in _DELIMITERS}
+    parsed = partial(csv.reader, skipinitialspace=True)
+    widths = {mark: len(next(parsed([first], delimiter=mark), [])) for mark in _DELIMITERS}
     delimiter = max(_DELIMITERS, key=lambda mark: widths[mark])
-    rows = [row for row in csv.reader(io.StringIO(lines, newline=""), delimiter=delimiter) if any(row)]
+    rows = [row for row in parsed(io.StringIO(lines, newline=""), delimiter=delimiter) if any(row)]
     header = tuple(name.strip() for name in rows[0]) if rows else ()
 
     def values(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:

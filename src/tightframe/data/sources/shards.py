@@ -60,7 +60,7 @@ def from_shards(paths: Sequence[Path], reading: Reading) -> Gathered:
             except BadImage as error:
                 faults.add(Path(f"{path.name}/{name}{suffix}"), error.reason)
                 continue
-            records.append(Record(part, label, split, group))
+            records.append(Record(replace(part, how=reading.decoding), label, split, group))
     faults.check()
     home = _home(paths)
     names = _class_names(home)

@@ -3,19 +3,22 @@
 Paths are looked for in ``images/`` beside the table (as for miniImageNet's splits, Ravi & Larochelle, 2017), then
 beside it; or below ``root``. They may be absolute, but whatever leads out of that folder is refused: a table is data,
 and must not reach files that its reader didn't mean. Labels are text: ``01`` and ``1`` are two classes.
+
+A folder without class folders, but with tables called train and test (or val), is these two splits.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from tightframe.data.items import ImageFile
 from tightframe.data.labeled import Faults, file_fault
 from tightframe.data.records import Gathered, Reading, Record, split_word
-from tightframe.data.sources.rows import Table, found_columns, read_table, text
+from tightframe.data.sources.rows import TABLES, Table, found_columns, read_table, text
 from tightframe.errors import DataError
 
 FOLDER = "images"
@@ -39,6 +42,27 @@ def from_table(path: Path, reading: Reading) -> Gathered:
     return listed_images(read_table(path), f"{here.name}/{path.stem}", reading.root or here, reading)
 
 
+def from_split_tables(tables: Mapping[str, Path], reading: Reading) -> Gathered:
+    """The images in a table of each split. Raises as ``from_table``."""
+    parts = {split: from_table(path, reading) for split, path in tables.items()}
+    records = [replace(record, split=split) for split, part in parts.items() for record in part.records]
+    skipped = [line for part in parts.values() for line in part.skipped]
+    return Gathered(next(iter(parts.values())).name.rpartition("/")[0], records, skipped=skipped)
+
+
+def split_tables(folder: Path) -> dict[str, Path]:
+    """The tables in ``folder`` that are called train and test (or val), where there are no class folders beside."""
+    try:
+        entries = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+        if sum(one.is_dir() for one in entries) > 1:
+            return {}
+    except OSError:
+        return {}
+    found = {split_word(one.stem): one for one in reversed(entries) if one.suffix.lower() in TABLES and one.is_file()}
+    held_out = next((split for split in ("test", "val") if split in found), "")
+    return {split: found[split] for split in ("train", held_out)} if held_out and "train" in found else {}
+
+
 def listed_images(table: Table, name: str, root: Path, reading: Reading) -> Gathered:
     """The image files below ``root`` that ``table`` lists. Raises as ``from_table``."""
     root, rows = root.absolute().resolve(), _rows(table, reading)
@@ -52,7 +76,7 @@ def listed_images(table: Table, name: str, root: Path, reading: Reading) -> Gath
             faults.add(root / filename, reason)
     faults.check()
     ordered = sorted(found.items(), key=lambda pair: (pair[1].label, pair[0]))
-    records = [Record(ImageFile(path, root), *said) for path, said in ordered]
+    records = [Record(ImageFile(path, root, reading.decoding), *said) for path, said in ordered]
     return Gathered(name, records, skipped=faults.skipped)
 
 
