@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from tightframe.backbone import OUTPUT, PENULTIMATE
 from tightframe.decide.recommendation import Outcome, Standing, standings
 from tightframe.errors import MeasureError, SettingsError, TightframeError
 from tightframe.features.extract import Features
+from tightframe.images import ImageSplits
 from tightframe.metrics.folds import Folds
 from tightframe.metrics.registry import MEASURES
 from tightframe.row import Row
@@ -156,3 +159,25 @@ def _possible(
             continue  # a class of one image, say, which some scores have no meaning for
         if value is not None:
             yield name, value
+
+
+def known_accuracies(truth: str | Mapping[str, float] | None, data: ImageSplits) -> Mapping[str, float] | None:
+    """What ``rank`` was given to judge scores by, by model; ``None`` for the probe's test accuracy.
+
+    Raises:
+        SettingsError: the file is no such table, or there are no test images.
+    """
+    if truth is None or isinstance(truth, Mapping):
+        return truth
+    if truth == "probe":
+        if data.test is None:
+            raise SettingsError("--truth probe needs test images; give a test folder or --test-share above 0")
+        return None
+    try:
+        with Path(truth).open(newline="", encoding="utf-8") as file:
+            return {row["model"]: float(row["accuracy"]) for row in csv.DictReader(file)}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{truth} can't be read as accuracies ({type(error).__name__}: {error}); it wants a line "
+            '"model,accuracy" and then one line a model'
+        ) from error

@@ -9,6 +9,8 @@ import os
 import pickle
 import signal
 import tempfile
+import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
@@ -21,6 +23,8 @@ from loky import ProcessPoolExecutor
 from tightframe.engine.engine import Work, Workers, attempted
 from tightframe.errors import SettingsError
 
+PATIENCE = 0.5
+"""Seconds after which a worker notices that it is alone."""
 _known: dict[str, Work] = {}
 """The work that this process is at, by parcel."""
 
@@ -47,7 +51,7 @@ class Processes(Workers):
         self._end()
 
     def _started(self, number: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, initializer=_ready, initargs=(self._threads,), env=_gpu(number))
+        return ProcessPoolExecutor(1, initializer=_ready, initargs=(self._threads, os.getpid()), env=_gpu(number))
 
     def _packed(self, work: Work) -> Path:
         with tempfile.NamedTemporaryFile(dir=self._folder.name, delete=False) as file:
@@ -118,9 +122,17 @@ def ready(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _ready(threads: int) -> None:
+def _ready(threads: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked for the work ends it
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     ready(threads)
+
+
+def _follow(parent: int) -> None:
+    """End with the process that asked, however that one ended."""
+    while os.getppid() == parent:
+        time.sleep(PATIENCE)
+    os._exit(1)
 
 
 def _perform(parcel: str, task: bytes, attempt: int) -> tuple[Any, Exception | None]:

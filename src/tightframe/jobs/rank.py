@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tightframe.backbone import OUTPUT, PENULTIMATE, Backbone
@@ -20,6 +20,7 @@ from tightframe.decide.ranking import (
     PARTS,
     PRETRAINED,
     PROBABLE,
+    known_accuracies,
     notes_of,
     ordered,
     orders,
@@ -31,6 +32,7 @@ from tightframe.decide.ranking import (
 from tightframe.decide.reading import reading_of
 from tightframe.decide.recommendation import Outcome
 from tightframe.decide.zero_shot import TEXTS, by_name_alone, zero_shot_notes
+from tightframe.engine.engine import Answer
 from tightframe.errors import DataError, SettingsError, TightframeError
 from tightframe.features.extract import Features
 from tightframe.features.precision import likely_precision
@@ -102,14 +104,15 @@ def rank(
     if not models:
         raise SettingsError("no models to rank; name some with --models")
     prompts = None if prompts is None else checked_prompts(prompts)
-    known, models = _known(truth, data), listed(models)
+    known, models = known_accuracies(truth, data), listed(models)
     make = partial(_loaded, options=options, limits=Limits(max_params, max_macs, max_latency_ms, workspace.device))
     places = [place for place, model in enumerate(models) if model not in models[:place]]
     once = [models[place] for place in places]
     if time_limit is None:
-        shown = workspace.progress(once, "models", len(once))
-        given = [_row(data, one, make, prompts, seed, workspace) | {"given": n} for n, one in enumerate(shown)]
-        rows = ordered(given, sort_by, seed, data.train.groups)
+        answers = workspace.engine.run(_OneRow(data, make, prompts, seed, workspace), once, tries=2)
+        shown = workspace.progress(answers, "models", len(once))
+        given = [_answered(answer, once[answer.index]) | {"given": answer.index} for answer in shown]
+        rows = ordered(sorted(given, key=lambda row: row["given"]), sort_by, seed, data.train.groups)
     else:
         _check_race(time_limit, sort_by, truth)
         rows = _raced(data, once, time_limit, make, prompts, seed, workspace)
@@ -134,23 +137,6 @@ def rank(
     spared = [_spared(good, len(data.train))] if time_limit is not None else []
     notes = [*data.notes, *spared, *notes_of(good, sort_by), *zero_shot_notes(by_name, prompts)]
     return Result("rank", told, settings, notes, _next_steps(good, options, prompts), tables=tables)
-
-
-def _known(truth: str | Mapping[str, float] | None, data: ImageSplits) -> Mapping[str, float] | None:
-    if truth is None or isinstance(truth, Mapping):
-        return truth
-    if truth == "probe":
-        if data.test is None:
-            raise SettingsError("--truth probe needs test images; give a test folder or --test-share above 0")
-        return None
-    try:
-        with Path(truth).open(newline="", encoding="utf-8") as file:
-            return {row["model"]: float(row["accuracy"]) for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise SettingsError(
-            f"{truth} can't be read as accuracies ({type(error).__name__}: {error}); it wants a line "
-            '"model,accuracy" and then one line a model'
-        ) from error
 
 
 def _check_race(minutes: float, sort_by: str, truth: str | Mapping[str, float] | None) -> None:
@@ -221,21 +207,31 @@ def _spared(good: list[Row], images: int) -> str:
     )
 
 
-def _row(
-    data: ImageSplits,
-    model: str | Backbone,
-    make: Load,
-    prompts: Sequence[str] | None,
-    seed: int,
-    workspace: Workspace,
-) -> Row:
-    name = _name(model)
-    try:
-        return _whole_row(data, seed, prompts, workspace, make(model))
-    except (DataError, SettingsError):
-        raise  # the same for every model: said once, at once
-    except Exception as error:  # one bad model must not end the list, whatever it raises
-        return _failed(name, error)
+@dataclass(frozen=True, eq=False)
+class _OneRow:
+    """The work of ranking: the row of each model."""
+
+    data: ImageSplits
+    make: Load
+    prompts: Sequence[str] | None
+    seed: int
+    workspace: Workspace
+
+    def do(self, model: str | Backbone, attempt: int) -> Row:
+        workspace = self.workspace
+        if attempt:
+            workspace = copy(workspace)
+            workspace.batch_size = max(1, workspace.batch_size // 2)
+        return _whole_row(self.data, self.seed, self.prompts, workspace, self.make(model))
+
+
+def _answered(answer: Answer, model: str | Backbone) -> Row:
+    if isinstance(answer.error, DataError | SettingsError):
+        raise answer.error  # the same for every model: said once, at once
+    if answer.error is not None:  # one bad model must not end the list, whatever it raises
+        return _failed(_name(model), answer.error)
+    row: Row = answer.value
+    return row
 
 
 def _whole_row(
