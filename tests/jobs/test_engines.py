@@ -7,16 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tightframe import ImageSplits, Workspace
+from tightframe import ImageSplits, Tuned, Workspace
+from tightframe.deploy.evaluate import evaluate
 from tightframe.jobs.layers import layers
 from tightframe.jobs.measure import measure
 from tightframe.jobs.rank import rank
 from tightframe.report.result import Result
+from tightframe.studies import STUDIES
+from tightframe.studies.runner import run_study
 
 BROKEN = """
 import os
@@ -114,3 +117,27 @@ def test_workers_end_with_the_process_that_asked(names: dict[str, str], tmp_path
     process.send_signal(how)
     process.wait(timeout=30)
     assert left_of(process.pid, 15) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["discriminant", "scl"])
+def test_predictions_are_the_same(
+    data: ImageSplits, tuned_by: Callable[[str], tuple[Tuned, Path]], method: str
+) -> None:
+    tuned, _ = tuned_by(method)
+    assert data.test is not None
+    shared = tuned.predict(data.test, workers=2)
+    assert shared == tuned.predict(data.test)
+    assert found(evaluate(tuned, data, workers=2)) == found(evaluate(tuned, data))
+
+
+@pytest.mark.slow
+def test_a_study_finds_the_same(data: ImageSplits, names: dict[str, str], tmp_path: Path) -> None:
+    results = []
+    for workers in (None, 2):
+        folder = tmp_path / str(workers)
+        workspace = Workspace(device="cpu", precision="float32", workers=workers)
+        given = {"data": ["digits:5-9"], "models": list(names.values()), "max_per_class": 6}
+        results.append(found(run_study(STUDIES["layers"], folder, workspace=workspace, **given)))
+        workspace.engine.close()
+    assert results[0] == results[1]

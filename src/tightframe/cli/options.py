@@ -66,7 +66,7 @@ class Source:
                 negative=None if default is True else "",
                 show_choices=False,
                 validator=_check_writable if name in self.written else None,
-                show_default=_shown if not isinstance(default, bool | NoneType) and default != () else False,
+                show_default=_shown if not isinstance(default, bool | NoneType) and default not in ((), "") else False,
             )
             yield inspect.Parameter(
                 self.renamed.get(name, name),

@@ -15,6 +15,7 @@ from tightframe.deploy.tuned import Tuned, load_tuned
 from tightframe.errors import SettingsError
 from tightframe.report.result import Result
 
+RUNNING = ["device", "engine", "workers"]
 SAVED = Source(load_tuned, ["folder", "model"], OPTIONS, positional=["folder"])
 HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad", *DECODING, *WHERE], IMAGES)
 
@@ -23,7 +24,7 @@ HELD_OUT = Source(load_images, ["test_share", "seed", "skip_bad", *DECODING, *WH
     SAVED,
     Source(
         Tuned.predict,
-        ["images", "reject", "explain", *DECODING, "device"],
+        ["images", "reject", "explain", *DECODING, *RUNNING],
         OPTIONS,
         positional=["images"],
         defaults={"images": ()},
@@ -40,7 +41,7 @@ def predict_command(given: Given) -> int:
     return int(any("error" in row and row["error"] for row in rows))
 
 
-@command(SAVED, DATA, Source(load_images, ["skip_bad", *DECODING, *WHERE], IMAGES), Source(judge, ["device"], MACHINE))
+@command(SAVED, DATA, Source(load_images, ["skip_bad", *DECODING, *WHERE], IMAGES), Source(judge, RUNNING, MACHINE))
 def evaluate_command(given: Given) -> None:
     """Accuracy, calibration, confusion."""
     with terminal.progress() as progress:

@@ -23,7 +23,15 @@ MISTAKES, SAMPLES = 10, 12
 """Most rows of these tables."""
 
 
-def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, device: str = "auto") -> Result:
+def evaluate(
+    tuned: Tuned,
+    data: Images | ImageSplits,
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    engine: str = "",
+    workers: int | None = None,
+) -> Result:
     """Judge a tuned model on labeled images: accuracy, calibration, confusions.
 
     The one row holds ``images``, ``classes`` (those that occur), ``accuracy`` with its exact 95 % interval
@@ -43,6 +51,8 @@ def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, 
             on, known by their contents, are left out, and so are all others of their groups.
         batch_size: Images in one forward pass.
         device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
+        engine: What runs it: local, ray, or ray://ADDRESS:PORT; TIGHTFRAME_ENGINE by default.
+        workers: Processes to share the images between; with Ray one a GPU or processor by default.
 
     Raises:
         DataError: no images but those that the model was trained on, or classes that the model does not know.
@@ -50,7 +60,7 @@ def evaluate(tuned: Tuned, data: Images | ImageSplits, *, batch_size: int = 64, 
     """
     judged, notes = _judged_part(tuned, data)
     labels = _labels_of(tuned, judged)
-    logits, _ = tuned.logits_and_features(judged, batch_size, device)
+    logits, _ = tuned.logits_and_features(judged, batch_size, device, engine, workers)
     answers = Answers(judged, tuned.classes, labels, logits)
     overall = answers.overall()
     if tuned.metrics.get("temperature"):

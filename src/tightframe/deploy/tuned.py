@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tightframe.backbone import Backbone
+from tightframe.backbone import Backbone, Preprocessing
 from tightframe.data.decoding import MAX_PIXELS, WHITE, decoding
 from tightframe.data.items import ImageLike, unlabeled
 from tightframe.decide.evidence import Evidence
 from tightframe.deploy.neighbors import Neighbors
 from tightframe.deploy.novelty import Familiar, rejected
 from tightframe.deploy.training_set import TrainingSet
+from tightframe.engine.choice import engine_of
+from tightframe.engine.engine import Here
 from tightframe.errors import SavedError, SettingsError
 from tightframe.features.inputs import PixelInputs
+from tightframe.features.passes import parts_of
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
 from tightframe.images import Images, undecodable
@@ -96,6 +100,8 @@ class Tuned:
         max_pixels: int = MAX_PIXELS,
         white_level: int = WHITE,
         device: str = "auto",
+        engine: str = "",
+        workers: int | None = None,
     ) -> list[Row]:
         """Classify images with a tuned model.
 
@@ -113,6 +119,8 @@ class Tuned:
             max_pixels: Most pixels that an image file may declare.
             white_level: The 16-bit gray that becomes white, as for training.
             device: Where the model runs: auto (a GPU if there is one), cpu, cuda, ….
+            engine: What runs it: local, ray, or ray://ADDRESS:PORT; TIGHTFRAME_ENGINE by default.
+            workers: Processes to share the images between; with Ray one a GPU or processor by default.
 
         Raises:
             BadImage: a file can't be read as an image, with ``on_error="raise"``.
@@ -135,7 +143,7 @@ class Tuned:
         faults = undecodable(shown.items) if on_error == "row" else {}
         good = [index for index in range(len(shown)) if index not in faults]
         rows: list[Row] = [{"path": name, "error": faults.get(index)} for index, name in enumerate(shown.identifiers)]
-        logits, features = self.logits_and_features(shown.subset(good), device=device)
+        logits, features = self.logits_and_features(shown.subset(good), device=device, engine=engine, workers=workers)
         probabilities = torch.softmax(logits, 1).numpy()
         for index, shares in zip(good, probabilities, strict=True):
             rows[index] = {
@@ -160,13 +168,26 @@ class Tuned:
         return torch.softmax(logits, 1).numpy()
 
     def logits_and_features(
-        self, data: Images, batch_size: int = 64, device: str = "auto"
+        self,
+        data: Images,
+        batch_size: int = 64,
+        device: str = "auto",
+        engine: str = "",
+        workers: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (n, K) of the images, and the features (n, d) that the head sees, on the CPU, in float32."""
-        where = device_of(device)
-        on_device(self.model, where)
-        inputs = PixelInputs(Pixels(data, self.backbone.preprocessing, keep_bytes=0), device=where)
-        features = predict_features(self.model, inputs, range(len(data)), batch_size, where, "float32")
+        """Logits (n, K) of the images, and the features (n, d) that the head sees, on the CPU, in float32.
+
+        They are the same whatever ``engine`` and ``workers`` run the model, see ``Workspace``.
+        """
+        work = _Features(self.model, self.backbone.preprocessing, batch_size, device)
+        with closing(engine_of(engine, workers)) as made:
+            if isinstance(made, Here):
+                features = work.do(data, 0)
+            else:
+                parts = [part.images for part in parts_of(data, np.ones(len(data), dtype=bool), batch_size)]
+                found = {answer.index: answer.get() for answer in made.run(work, parts)}
+                none = torch.zeros(0, self.model.head.in_features)
+                features = torch.cat([found[index] for index in range(len(parts))] or [none])
         return logits_of(self.model, features), features
 
     def result(self, folder: Path | str) -> Result:
@@ -207,6 +228,22 @@ class Tuned:
         (folder / checkpoint.DESCRIPTION).unlink(missing_ok=True)  # nothing counts until all of it is there
         TrainingSet(self.trained_on, self.evidence, self.familiar, self.neighbors).write(folder)
         checkpoint.write(folder, self.model, description)
+
+
+@dataclass(frozen=True, eq=False)
+class _Features:
+    """The work of predicting: what the head of a model sees of images."""
+
+    model: TunableModel
+    preprocessing: Preprocessing
+    batch_size: int
+    device: str
+
+    def do(self, images: Images, attempt: int) -> torch.Tensor:
+        where, size = device_of(self.device), max(1, self.batch_size // 2 ** max(0, attempt - 1))
+        on_device(self.model, where)
+        inputs = PixelInputs(Pixels(images, self.preprocessing, keep_bytes=0), device=where)
+        return predict_features(self.model, inputs, range(len(images)), size, where, "float32")
 
 
 def load_tuned(folder: Path | str, model: str | Backbone | None = None) -> Tuned:

@@ -54,7 +54,7 @@ class Workspace:
         pool: How tokens become one vector: auto (as the model's own head does it; discriminants also read how maps vary
             over space), mean or cls.
         engine: Where models run: local, ray, or ray://ADDRESS:PORT; TIGHTFRAME_ENGINE by default.
-        workers: Processes to share the work between; with Ray one a GPU or processor by default.
+        workers: Processes to share the work; with Ray one a GPU or processor by default.
         batch_size: Images in one forward pass.
         progress: Shows work going on.
 

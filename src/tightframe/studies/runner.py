@@ -7,7 +7,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ import vl_convert
 from tightframe.backbone import Backbone
 from tightframe.data.loading import load_images
 from tightframe.data.sources.named import SCHEME
+from tightframe.engine.engine import Here
 from tightframe.engine.stages import Stages, claim
 from tightframe.errors import DataError, ModelError, SettingsError
 from tightframe.features.workspace import Workspace
@@ -155,14 +156,34 @@ def _told_apart(found: Sequence[Named]) -> tuple[Named, ...]:
 def _rows(study: Study, lab: Lab) -> list[Row]:
     """The rows of all points; the first row of each holds the seconds it took."""
     stages, points = Stages(lab.folder), {json.dumps(point.labels): point for point in study.points(lab)}
-    found: dict[str, list[Row]] = {}
-    for name in lab.workspace.progress(_in_turn(stages, list(points)), study.name, len(points)):
-        point = points[name]
-        try:
-            found[name] = stages.remember(name, point.labels, partial(_computed, point))
-        except _Failed as failed:
-            found[name] = failed.args[0]
+    found, names, work = dict[str, list[Row]](), list(points), _Points(stages, points)
+    if isinstance(lab.workspace.engine, Here):
+        for name in lab.workspace.progress(_in_turn(stages, names), study.name, len(names)):
+            found[name] = work.rows(name)
+    else:
+        answers = lab.workspace.engine.run(work, names)
+        for answer in lab.workspace.progress(answers, study.name, len(names)):
+            found[names[answer.index]] = answer.get()
     return [point.labels | row for name, point in points.items() for row in found[name]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Points:
+    """The work of a study: the rows of each point, by name."""
+
+    stages: Stages
+    points: Mapping[str, Point]
+
+    def do(self, name: str, attempt: int) -> list[Row]:
+        with self.stages.held(name):
+            return self.rows(name)
+
+    def rows(self, name: str) -> list[Row]:
+        """Of one point, computed or kept."""
+        try:
+            return self.stages.remember(name, self.points[name].labels, partial(_computed, self.points[name]))
+        except _Failed as failed:
+            return failed.args[0]
 
 
 def _in_turn(stages: Stages, names: Sequence[str]) -> Iterator[str]:
