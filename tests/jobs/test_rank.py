@@ -77,7 +77,7 @@ def test_a_model_that_fails_while_running_is_a_row_too(data, names):
 def test_what_is_wrong_with_the_images_is_said_at_once(data, names, unreadable):
     one_each = dataclasses.replace(data, train=data.train.subset(np.unique(data.train.labels, return_index=True)[1]))
     rows = rank(one_each, [names["wide"]]).rows
-    assert "two samples of a class" in rows[0]["error"]
+    assert "two training images of a class" in rows[0]["error"]
 
     with pytest.raises(DataError, match="disk gone"):
         rank(dataclasses.replace(data, train=unreadable(data.train)), [names["wide"]])

@@ -140,14 +140,15 @@ def test_too_few_images_to_choose_with_is_said(data, wide):
     two = np.concatenate([np.flatnonzero(data.train.labels == k)[:1] for k in range(5)])
     few = dataclasses.replace(data, train=data.train.subset(two))
     tuned = tune(few, wide, method="full", config=PLAN)
-    assert "too few" in tuned.notes[0]
+    assert any("too few" in note for note in tuned.notes)
     assert {row["phase"] for row in tuned.history} == {"final"}
 
 
 def test_images_left_out_are_counted_in_the_notes(data, wide):
     skipped = dataclasses.replace(data, skipped=("a.jpg: empty", "b.jpg: empty"))
     plan = TrainConfig(epochs=1, lr=(0.05,), weight_decay=(0.0,))
-    assert tune(skipped, wide, method="linear", config=plan).notes == ["2 files were left out; the first: a.jpg: empty"]
+    notes = tune(skipped, wide, method="linear", config=plan).notes
+    assert notes.count("2 files were left out; the first: a.jpg: empty") == 1
 
 
 def test_every_rate_too_high(data, wide):

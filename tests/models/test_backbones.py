@@ -490,6 +490,7 @@ def test_files_of_the_same_name_and_edited_files_do_not_clash(mine: Path, tmp_pa
         ({"mean": ()}, "one number for each of 3 colors"),
         ({"mean": (0.5, 0.5, 0.5, 0.5)}, "one number for each of 3 colors"),
         ({"mean": (0.0, 0.0, float("inf"))}, "one number for each of 3 colors"),
+        ({"mean": (123.7, 116.3, 103.5)}, "colors from 0 to 1"),
         ({"input_size": 0}, "input size"),
         ({"input_size": -20}, "input size"),
         ({"input_size": (20, -20)}, "input size"),

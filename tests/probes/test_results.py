@@ -185,7 +185,7 @@ def test_what_folds_refuse(dimension: int, labels: list[Any], broken: float | No
 
 @pytest.mark.parametrize("labels", [[], [0], [0, 1]])
 def test_too_few_samples_for_two_folds(labels: list[int]) -> None:
-    with pytest.raises(MeasureError, match="needs two samples of a class"):
+    with pytest.raises(MeasureError, match="needs two training images of a class"):
         Folds.of(np.zeros((len(labels), 2)), np.array(labels, dtype=int), 2)
 
 
@@ -264,7 +264,7 @@ LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
 def test_folds_are_stratified_and_even(labels: np.ndarray, folds: int, seed: int) -> None:
     counts = np.unique(labels, return_counts=True)[1]
     if counts.max(initial=0) < 2:
-        with pytest.raises(MeasureError, match="two samples of a class"):
+        with pytest.raises(MeasureError, match="two training images of a class"):
             fold_of(labels, folds, seed)
         return
     assigned = fold_of(labels, folds, seed)

@@ -131,8 +131,6 @@ def checked(
         ModelError: a value is missing or out of range.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    if mean is not None and not all(0 <= value <= 1 for value in mean):
-        raise ModelError(f"{uri}: mean is {tuple(mean)}; give it for colors from 0 to 1, such as 0.485 0.456 0.406")
     given: dict[str, Any] = {"input_size": size, "mean": mean, "std": std}
     changes: dict[str, Any] = {key: tuple(value) for key, value in given.items() if value is not None}
     if len(changes.get("input_size", (0, 0))) != 2:
@@ -144,6 +142,8 @@ def checked(
         )
     wanted = Preprocessing(**changes, crop_pct=1.0) if known is None else replace(known, **changes)
     _check_ranges(uri, wanted)
+    if mean is not None and not all(0 <= value <= 1 for value in mean):
+        raise ModelError(f"{uri}: mean is {tuple(mean)}; give it for colors from 0 to 1, such as 0.485 0.456 0.406")
     with explained(f"{uri}: images can't be prepared as it asks, {wanted}"):  # unknown interpolations or crop modes
         wanted.pixels(Image.new("RGB", (8, 8)))
     return wanted
