@@ -72,7 +72,7 @@ class Source:
                 self.renamed.get(name, name),
                 inspect.Parameter.POSITIONAL_OR_KEYWORD if name in self.positional else inspect.Parameter.KEYWORD_ONLY,
                 default=None if default == () else default,
-                annotation=Annotated[kind if default != () else kind | None, option],
+                annotation=Annotated[kind | None if default in ((), None) else kind, option],
             )
 
 
