@@ -296,8 +296,9 @@ class Workspace:
             return
         starts = np.cumsum([0, *(len(part.images) for part in gathered.parts)])
         order = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in missing])
-        inputs = PixelInputs(self.pixels(images, work.backbone.preprocessing), device=self.device)
-        batches = inputs.batches(order, self.batch_size)
+        wants = work.backbone.preprocessing
+        pixels = Pixels(images, wants, keep_bytes=0) if work.moments else self.pixels(images, wants)
+        batches = PixelInputs(pixels, device=self.device).batches(order, self.batch_size)
         shown = self.progress(batches, title, -(-len(order) // self.batch_size))
         yield from zip(missing, work.over(shown, parts), strict=True)
 
