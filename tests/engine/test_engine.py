@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tightframe.engine import engine as scheduling
 from tightframe.engine.choice import engine_of
-from tightframe.engine.engine import Answer, Engine, Here, WorkerLost
+from tightframe.engine.engine import Answer, Engine, Here, WorkerLost, Workers
 from tightframe.engine.processes import Processes
 from tightframe.errors import BadImage, SettingsError
 
@@ -108,6 +111,41 @@ def test_a_slow_task_is_begun_again_and_counts_once(
     assert sorted((answer.index, answer.value) for answer in found) == [(n, n * n) for n in range(6)]
     assert time.monotonic() - started < 50
     assert values(engine.run(Square(), range(4))) == [0, 1, 4, 9], "the one that is asleep is not waited for"
+
+
+class Timed(Workers):
+    """Three workers that take as long as they are told to; no processes."""
+
+    workers = 3
+
+    def __init__(self, seconds: dict[int, list[float]]):
+        super().__init__()
+        self.seconds, self.begun = seconds, list[int]()
+
+    def _packed(self, work: object) -> None:
+        return None
+
+    def _unpacked(self, parcel: None) -> None:
+        return None
+
+    def _replace(self, worker: int) -> None:
+        raise AssertionError("none is lost")
+
+    def _begin(self, worker: int, parcel: None, task: int, attempt: int) -> Future[Any]:
+        future, times = Future[Any](), self.seconds.get(task, [0.02])
+        seconds = times[min(self.begun.count(task), len(times) - 1)]
+        self.begun.append(task)
+        future.set_running_or_notify_cancel()
+        threading.Timer(seconds, lambda: future.set_result((task * task, None))).start()
+        return future
+
+
+def test_what_is_delivered_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "LEAST_SECONDS", 0.1)
+    engine = Timed({0: [0.8, 0.2], 1: [1.6]})  # the first of 0 comes after the second, while 1 is waited for
+    found = [(answer.index, answer.get()) for answer in engine.run(Square(), range(9))]
+    assert engine.begun.count(0) == 2
+    assert sorted(found) == [(number, number * number) for number in range(9)]
 
 
 def test_what_cant_be_sent_is_said_at_once(engine: Engine) -> None:
