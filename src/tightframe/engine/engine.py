@@ -125,7 +125,7 @@ class Workers(Engine):
         try:
             while len(finished) < len(tasks):
                 for worker in self._idle(begun):
-                    following = waiting.popleft() if waiting else _late(begun, seconds)
+                    following = waiting.popleft() if waiting else _late(begun, finished, seconds)
                     if following is None:
                         break
                     index, attempt = following
@@ -176,10 +176,10 @@ class Workers(Engine):
         """Start a new process in the place of a lost one."""
 
 
-def _late(begun: dict[Future[Any], Begun], seconds: Sequence[float]) -> tuple[int, int] | None:
+def _late(begun: dict[Future[Any], Begun], finished: set[int], seconds: Sequence[float]) -> tuple[int, int] | None:
     """A task to begin a second time: the one that has run longest, if that is far longer than usual."""
     counts = [task.index for task in begun.values()]
-    alone = [task for task in begun.values() if counts.count(task.index) == 1]
+    alone = [task for task in begun.values() if task.index not in finished and counts.count(task.index) == 1]
     oldest = min(alone, key=lambda task: task.since, default=None)
     if oldest is None or not seconds:
         return None
