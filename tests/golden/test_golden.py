@@ -5,11 +5,12 @@ and numbers agree to a relative 1e-6. Kernels differ from processor to processor
 at, and numbers have the tolerances of ``ELSEWHERE``. Where something else is chosen there (a rate, a block, a
 penalty), what follows from the choice is not compared.
 
-Two kinds of entries were recorded anew after the project was rebuilt, because what they show changed on purpose; all
+Three kinds of entries were recorded anew after the project was rebuilt, because what they show changed on purpose; all
 others are those of the tree before. ``changed.json`` lists them by the reason: pre-training draws its augmentation from
-other generators (without augmentation its weights are the same to the last bit), and logistic probes reach their
-optimum (LP-FT, which starts from one, is the same to the last bit where it starts from the same head). What changed
-by less than anyone can use is held to the tolerances of ``LOOSER`` instead.
+other generators (without augmentation its weights are the same to the last bit), logistic probes reach their
+optimum (LP-FT, which starts from one, is the same to the last bit where it starts from the same head), and intervals of
+few samples come from other draws of the same distribution. What changed by less than anyone can use is held to the
+tolerances of ``LOOSER`` instead.
 """
 
 from __future__ import annotations

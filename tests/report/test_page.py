@@ -161,13 +161,13 @@ def test_names_that_are_not_unicode_do_not_stop_the_report(tmp_path, models):
 def test_writing_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     assert "Title" in written(tmp_path)
     before = list((tmp_path / "deep").iterdir())
-    real = Path.write_text
+    real = Path.write_bytes
 
-    def torn(self, content, **options):
-        real(self, content[:100], **options)
+    def torn(self, content):
+        real(self, content[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", torn)
+    monkeypatch.setattr(Path, "write_bytes", torn)
     with pytest.raises(TightframeError, match="No space left on device"):
         written(tmp_path, title="Second")
     assert list((tmp_path / "deep").iterdir()) == before

@@ -47,8 +47,8 @@ def load_backbone(
             nn.Module, which runs that file.
         pretrained: Load the pretrained weights; without, the weights are random.
         layers: Modules to read features at, by dotted name, in place of the blocks that are found.
-        input_size: Side of the images in pixels, or height and width, if not the model's own. A model that takes no
-            others is built for these, with its position embeddings resampled, where its library can do that.
+        input_size: Side of the images in pixels, or height and width, if not the model's own (position embeddings are
+            resampled where they can be).
         mean: Mean of red, green and blue (0 to 1) to normalize by, if not the model's own.
         std: Standard deviation of red, green and blue (0 to 1) to normalize by, if not the model's own.
 
