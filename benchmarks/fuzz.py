@@ -33,7 +33,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
-from tightframe.features.stages import Stages, claim
+from tightframe.engine.stages import Stages, claim
 
 import tightframe as tf
 from tightframe.backbone import Preprocessing

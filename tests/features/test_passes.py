@@ -84,7 +84,7 @@ def test_an_interrupted_pass_goes_on(model: Make, noise: Make, tmp_path: Path, m
         break
     assert stops == -(-len(images) // 4) - 1, "two parts of two images each time, and none twice"
     assert_same(found, expected)
-    assert not list((tmp_path / "passes").iterdir())
+    assert not list((tmp_path / "features").glob(".*"))
 
 
 def test_moments_of_all_images_and_features_of_some(model: Make, noise: Make, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ class Workspace:
     def _place(self, name: str, needed: bool) -> Iterator[Path | None]:
         """A folder in which parts of a pass wait for the others; none, where memory does."""
         if self.folder is not None and is_first():
-            yield self.folder / "passes" / name
+            yield self.folder / "features" / f".pass-{name}"  # as hidden as what else is unfinished there
         elif needed:
             with tempfile.TemporaryDirectory(prefix="tightframe-") as folder:
                 yield Path(folder)
