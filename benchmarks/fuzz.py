@@ -33,11 +33,11 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
-from tightframe.engine.stages import Stages, claim
 
 import tightframe as tf
 from tightframe.backbone import Preprocessing
 from tightframe.data.decoding import decode
+from tightframe.engine.stages import Stages, claim
 from tightframe.errors import TightframeError
 from tightframe.features.store import FeatureStore
 

@@ -202,7 +202,8 @@ def test_another_pooling_is_a_miss(model: Make, noise: Make, store: FeatureStore
 
 
 def entries(store: FeatureStore) -> list[Path]:
-    return sorted(store.folder.iterdir()) if store.folder.exists() else []
+    """All that is in the folder but parts that an interrupted pass goes on with."""
+    return sorted(one for one in store.folder.iterdir() if ".pass-" not in one.name) if store.folder.exists() else []
 
 
 def truncate(path: Path) -> None:
@@ -304,7 +305,7 @@ def interrupted(items: Iterable[Any], description: str, total: int) -> Iterator[
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 2**20])
-def test_an_interrupted_pass_leaves_nothing(
+def test_an_interrupted_pass_leaves_nothing_but_its_parts(
     model: Make, noise: Make, store: FeatureStore, monkeypatch: pytest.MonkeyPatch, shard_bytes: int
 ) -> None:
     monkeypatch.setattr(storage, "SHARD_BYTES", shard_bytes)
