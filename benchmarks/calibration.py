@@ -13,19 +13,16 @@ the mean distance that binomial chance in both leaves.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
-import sys
 from collections.abc import Iterator
 from itertools import product
 from math import pi, sqrt
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pooling import MOST, MOST_TEST, SETS, drawn, rows_in
+from points import Row, append, rows_in, shared_folder
+from pooling import MOST, MOST_TEST, SETS, drawn
 
 import tightframe
 from tightframe.data.selection import at_most
@@ -39,7 +36,6 @@ SHIFTED = ("grocery", "red_blood_cells", "omniglot_scripts")
 MODELS = ("mobilenetv1_050", "squeezenet1_1")
 FACTORS = (0.8, 0.9, 1.0, 1.1, 1.2, 1.35)
 TRIALS = 20
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -54,14 +50,7 @@ def main() -> None:
     if options.report:
         options.report.write_text(report(rows_in(options.rows)), encoding="utf-8")
         return
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
-    if not (shared / "data").is_dir():
-        sys.exit("no images: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
-    with options.rows.open("a", encoding="utf-8") as file:
-        for row in study(shared, options):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+    append(options.rows, study(shared_folder(), options))
 
 
 def study(shared: Path, options: argparse.Namespace) -> Iterator[Row]:

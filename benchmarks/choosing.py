@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
 import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from points import Row, append, rows_in, shared_folder
 
 import tightframe
 from tightframe.data.selection import at_most
@@ -42,7 +39,6 @@ MODELS = (
 MOST = 28
 """Training images a class from which draws are made."""
 BINS = (0.0, 0.1, 0.3, 0.6, 0.9, 1.0)
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -55,20 +51,14 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     if options.report:
-        lines = options.rows.read_text(encoding="utf-8").splitlines()
-        options.report.write_text(report([json.loads(line) for line in lines]), encoding="utf-8")
+        options.report.write_text(report(rows_in(options.rows)), encoding="utf-8")
         return
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
-    if not (shared / "data").is_dir():
-        sys.exit("no images: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
-    with options.rows.open("a", encoding="utf-8") as file:
-        for row in study(shared, options):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(
-                row["data"], row["shots"], row["draw"], {k: round(v, 2) for k, v in row["p_best"].items()}, flush=True
-            )
+    append(options.rows, study(shared_folder(), options), told)
+
+
+def told(row: Row) -> Iterator[object]:
+    yield from (row["data"], row["shots"], row["draw"])
+    yield {name: round(value, 2) for name, value in row["p_best"].items()}
 
 
 def study(shared: Path, options: argparse.Namespace) -> Iterator[Row]:

@@ -21,10 +21,7 @@ SqueezeNet 1.1, Tiny Darknet and EfficientNet-Lite0; MobileNetV1-0.25 and Effici
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -34,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from points import Row, append, rows_in, shared_folder
 
 import tightframe
 from tightframe.decide.evidence import expected
@@ -53,7 +51,6 @@ ALIKE = tuple(name for name in SETS if name not in SHIFTED)
 MODELS = ("mobilenetv2_100", "mobilenetv1_050", "squeezenet1_1")
 METHODS = ("discriminant", "linear", "scl", "partial", "auto")
 KEY = ("model", "data", "shots", "draw")
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -69,19 +66,16 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     if options.report:
-        options.report.write_text(report(rows_in(options.rows)), encoding="utf-8")
+        options.report.write_text(report(points_in(options.rows)), encoding="utf-8")
         return
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
-    if not (shared / "data").is_dir():
-        sys.exit("no images: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
-    done = {tuple(row[key] for key in KEY) for row in rows_in(options.rows)}
-    with options.rows.open("a", encoding="utf-8") as file:
-        for row in study(shared, options, done):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            told = {name: round(100 * one["test_accuracy"], 1) for name, one in row["methods"].items()}
-            print(*(row[key] for key in KEY), told, row["chosen"], flush=True)
+    done = {tuple(row[key] for key in KEY) for row in points_in(options.rows)}
+    append(options.rows, study(shared_folder(), options, done), told)
+
+
+def told(row: Row) -> Iterator[object]:
+    yield from (row[key] for key in KEY)
+    yield {name: round(100 * one["test_accuracy"], 1) for name, one in row["methods"].items()}
+    yield row["chosen"]
 
 
 def study(shared: Path, options: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[Row]:
@@ -121,10 +115,9 @@ def judged(tuned: tightframe.Tuned, labels: np.ndarray) -> Row:
     return row | {"calibration_error": calibration_error(said, labels), "test_loss": float(loss)}
 
 
-def rows_in(path: Path) -> list[Row]:
+def points_in(path: Path) -> list[Row]:
     """The rows of the file; of several of one point, the one with the most methods."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = sorted(map(json.loads, lines), key=lambda row: len(row["methods"]))
+    rows = sorted(rows_in(path), key=lambda row: len(row["methods"]))
     return list({tuple(row[key] for key in KEY): row for row in rows}.values())
 
 

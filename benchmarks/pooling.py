@@ -16,11 +16,8 @@ kind leave one set out: it is taken on a set only where it is ahead of the mean 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
 import random
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from points import Row, append, rows_in, shared_folder
 from torch import Tensor
 
 import tightframe
@@ -54,7 +52,6 @@ APART, APART_SETS = ("lite0", "lite2", "resnet20_cifar10", "resnet32_cifar10", "
 MOST, MOST_TEST = 28, 50
 """Training images a class from which draws are made, and test images a class."""
 KEY = ("model", "data", "shots", "draw")
-Row = dict[str, Any]
 Stats = dict[str, dict[str, np.ndarray]]
 """By layer, then by statistic."""
 
@@ -72,16 +69,13 @@ def main() -> None:
     if options.report:
         options.report.write_text(report(rows_in(options.rows)), encoding="utf-8")
         return
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
-    if not (shared / "data").is_dir():
-        sys.exit("no images: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
     done = {tuple(row[key] for key in KEY) for row in rows_in(options.rows)}
-    with options.rows.open("a", encoding="utf-8") as file:
-        for row in study(shared, options, done):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(*(row[key] for key in KEY), {k: round(100 * v, 1) for k, v in row["accuracy"].items()}, flush=True)
+    append(options.rows, study(shared_folder(), options, done), told)
+
+
+def told(row: Row) -> Iterator[object]:
+    yield from (row[key] for key in KEY)
+    yield {name: round(100 * value, 1) for name, value in row["accuracy"].items()}
 
 
 def study(shared: Path, options: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[Row]:
@@ -191,11 +185,6 @@ def drawn(labels: np.ndarray, shots: int, draw: int) -> np.ndarray:
     order = np.lexsort((luck, labels))
     place = np.concatenate([np.arange(count) for count in np.bincount(labels)])
     return np.sort(order[place < shots])
-
-
-def rows_in(path: Path) -> list[Row]:
-    """The rows of the file."""
-    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
 
 
 def report(rows: list[Row]) -> str:

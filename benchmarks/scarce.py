@@ -13,11 +13,8 @@ training images from the set. Other forms of SCL: `scl-concat` (`--align concat 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import product
@@ -27,6 +24,7 @@ from typing import Any
 import altair
 import numpy as np
 import torch
+from points import Row, append, rows_in, shared_folder
 from scipy.stats import t as student
 
 import tightframe
@@ -47,7 +45,6 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 NAMES = (*FIRST, *FORMS, *(name for name in METHODS if name not in FIRST))
 KEY = ("model", "data", "shots", "seed", "method")
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -63,16 +60,9 @@ def main() -> None:
     if options.report:
         report(rows_in(options.rows), options.report)
         return
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    shared = Path(os.environ.get("TIGHTFRAME_SHARED", "../shared")).resolve()
-    if not (shared / "zoo" / "zoo.py").is_file():
-        sys.exit("no models and images: point TIGHTFRAME_SHARED at a folder with zoo/ and data/")
     done = {tuple(row[key] for key in KEY) for row in rows_in(options.rows)}
-    with options.rows.open("a", encoding="utf-8") as file:
-        for row in study(shared, options, done):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(*(row[key] for key in (*KEY, "test_accuracy", "seconds")), flush=True)
+    told = (*KEY, "test_accuracy", "seconds")
+    append(options.rows, study(shared_folder(), options, done), lambda row: (row[key] for key in told))
 
 
 def study(shared: Path, options: argparse.Namespace, done: set[tuple[object, ...]]) -> Iterator[Row]:
@@ -96,10 +86,6 @@ def tuned_by(name: str, images: tightframe.ImageSplits, backbone: tightframe.Bac
         return {"test_accuracy": None, "seconds": None, "error": str(error)}
     kept = ("block", "test_accuracy", "train_accuracy", "trainable_share", "lr", "weight_decay", "seconds", "bytes")
     return {key: tuned.metrics[key] for key in kept} | {"epochs": epochs, "nc1": penultimate_nc1(tuned, images.train)}
-
-
-def rows_in(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def report(rows: list[Row], folder: Path) -> None:

@@ -20,10 +20,9 @@ from tightframe.deploy.neighbors import Neighbors
 from tightframe.deploy.novelty import Familiar, rejected
 from tightframe.deploy.training_set import TrainingSet
 from tightframe.engine.choice import engine_of
-from tightframe.engine.engine import Here
 from tightframe.errors import SavedError, SettingsError
 from tightframe.features.inputs import PixelInputs
-from tightframe.features.passes import parts_of
+from tightframe.features.passes import batch_of, parts_of
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import device_of, on_device
 from tightframe.images import Images, undecodable
@@ -181,13 +180,9 @@ class Tuned:
         """
         work = _Features(self.model, self.backbone.preprocessing, batch_size, device)
         with closing(engine_of(engine, workers)) as made:
-            if isinstance(made, Here):
-                features = work.do(data, 0)
-            else:
-                parts = [part.images for part in parts_of(data, np.ones(len(data), dtype=bool), batch_size)]
-                found = {answer.index: answer.get() for answer in made.run(work, parts)}
-                none = torch.zeros(0, self.model.head.in_features)
-                features = torch.cat([found[index] for index in range(len(parts))] or [none])
+            parts = parts_of(data, np.ones(len(data), dtype=bool), batch_size) if made.workers else []
+            answers = made.run(work, [part.images for part in parts] or [data])
+            features = torch.cat([answer.get() for answer in sorted(answers, key=lambda answer: answer.index)])
         return logits_of(self.model, features), features
 
     def result(self, folder: Path | str) -> Result:
@@ -240,7 +235,7 @@ class _Features:
     device: str
 
     def do(self, images: Images, attempt: int) -> torch.Tensor:
-        where, size = device_of(self.device), max(1, self.batch_size // 2 ** max(0, attempt - 1))
+        where, size = device_of(self.device), batch_of(self.batch_size, attempt)
         on_device(self.model, where)
         inputs = PixelInputs(Pixels(images, self.preprocessing, keep_bytes=0), device=where)
         return predict_features(self.model, inputs, range(len(images)), size, where, "float32")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from hashlib import blake2b
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from tightframe.backbone import OUTPUT, Backbone
 from tightframe.errors import MeasureError
 from tightframe.features.inputs import PixelInputs
-from tightframe.features.moments import ClassMoments
+from tightframe.features.moments import FIELDS, ClassMoments
 from tightframe.features.pixels import Pixels
 from tightframe.features.precision import autocast, device_of, on_device
 from tightframe.features.taps import Pool, tapped
@@ -90,7 +90,7 @@ class ReadLayers:
 
     def do(self, part: Part, attempt: int) -> Found:
         """What the model says of one part."""
-        size = self.batch_size if attempt < SAME_BATCH else max(1, self.batch_size // 2)
+        size = batch_of(self.batch_size, attempt)
         pixels = Pixels(part.images, self.backbone.preprocessing, keep_bytes=0)
         batches = PixelInputs(pixels, device=device_of(self.device)).batches(range(len(part.images)), size)
         return next(self.over(batches, [part]))
@@ -170,6 +170,11 @@ class _Gathering:
             self._moments[layer] = known.update(values, labels)
             waiting.clear()
         self._since = self.seen
+
+
+def batch_of(size: int, attempt: int) -> int:
+    """Images in a batch where ``size`` are asked for, when a part is tried for the ``attempt``-th time (from 0)."""
+    return size if attempt < SAME_BATCH else max(1, size // 2)
 
 
 def parts_of(images: Images, kept: np.ndarray, batch_size: int) -> list[Part]:
@@ -297,18 +302,14 @@ def _merged(members: list[dict[str, ClassMoments]]) -> dict[str, ClassMoments]:
 
 
 def _write(path: Path, moments: Mapping[str, ClassMoments]) -> None:
-    named = {f"{layer}/{one.name}": getattr(found, one.name) for layer, found in moments.items() for one in _FIELDS}
-    write_tensors(path, named)
+    write_tensors(path, {f"{layer}/{name}": getattr(one, name) for layer, one in moments.items() for name in FIELDS})
 
 
 def _read(path: Path) -> dict[str, ClassMoments]:
     with safe_open(str(path), "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     layers = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
-    return {layer: ClassMoments(**{one.name: tensors[f"{layer}/{one.name}"] for one in _FIELDS}) for layer in layers}
-
-
-_FIELDS = fields(ClassMoments)
+    return {layer: ClassMoments(**{name: tensors[f"{layer}/{name}"] for name in FIELDS}) for layer in layers}
 
 
 def _whole(path: Path) -> bool:
@@ -320,7 +321,7 @@ def _whole(path: Path) -> bool:
 
 
 def _on_cpu(moments: ClassMoments) -> ClassMoments:
-    return replace(moments, **{one.name: getattr(moments, one.name).cpu() for one in _FIELDS})
+    return replace(moments, **{name: getattr(moments, name).cpu() for name in FIELDS})
 
 
 def _hash(name: str, digest: str) -> int:

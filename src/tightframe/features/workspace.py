@@ -78,7 +78,7 @@ class Workspace:
         self.device = device_of(device)
         self.precision, self.pool, self.batch_size, self.progress = precision, pool, batch_size, progress
         self.engine = engine if isinstance(engine, Engine) else engine_of(engine, workers)
-        self._as_given: dict[str, Any] = {"device": device, "precision": precision, "pool": pool}
+        self._asked = device  # which another process may have where this one has not
         self.stages = Stages(self.folder)
         self.remember = self.stages.remember
         self._store = FeatureStore(self.folder / "features" if self.folder is not None else None)
@@ -92,13 +92,16 @@ class Workspace:
         """The same workspace, or, if it keeps everything in memory, one like it that keeps everything in ``folder``."""
         if self.folder is not None:
             return self
-        more: dict[str, Any] = {"engine": self.engine, "batch_size": self.batch_size, "progress": self.progress}
-        return Workspace(folder, **self._as_given, **more)
+        return Workspace(folder, engine=self.engine, progress=self.progress, **self._how)
 
     def __reduce__(self) -> tuple[Callable[[], Workspace], tuple[()]]:
         """Sent to another process it works there alone, and has in common with this one what is in its folder."""
-        more: dict[str, Any] = {"engine": "local", "batch_size": self.batch_size}
-        return partial(Workspace, self.folder and self.folder.absolute(), **self._as_given, **more), ()
+        return partial(Workspace, self.folder and self.folder.absolute(), engine="local", **self._how), ()
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        named = {"device": self._asked, "precision": self.precision, "pool": self.pool}
+        return named | {"batch_size": self.batch_size}
 
     def features(
         self, backbone: Backbone, images: Images, layers: Sequence[str] | None = None, most: int | None = None
@@ -219,7 +222,7 @@ class Workspace:
             self._moments = {name: {}}
         return Features(
             {layer: one.read for layer, one in kept.items()},
-            images if most is None else images.subset(sample_of(images, most)),
+            images if most is None else images.subset(self._sample(images, most)),
             self._moments[name],
             folded={layer: one.moments for layer, one in kept.items() if one.moments is not None},
             total=len(images),
@@ -227,6 +230,9 @@ class Workspace:
             pool=how,
             seconds=max((one.seconds for one in kept.values()), default=0.0),
         )
+
+    def _sample(self, images: Images, most: int) -> np.ndarray:
+        return self.once(("sample", images.fingerprint, most), lambda: sample_of(images, most))
 
     def _pass(
         self,
@@ -269,11 +275,10 @@ class Workspace:
         """Features of the layers of ``keys``, and class moments where only ``most`` images' features are kept."""
         started, layers = time.perf_counter(), tuple(keys)
         mask = np.zeros(len(images), dtype=bool)
-        mask[slice(None) if most is None else sample_of(images, most)] = True
+        mask[slice(None) if most is None else self._sample(images, most)] = True
         gathered = Gathered(parts_of(images, mask, self.batch_size), place, most is not None)
         precision = self.precision_for(backbone, images)
-        device = self._as_given["device"]
-        work = ReadLayers(backbone, layers, self.pool, precision, device, self.batch_size, most is not None)
+        work = ReadLayers(backbone, layers, self.pool, precision, self._asked, self.batch_size, most is not None)
         for index, found in self._found(work, images, gathered):
             gathered.add(index, found)
         with self._store.writer(keys) as writer:
