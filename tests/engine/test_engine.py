@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 
 from tightframe.engine import engine as scheduling
@@ -17,6 +19,8 @@ from tightframe.engine.choice import engine_of
 from tightframe.engine.engine import Answer, Engine, Here, WorkerLost, Workers
 from tightframe.engine.processes import Processes
 from tightframe.errors import BadImage, SettingsError
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tests are not installed where workers could find them
 
 
 class Square:

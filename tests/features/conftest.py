@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from tightframe.backbone import PENULTIMATE, Backbone, Layer, Preprocessing
 from tightframe.errors import BadImage
 from tightframe.images import Images
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tests are not installed where workers could find them
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tightframe import ImageSplits, Tuned, Workspace
+from tightframe import ImageSplits, Tuned, Workspace, load_backbone
 from tightframe.deploy.evaluate import evaluate
 from tightframe.jobs.layers import layers
 from tightframe.jobs.measure import measure
@@ -30,6 +30,24 @@ def dies():
 
 def raises():
     raise ValueError("no weights today")
+"""
+
+
+BUILT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.head(torch.relu(self.block(images)).mean((2, 3)))
+
+def net():
+    torch.manual_seed(0)
+    return Net()
 """
 
 
@@ -53,11 +71,15 @@ def found(result: Result) -> object:
 
 
 def test_measure_and_layers_find_the_same(data: ImageSplits, names: dict[str, str], shared: Workspace) -> None:
-    from tightframe import load_backbone
-
     wide = load_backbone(names["wide"])
     for job in (measure, layers):
         assert found(job(data, wide, workspace=shared)) == found(job(data, wide, workspace=alone()))
+
+
+def test_a_model_of_a_users_own_file_reaches_the_workers(data: ImageSplits, shared: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(BUILT)
+    net = load_backbone(f"{tmp_path / 'mine.py'}:net", layers=["block"], input_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert found(measure(data, net, workspace=shared)) == found(measure(data, net, workspace=alone()))
 
 
 def test_rank_finds_the_same_and_a_broken_model_is_a_row(

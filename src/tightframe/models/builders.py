@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
 from torch import nn
 
 from tightframe.errors import ModelError
@@ -71,4 +72,5 @@ def _imported(path: Path) -> Any:
         except ModelError:
             del sys.modules[unique]
             raise
+        cloudpickle.register_pickle_by_value(module)  # no other process could import it
     return sys.modules[unique]
